@@ -1,1 +1,2 @@
-fn main(){}
+//! producer
+fn main() {}

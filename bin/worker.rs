@@ -1,1 +1,2 @@
-fn main(){}
+//! worker
+fn main() {}

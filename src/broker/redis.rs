@@ -1,0 +1,149 @@
+//! The shared broker: Redis 7.0 or newer, or Valkey.
+//!
+//! One file per role. Scripts are used only where a decision needs one: a plain pipeline costs the
+//! server half as much. `docs/PROTOCOL.md` describes every key and field.
+
+mod claim;
+mod codec;
+mod connect;
+mod enqueue;
+mod inspect;
+pub mod keys;
+mod log;
+pub mod migrate;
+mod pubsub;
+mod scripts;
+mod settle;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use connect::{Connector, Pool};
+use keys::Keys;
+use scripts::Scripts;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Result};
+
+/// How to reach Redis, and how long it keeps what is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS.
+    pub url: String,
+    /// What every key begins with.
+    pub prefix: String,
+    /// Longest time to connect.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// Longest time to wait for a reply, beyond what a command itself waits.
+    #[serde(with = "humantime_serde")]
+    pub response_timeout: Duration,
+    /// Most pooled connections.
+    pub pool_size: u32,
+    /// How long a job that is not over keeps record and log.
+    #[serde(with = "humantime_serde")]
+    pub job_ttl: Duration,
+    /// How long a job that is over keeps record and log.
+    #[serde(with = "humantime_serde")]
+    pub result_ttl: Duration,
+    /// Most dead letters of a partition.
+    pub dead_max: u64,
+    /// How long a dead letter is kept.
+    #[serde(with = "humantime_serde")]
+    pub dead_ttl: Duration,
+    /// Apply migrations at start; otherwise only check that they are applied.
+    pub auto_migrate: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        const DAY: u64 = 24 * 60 * 60;
+        Self {
+            url: String::new(),
+            prefix: "ms".to_owned(),
+            connect_timeout: Duration::from_secs(2),
+            response_timeout: Duration::from_secs(5),
+            pool_size: 8,
+            job_ttl: Duration::from_secs(7 * DAY),
+            result_ttl: Duration::from_secs(DAY),
+            dead_max: 10_000,
+            dead_ttl: Duration::from_secs(30 * DAY),
+            auto_migrate: true,
+        }
+    }
+}
+
+/// The Redis adapter. Clones share the pool.
+#[derive(Clone)]
+pub struct Redis {
+    pool: Pool,
+    keys: Arc<Keys>,
+    scripts: Arc<Scripts>,
+    options: Arc<Options>,
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis").field("prefix", &self.options.prefix).finish_non_exhaustive()
+    }
+}
+
+impl Redis {
+    /// Connects, and checks credentials and version. Schema is checked by
+    /// [`migrate`](Self::migrate) and its kin.
+    ///
+    /// # Errors
+    /// [`Error::Address`], [`Error::Denied`] and [`Error::TooOld`] will not pass by waiting;
+    /// [`Error::Unavailable`] may.
+    pub async fn connect(options: Options) -> Result<Self> {
+        let pool = Pool::new(Connector::new(&options)?, options.pool_size);
+        let redis = Self {
+            pool,
+            keys: Arc::new(Keys::new(options.prefix.clone())),
+            scripts: Arc::new(Scripts::new()),
+            options: Arc::new(options),
+        };
+        redis.check_version().await?;
+        Ok(redis)
+    }
+
+    async fn check_version(&self) -> Result<()> {
+        let reply = self.pool.command(redis::cmd("INFO").arg("server")).await?;
+        let info: String = codec::read(reply, "INFO")?;
+        check_version(&info)
+    }
+
+    /// The keys in use.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+}
+
+/// Valkey reports the Redis version that it is compatible with, too.
+fn check_version(info: &str) -> Result<()> {
+    let field = |name: &str| info.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
+    let version = field("redis_version:").unwrap_or("unknown");
+    let major = version.split('.').next().and_then(|n| n.parse::<u32>().ok()).unwrap_or(0);
+    if major >= 7 {
+        return Ok(());
+    }
+    Err(Error::TooOld { met: format!("Redis {version}") })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_server_is_named() {
+        assert!(check_version("# Server\r\nredis_version:7.0.15\r\n").is_ok());
+        assert!(check_version("redis_version:7.2.4\r\nvalkey_version:9.1.0\r\n").is_ok());
+        let error = check_version("redis_version:6.2.14\r\n").unwrap_err();
+        assert!(error.to_string().contains("Redis 6.2.14"), "{error}");
+        assert!(error.to_string().contains("7.0"), "{error}");
+    }
+}

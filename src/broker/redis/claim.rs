@@ -1,0 +1,250 @@
+//! Claiming entries, opening attempts, and promoting parked jobs.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::{
+    Value,
+    aio::{ConnectionLike as _, MultiplexedConnection},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Redis, codec, enqueue::record_fields, keys::GROUP, migrate::create_lanes, millis};
+use crate::{
+    broker::{
+        Attempt, Begin, Claim, Claimer, Entry, Error, Partition, Place, Promoted, Result, WorkerId,
+    },
+    error::{Code, Failure},
+    job::{Lane, Timestamp},
+};
+
+/// The record's note of which entry carries a job.
+pub(super) fn place_text(place: &Place) -> String {
+    format!("{} {}", place.lane, place.entry)
+}
+
+/// A failure as the record and the dead letters hold it.
+pub(super) fn failure_text(error: &Failure) -> String {
+    serde_json::to_string(error).unwrap_or_default()
+}
+
+/// The failure in a record, whatever wrote it.
+pub(super) fn read_failure(text: &str) -> Failure {
+    serde_json::from_str(text).unwrap_or_else(|_| Failure::new(Code::Unknown, text))
+}
+
+impl Redis {
+    /// Runs `begin.lua` for `started` or `failed`.
+    pub(super) async fn open_fence(
+        &self,
+        entry: &Entry,
+        (event, payload): (&str, &[u8]),
+        worker: &str,
+        failure: &str,
+    ) -> Result<(String, u64, u32, u32, u64, String)> {
+        let mut call = self.scripts.begin.prepare_invoke();
+        call.key(self.keys.job(entry.id))
+            .key(self.keys.log(entry.id))
+            .arg(event)
+            .arg(payload)
+            .arg(worker)
+            .arg(place_text(&entry.place))
+            .arg(entry.attempt)
+            .arg(millis(self.options.job_ttl))
+            .arg(failure);
+        match &entry.job {
+            Ok(job) => {
+                let Place { partition, lane, .. } = &entry.place;
+                for (field, value) in record_fields(partition, *lane, entry.at, job) {
+                    call.arg(field).arg(value);
+                }
+            }
+            Err(_) => {
+                call.arg("queue").arg(entry.place.partition.to_string());
+                call.arg("lane").arg(entry.place.lane.as_str());
+                call.arg("at").arg(entry.at.0);
+            }
+        }
+        let reply = self.pool.script(&call).await?;
+        let (verdict, fence, attempt, failures, due, error): (_, String, _, _, String, _) =
+            codec::read(reply, "begin")?;
+        let number = |text: &str| {
+            text.parse().map_err(|_| Error::Protocol(format!("begin: `{text}` is not a number")))
+        };
+        Ok((verdict, number(&fence)?, attempt, failures, number(&due)?, error))
+    }
+}
+
+/// Turns the script's verdict into what the worker is to do.
+pub(super) fn verdict(
+    reply: (String, u64, u32, u32, u64, String),
+    begun: impl FnOnce(u64, u32, u32) -> Attempt,
+) -> Result<Begin> {
+    let (verdict, fence, attempt, failures, due, error) = reply;
+    Ok(match verdict.as_str() {
+        "begun" => Begin::Begun(begun(fence, attempt, failures)),
+        "remove" => Begin::Remove,
+        "park" => Begin::Park { attempt, due: Timestamp(due) },
+        "bury" => Begin::Bury { error: read_failure(&error), attempts: attempt, fence },
+        other => return Err(Error::Protocol(format!("begin: unknown verdict `{other}`"))),
+    })
+}
+
+#[async_trait]
+impl Claim for Redis {
+    async fn claimer(&self, partition: &Partition, worker: &WorkerId) -> Result<Box<dyn Claimer>> {
+        let mut claimer = RedisClaimer {
+            redis: self.clone(),
+            partition: partition.clone(),
+            worker: worker.clone(),
+            lanes: self.keys.lanes(partition),
+            link: None,
+        };
+        claimer.link().await?;
+        Ok(Box::new(claimer))
+    }
+
+    async fn begin(&self, entry: &Entry, worker: &WorkerId) -> Result<Begin> {
+        let payload = format!("\"worker\":\"{worker}\"}}");
+        let reply =
+            self.open_fence(entry, ("started", payload.as_bytes()), worker.as_str(), "").await?;
+        verdict(reply, |fence, number, failures| Attempt {
+            job: entry.id,
+            place: entry.place.clone(),
+            worker: worker.clone(),
+            fence,
+            number,
+            failures,
+        })
+    }
+
+    async fn promote(&self, partition: &Partition, most: usize) -> Result<Promoted> {
+        let mut call = self.scripts.promote.prepare_invoke();
+        call.key(self.keys.parked(partition)).key(self.keys.parked_jobs(partition));
+        for lane in self.keys.lanes(partition) {
+            call.key(lane);
+        }
+        call.arg(most);
+        let (count, next): (usize, i64) = codec::read(self.pool.script(&call).await?, "promote")?;
+        Ok(Promoted { count, next_in: u64::try_from(next).ok().map(Duration::from_millis) })
+    }
+}
+
+/// A reader's own connection, and its ID on the server.
+struct Link {
+    connection: MultiplexedConnection,
+    id: i64,
+}
+
+/// Reads one partition. Replies are matched in order, so nothing else uses the connection.
+struct RedisClaimer {
+    redis: Redis,
+    partition: Partition,
+    worker: WorkerId,
+    lanes: [String; 3],
+    link: Option<Link>,
+}
+
+/// Longest time a read may block; longer waits are cut by the caller.
+const LONGEST_BLOCK: Duration = Duration::from_mins(5);
+
+impl RedisClaimer {
+    async fn link(&mut self) -> Result<&mut Link> {
+        let link = match self.link.take() {
+            Some(link) => link,
+            None => {
+                let connector = self.redis.pool.connector();
+                let mut connection = connector.dedicated(LONGEST_BLOCK).await?;
+                let id = redis::cmd("CLIENT")
+                    .arg("ID")
+                    .query_async(&mut connection)
+                    .await
+                    .map_err(|e| connector.classify(e))?;
+                Link { connection, id }
+            }
+        };
+        Ok(self.link.insert(link))
+    }
+
+    /// Runs a read. After an error the connection is dropped: its reply may still be on the way.
+    async fn run(&mut self, command: &redis::Cmd, limit: Duration) -> Result<Value> {
+        let mut connection = self.link().await?.connection.clone();
+        let reply = tokio::time::timeout(limit, connection.req_packed_command(command)).await;
+        let error = match reply {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => error,
+            Err(_) => redis::RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)),
+        };
+        if error.code() == Some("NOGROUP") {
+            create_lanes(&self.redis, &self.partition).await?;
+            return Ok(Value::Nil);
+        }
+        self.link = None;
+        Err(self.redis.pool.connector().classify(error))
+    }
+
+    fn entries(&self, reply: Value) -> Result<Vec<Entry>> {
+        let mut found = Vec::new();
+        for (key, entries) in codec::streams(reply)? {
+            let Some(at) = self.lanes.iter().position(|lane| *lane == key) else {
+                return Err(Error::Protocol(format!("XREADGROUP: unknown stream `{key}`")));
+            };
+            for (entry, fields) in entries {
+                let place = Place { partition: self.partition.clone(), lane: Lane::ALL[at], entry };
+                found.push(Entry::read(place, &key, fields.unwrap_or_default()));
+            }
+        }
+        Ok(found)
+    }
+
+    fn command(&self) -> redis::Cmd {
+        let mut command = redis::cmd("XREADGROUP");
+        command.arg("GROUP").arg(GROUP).arg(self.worker.as_str());
+        command
+    }
+
+    fn response_timeout(&self) -> Duration {
+        self.redis.options.response_timeout
+    }
+}
+
+#[async_trait]
+impl Claimer for RedisClaimer {
+    async fn read(&mut self, lane: Lane, most: usize) -> Result<Vec<Entry>> {
+        let mut command = self.command();
+        command.arg("COUNT").arg(most).arg("STREAMS").arg(&self.lanes[lane.index()]).arg(">");
+        let reply = self.run(&command, self.response_timeout()).await?;
+        self.entries(reply)
+    }
+
+    async fn wait(&mut self, block: Duration, stop: &CancellationToken) -> Result<Vec<Entry>> {
+        let block = block.min(LONGEST_BLOCK);
+        let mut command = self.command();
+        command.arg("COUNT").arg(1).arg("BLOCK").arg(millis(block).max(1)).arg("STREAMS");
+        command.arg(&self.lanes).arg(">").arg(">").arg(">");
+        let id = self.link().await?.id;
+        let pool = self.redis.pool.clone();
+        let limit = block + self.response_timeout();
+        let reply = {
+            let read = self.run(&command, limit);
+            tokio::pin!(read);
+            tokio::select! {
+                reply = &mut read => reply,
+                () = stop.cancelled() => {
+                    // Dropping the read would not undo it on the server: an entry could still be
+                    // given to a connection that nobody reads.
+                    pool.command(redis::cmd("CLIENT").arg("UNBLOCK").arg(id)).await?;
+                    read.await
+                }
+            }
+        };
+        self.entries(reply?)
+    }
+
+    async fn pending(&mut self) -> Result<Vec<Entry>> {
+        let mut command = self.command();
+        command.arg("STREAMS").arg(&self.lanes).arg("0").arg("0").arg("0");
+        let reply = self.run(&command, self.response_timeout()).await?;
+        self.entries(reply)
+    }
+}

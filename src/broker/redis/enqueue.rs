@@ -1,0 +1,244 @@
+//! Adding jobs, and trimming what settling left behind.
+//!
+//! The `XADD` is the commit point: the entry carries everything. The record's immutable fields
+//! follow in the same pipeline; state, attempt and fence are written by job-slot scripts only.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use redis::{RedisError, Value};
+
+use super::{Redis, codec, millis};
+use crate::{
+    broker::{Enqueue, Error, Partition, Receipt, Result, Submission},
+    job::{Job, JobId, Lane, Timestamp},
+};
+
+/// The record's immutable fields, which are also what begin writes for a job without a record.
+pub(super) fn record_fields(
+    partition: &Partition,
+    lane: Lane,
+    at: Timestamp,
+    job: &Job,
+) -> Vec<(&'static str, String)> {
+    let mut fields = vec![
+        ("queue", partition.to_string()),
+        ("lane", lane.to_string()),
+        ("tenant", job.tenant.to_string()),
+        ("at", at.0.to_string()),
+        ("model", job.request.model()),
+    ];
+    if let Some(custom_id) = &job.custom_id {
+        fields.push(("custom_id", custom_id.clone()));
+    }
+    if !job.labels.is_empty()
+        && let Ok(labels) = serde_json::to_string(&job.labels)
+    {
+        fields.push(("labels", labels));
+    }
+    if let Some(due) = job.not_before {
+        fields.push(("not_before", due.0.to_string()));
+    }
+    fields
+}
+
+/// Where each submission of a batch stands.
+enum Step {
+    /// To be added.
+    Add,
+    /// Settled already: there before, refused or unreachable.
+    Answered(Result<Receipt>),
+}
+
+impl Redis {
+    /// A job's own time to live, and its schedule on top.
+    fn ttl(&self, job: &Job, now: Timestamp) -> u64 {
+        let ahead = job.not_before.map_or(0, |due| due.0.saturating_sub(now.0));
+        millis(self.options.job_ttl).saturating_add(ahead)
+    }
+
+    /// Reserves the ID of a submission with an idempotency key for its request.
+    async fn reserve(&self, submission: &Submission, now: Timestamp) -> Step {
+        let fingerprint = submission.job.request.fingerprint();
+        let mut call = self.scripts.reserve.prepare_invoke();
+        call.key(self.keys.job(submission.id))
+            .arg(&fingerprint)
+            .arg(self.ttl(&submission.job, now));
+        let Submission { partition, job, .. } = submission;
+        for (field, value) in record_fields(partition, job.lane, now, job) {
+            call.arg(field).arg(value);
+        }
+        let reply = self.pool.script(&call).await;
+        let reply: Result<(String, bool, String)> =
+            reply.and_then(|value| codec::read(value, "reserve"));
+        match reply {
+            Err(error) => Step::Answered(Err(error)),
+            Ok((held, ..)) if held != fingerprint => {
+                Step::Answered(Err(Error::Conflict { id: submission.id }))
+            }
+            Ok((_, true, not_before)) => Step::Answered(Ok(Receipt {
+                id: submission.id,
+                parked: not_before.parse().is_ok_and(|due: u64| due > now.0),
+                duplicate: true,
+            })),
+            Ok((_, false, _)) => Step::Add,
+        }
+    }
+
+    /// Parks a submission until its time.
+    async fn schedule(
+        &self,
+        submission: &Submission,
+        due: Timestamp,
+        now: Timestamp,
+    ) -> Result<()> {
+        let Submission { id, job, payload, partition } = submission;
+        let mut stored = format!("{} {} 0 ", job.lane, now.0).into_bytes();
+        stored.extend_from_slice(payload);
+        let mut call = self.scripts.park.prepare_invoke();
+        call.key(self.keys.parked(partition))
+            .key(self.keys.parked_jobs(partition))
+            .key(self.keys.lane(partition, job.lane))
+            .arg("")
+            .arg(self.keys.wake(partition))
+            .arg(id.to_string())
+            .arg(due.0)
+            .arg(stored);
+        self.pool.script(&call).await?;
+        let mut pipe = redis::pipe();
+        self.write_record(&mut pipe, submission, now);
+        if job.idempotency_key.is_some() {
+            pipe.hset(self.keys.job(*id), "added", "parked").ignore();
+        }
+        self.pool.pipeline(&mut pipe).await.map(drop)
+    }
+
+    fn write_record(&self, pipe: &mut redis::Pipeline, submission: &Submission, now: Timestamp) {
+        let Submission { id, job, partition, .. } = submission;
+        let key = self.keys.job(*id);
+        pipe.hset_multiple(&key, &record_fields(partition, job.lane, now, job)).ignore();
+        pipe.pexpire(&key, i64::try_from(self.ttl(job, now)).unwrap_or(i64::MAX)).ignore();
+    }
+
+    /// Adds submissions to their lanes in one pipeline; the reply of each `XADD`.
+    async fn add(&self, batch: &[&Submission], now: Timestamp) -> Vec<Result<()>> {
+        let mut pipe = redis::pipe();
+        for submission in batch {
+            let Submission { id, job, payload, partition } = submission;
+            pipe.cmd("XADD")
+                .arg(self.keys.lane(partition, job.lane))
+                .arg("*")
+                .arg("job")
+                .arg(payload)
+                .arg("id")
+                .arg(id.to_string())
+                .arg("at")
+                .arg(now.0)
+                .arg("attempt")
+                .arg(0);
+            self.write_record(&mut pipe, submission, now);
+        }
+        let replies = match self.pool.pipeline(&mut pipe).await {
+            Ok(replies) => replies,
+            Err(error) => return refuse_all(batch.len(), &error),
+        };
+        let results: Vec<_> = replies.into_iter().map(|reply| self.added(reply)).collect();
+        self.mark_added(batch, &results).await;
+        results.into_iter().map(|result| result.map(drop)).collect()
+    }
+
+    fn added(&self, reply: std::result::Result<Value, RedisError>) -> Result<String> {
+        let value = reply.map_err(|e| self.pool.connector().classify(e))?;
+        codec::read(value, "XADD")
+    }
+
+    /// Notes in the records of jobs with a key that their entry is there, so that a repeat does
+    /// not add it again. Should this be lost, the repeat adds a second entry, and begin drops it.
+    async fn mark_added(&self, batch: &[&Submission], entries: &[Result<String>]) {
+        let mut pipe = redis::pipe();
+        for (submission, entry) in batch.iter().zip(entries) {
+            if let (Some(_), Ok(entry)) = (&submission.job.idempotency_key, entry) {
+                pipe.hset(self.keys.job(submission.id), "added", entry).ignore();
+            }
+        }
+        if !pipe.is_empty()
+            && let Err(error) = self.pool.pipeline(&mut pipe).await
+        {
+            tracing::warn!(%error, "entry not noted in the records; a repeat may add it again");
+        }
+    }
+}
+
+/// One error for a whole batch: nothing is known of any of its jobs.
+fn refuse_all(count: usize, error: &Error) -> Vec<Result<()>> {
+    let copy = || match error {
+        Error::Denied(text) => Error::Denied(text.clone()),
+        Error::Protocol(text) => Error::Protocol(text.clone()),
+        other => Error::Unavailable { message: other.to_string(), source: None },
+    };
+    (0..count).map(|_| Err(copy())).collect()
+}
+
+#[async_trait]
+impl Enqueue for Redis {
+    async fn enqueue(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
+        let now = Timestamp::now();
+        let mut steps =
+            join_all(jobs.iter().map(async |submission| match submission.job.idempotency_key {
+                Some(_) => self.reserve(submission, now).await,
+                None => Step::Add,
+            }))
+            .await;
+        drop_repeats(jobs, &mut steps);
+        for (submission, step) in jobs.iter().zip(&mut steps) {
+            if let (Step::Add, Some(due)) = (&step, submission.job.not_before)
+                && due > now
+            {
+                let parked = self.schedule(submission, due, now).await;
+                let receipt = Receipt { id: submission.id, parked: true, duplicate: false };
+                *step = Step::Answered(parked.map(|()| receipt));
+            }
+        }
+        let to_add: Vec<&Submission> = jobs
+            .iter()
+            .zip(&steps)
+            .filter_map(|(submission, step)| matches!(step, Step::Add).then_some(submission))
+            .collect();
+        let mut added =
+            if to_add.is_empty() { Vec::new() } else { self.add(&to_add, now).await }.into_iter();
+        jobs.iter()
+            .zip(steps)
+            .map(|(submission, step)| match step {
+                Step::Answered(result) => result,
+                Step::Add => {
+                    let receipt = Receipt { id: submission.id, parked: false, duplicate: false };
+                    added
+                        .next()
+                        .unwrap_or_else(|| Err(Error::Protocol("a reply is missing".to_owned())))
+                        .map(|()| receipt)
+                }
+            })
+            .collect()
+    }
+
+    async fn trim(&self, partition: &Partition, lane: Lane) -> Result<u64> {
+        let call = self.scripts.trim.key(self.keys.lane(partition, lane));
+        codec::read(self.pool.script(&call).await?, "trim")
+    }
+}
+
+/// Two submissions of one batch under the same key are one job: the second is a duplicate.
+fn drop_repeats(jobs: &[Submission], steps: &mut [Step]) {
+    let mut first: HashMap<JobId, usize> = HashMap::new();
+    for (index, submission) in jobs.iter().enumerate() {
+        if submission.job.idempotency_key.is_none() || !matches!(steps[index], Step::Add) {
+            continue;
+        }
+        if first.insert(submission.id, index).is_some() {
+            let parked = submission.job.not_before.is_some();
+            let receipt = Receipt { id: submission.id, parked, duplicate: true };
+            steps[index] = Step::Answered(Ok(receipt));
+        }
+    }
+}

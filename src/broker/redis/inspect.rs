@@ -1,0 +1,168 @@
+//! Records, depths, workers and dead letters, as operators see them.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_trait::async_trait;
+use redis::Value;
+
+use super::{Redis, claim::read_failure, codec, keys::GROUP};
+use crate::{
+    broker::{DeadLetter, Depth, Error, Inspect, LaneDepth, Partition, Record, Result, WorkerSeen},
+    error::{Code, Failure},
+    job::{JobId, Labels, Lane, Timestamp},
+    state::State,
+};
+
+/// Reads a record; `None` where there is none.
+pub(super) fn record(id: JobId, value: Value) -> Result<Option<Record>> {
+    let fields: HashMap<String, String> = codec::read(value, "record")?;
+    if fields.is_empty() {
+        return Ok(None);
+    }
+    let text = |name: &str| fields.get(name).cloned();
+    let number = |name: &str| fields.get(name).and_then(|value| value.parse::<u64>().ok());
+    let time = |name: &str| number(name).map(Timestamp);
+    let small = |name: &str| number(name).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+    let due = time("due").max(time("not_before"));
+    let stored = text("state").map(|state| state.parse::<State>());
+    let held_back = matches!(stored, None | Some(Ok(State::Parked)));
+    let state = match stored {
+        Some(Ok(State::Parked)) | None => match due {
+            Some(due) if due > Timestamp::now() => State::Parked,
+            _ => State::Waiting,
+        },
+        Some(Ok(state)) => state,
+        Some(Err(error)) => return Err(Error::Protocol(format!("record of {id}: {error}"))),
+    };
+    Ok(Some(Record {
+        id,
+        state,
+        partition: text("queue").and_then(|text| partition(&text)),
+        lane: text("lane").and_then(|lane| lane.parse().ok()).unwrap_or_default(),
+        tenant: text("tenant").and_then(|name| name.parse().ok()).unwrap_or_default(),
+        model: text("model").unwrap_or_default(),
+        custom_id: text("custom_id"),
+        labels: text("labels")
+            .and_then(|json| serde_json::from_str::<Labels>(&json).ok())
+            .unwrap_or_default(),
+        attempt: small("attempt"),
+        failures: small("failures"),
+        fence: number("fence").unwrap_or(0),
+        worker: text("worker"),
+        enqueued_at: time("at").unwrap_or_default(),
+        due: due.filter(|_| held_back),
+        began_at: time("began"),
+        ended_at: time("ended").filter(|_| state.is_terminal()),
+        finish_reason: text("finish_reason"),
+        usage: text("usage").and_then(|json| serde_json::from_str(&json).ok()),
+        error: text("error").map(|error| read_failure(&error)),
+    }))
+}
+
+fn partition(text: &str) -> Option<Partition> {
+    let (queue, index) = text.rsplit_once(':')?;
+    Some(Partition { queue: queue.parse().ok()?, index: index.parse().ok()? })
+}
+
+/// A dead letter's fields.
+fn dead_letter(fields: &codec::Fields) -> DeadLetter {
+    let text = |name: &str| {
+        let found = fields.iter().find(|(field, _)| field == name.as_bytes());
+        found.map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+    };
+    let number = |name: &str| text(name).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    DeadLetter {
+        id: text("id").and_then(|id| id.parse().ok()).unwrap_or(JobId::from_entry("", "")),
+        error: text("error")
+            .map_or_else(|| Failure::new(Code::Unknown, "no reason given"), |e| read_failure(&e)),
+        attempts: u32::try_from(number("attempts")).unwrap_or(u32::MAX),
+        fence: number("fence"),
+        at: Timestamp(number("at")),
+        lane: text("lane").and_then(|lane| lane.parse().ok()).unwrap_or_default(),
+        fields: fields
+            .iter()
+            .filter_map(|(name, value)| {
+                Some((name.strip_prefix(b"entry:")?.to_vec(), value.clone()))
+            })
+            .collect(),
+    }
+}
+
+/// A missing key is an empty one; every other error stands.
+fn absent_is_empty(reply: redis::RedisResult<Value>) -> redis::RedisResult<Value> {
+    match reply {
+        Err(error)
+            if error.code() == Some("NOGROUP") || error.to_string().contains("no such key") =>
+        {
+            Ok(Value::Nil)
+        }
+        other => other,
+    }
+}
+
+#[async_trait]
+impl Inspect for Redis {
+    async fn job(&self, id: JobId) -> Result<Option<Record>> {
+        record(id, self.pool.command(redis::cmd("HGETALL").arg(self.keys.job(id))).await?)
+    }
+
+    async fn depth(&self, partition: &Partition) -> Result<Depth> {
+        let mut pipe = redis::pipe();
+        for lane in self.keys.lanes(partition) {
+            pipe.cmd("XLEN").arg(&lane);
+            pipe.cmd("XPENDING").arg(&lane).arg(GROUP);
+        }
+        pipe.cmd("ZCARD").arg(self.keys.parked(partition));
+        pipe.cmd("XLEN").arg(self.keys.dead(partition));
+        let mut numbers = Vec::with_capacity(8);
+        for reply in self.pool.pipeline(&mut pipe).await? {
+            let value = absent_is_empty(reply).map_err(|e| self.pool.connector().classify(e))?;
+            let count = match value {
+                Value::Array(summary) => summary.into_iter().next().unwrap_or(Value::Int(0)),
+                Value::Nil => Value::Int(0),
+                count => count,
+            };
+            numbers.push(codec::read::<u64>(count, "depth")?);
+        }
+        let number = |at: usize| numbers.get(at).copied().unwrap_or(0);
+        let lanes = Lane::ALL.map(|lane| {
+            let pending = number(lane.index() * 2 + 1);
+            LaneDepth { waiting: number(lane.index() * 2).saturating_sub(pending), pending }
+        });
+        Ok(Depth { lanes, parked: number(6), dead: number(7) })
+    }
+
+    async fn workers(&self, partition: &Partition) -> Result<Vec<WorkerSeen>> {
+        let mut pipe = redis::pipe();
+        for lane in self.keys.lanes(partition) {
+            pipe.cmd("XINFO").arg("CONSUMERS").arg(lane).arg(GROUP);
+        }
+        let mut seen: HashMap<String, WorkerSeen> = HashMap::new();
+        for reply in self.pool.pipeline(&mut pipe).await? {
+            let value = absent_is_empty(reply).map_err(|e| self.pool.connector().classify(e))?;
+            for consumer in codec::array(value, "XINFO CONSUMERS")? {
+                let fields: HashMap<String, Value> = codec::named(consumer)?.into_iter().collect();
+                let get = |name: &str| fields.get(name).cloned().unwrap_or(Value::Nil);
+                let id: String = codec::read(get("name"), "consumer name")?;
+                let pending: u64 = codec::read(get("pending"), "consumer pending")?;
+                let idle = Duration::from_millis(codec::read(get("idle"), "consumer idle")?);
+                let worker = seen.entry(id.clone()).or_insert(WorkerSeen { id, pending: 0, idle });
+                worker.pending += pending;
+                worker.idle = worker.idle.min(idle);
+            }
+        }
+        let mut workers: Vec<WorkerSeen> = seen.into_values().collect();
+        workers.sort_by(|a, b| a.idle.cmp(&b.idle).then_with(|| a.id.cmp(&b.id)));
+        Ok(workers)
+    }
+
+    async fn dead_letters(&self, partition: &Partition, most: usize) -> Result<Vec<DeadLetter>> {
+        let mut command = redis::cmd("XRANGE");
+        command.arg(self.keys.dead(partition)).arg("-").arg("+").arg("COUNT").arg(most);
+        let entries = codec::entries(self.pool.command(&command).await?)?;
+        Ok(entries
+            .into_iter()
+            .map(|(_, fields)| dead_letter(&fields.unwrap_or_default()))
+            .collect())
+    }
+}

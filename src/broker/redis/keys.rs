@@ -1,0 +1,131 @@
+//! Every key and channel, and nowhere else.
+//!
+//! `{…}` is a Cluster hash tag: one partition of a queue is one slot, one job is one slot, and
+//! nothing needs two slots at once.
+
+use std::{collections::HashMap, sync::Mutex};
+
+use crate::{
+    broker::{Partition, Topic},
+    job::{JobId, Lane},
+};
+
+/// The one consumer group of every lane.
+pub const GROUP: &str = "workers";
+
+/// Builds keys under one prefix.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    /// Keys that begin with `prefix` and a colon; `ms` by default.
+    pub fn new(prefix: impl Into<String>) -> Self {
+        Self { prefix: prefix.into() }
+    }
+
+    fn partition(&self, partition: &Partition, rest: &str) -> String {
+        format!("{}:{{q:{partition}}}:{rest}", self.prefix)
+    }
+
+    /// A lane's stream.
+    pub fn lane(&self, partition: &Partition, lane: Lane) -> String {
+        self.partition(partition, lane.as_str())
+    }
+
+    /// All lanes of a partition, in the order of [`Lane::ALL`].
+    pub fn lanes(&self, partition: &Partition) -> [String; 3] {
+        Lane::ALL.map(|lane| self.lane(partition, lane))
+    }
+
+    /// Parked jobs by due time.
+    pub fn parked(&self, partition: &Partition) -> String {
+        self.partition(partition, "parked")
+    }
+
+    /// The payloads of parked jobs.
+    pub fn parked_jobs(&self, partition: &Partition) -> String {
+        self.partition(partition, "parked:jobs")
+    }
+
+    /// Dead letters.
+    pub fn dead(&self, partition: &Partition) -> String {
+        self.partition(partition, "dead")
+    }
+
+    /// The channel that wakes a partition's workers.
+    pub fn wake(&self, partition: &Partition) -> String {
+        self.partition(partition, "wake")
+    }
+
+    /// A job's record, and its channel.
+    pub fn job(&self, id: JobId) -> String {
+        format!("{}:{{job:{id}}}", self.prefix)
+    }
+
+    /// A job's log.
+    pub fn log(&self, id: JobId) -> String {
+        format!("{}:{{job:{id}}}:log", self.prefix)
+    }
+
+    /// The applied migrations.
+    pub fn schema(&self) -> String {
+        format!("{}:schema", self.prefix)
+    }
+
+    /// Held while migrations are applied.
+    pub fn schema_lock(&self) -> String {
+        format!("{}:schema:lock", self.prefix)
+    }
+
+    /// A topic's channel.
+    pub fn channel(&self, topic: &Topic) -> String {
+        match topic {
+            Topic::Job(id) => self.job(*id),
+            Topic::Wake(partition) => self.wake(partition),
+        }
+    }
+}
+
+/// The topics of subscribed channels: messages name the channel only.
+#[derive(Debug, Default)]
+pub struct Channels(Mutex<HashMap<String, Topic>>);
+
+impl Channels {
+    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<String, Topic>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Remembers a channel's topic.
+    pub fn insert(&self, channel: String, topic: Topic) {
+        self.map().insert(channel, topic);
+    }
+
+    /// Forgets a channel.
+    pub fn remove(&self, channel: &str) {
+        self.map().remove(channel);
+    }
+
+    /// A channel's topic.
+    pub fn topic(&self, channel: &str) -> Option<Topic> {
+        self.map().get(channel).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::QueueName;
+
+    #[test]
+    fn keys_are_those_of_the_protocol() {
+        let keys = Keys::new("ms");
+        let partition = Partition::first(QueueName::default());
+        assert_eq!(keys.lane(&partition, Lane::High), "ms:{q:default:0}:high");
+        assert_eq!(keys.parked_jobs(&partition), "ms:{q:default:0}:parked:jobs");
+        let id = "01932c07-27d1-7c3e-a4b1-5d3f8a6b9c0e".parse().unwrap();
+        assert_eq!(keys.log(id), "ms:{job:01932c07-27d1-7c3e-a4b1-5d3f8a6b9c0e}:log");
+        assert_eq!(keys.schema(), "ms:schema");
+    }
+}

@@ -1,0 +1,107 @@
+//! Appending to logs, and reading them.
+
+use async_trait::async_trait;
+use redis::Value;
+
+use super::{Redis, claim::place_text, codec, inspect::record, millis, pubsub, settle::written};
+use crate::{
+    broker::{Attempt, Error, Feed, Log, Opened, Result, Sink, Written},
+    event::{Body, Event, EventId, Frame},
+    job::JobId,
+};
+
+/// The entries of a log as events. An event that cannot be read is kept as unknown, so that one
+/// broken writer cannot stop a reader.
+fn events(value: Value) -> Result<Vec<Event>> {
+    codec::entries(value)?
+        .into_iter()
+        .map(|(id, fields)| {
+            let id = id.parse().map_err(|e| Error::Protocol(format!("log: {e}")))?;
+            let (kind, payload) = fields.unwrap_or_default().into_iter().next().unwrap_or_default();
+            let kind = String::from_utf8_lossy(&kind).into_owned();
+            Ok(Event::decode(id, &kind, &payload).unwrap_or_else(|error| {
+                tracing::warn!(%id, kind, %error, "event passed over");
+                Event { id, body: Body::Unknown { kind } }
+            }))
+        })
+        .collect()
+}
+
+impl Redis {
+    fn range(&self, job: JobId, after: EventId, most: usize) -> redis::Cmd {
+        let mut command = redis::cmd("XRANGE");
+        let start = if after == EventId::START { "-".to_owned() } else { format!("({after}") };
+        command.arg(self.keys.log(job)).arg(start).arg("+").arg("COUNT").arg(most);
+        command
+    }
+}
+
+#[async_trait]
+impl Log for Redis {
+    async fn append(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
+        let (log, channel) = (self.keys.log(attempt.job), self.keys.job(attempt.job));
+        let mut pipe = redis::pipe();
+        for frame in frames {
+            let id = EventId { fence: attempt.fence, seq: frame.seq }.to_string();
+            pipe.cmd("XADD").arg(&log).arg("NOMKSTREAM").arg(id).arg(frame.kind).arg(&frame.bytes);
+            pipe.cmd("PUBLISH").arg(&channel).arg(frame.message(attempt.fence));
+        }
+        // A PUBLISH that is refused (an ACL) costs readers the fast path, not the event.
+        for reply in self.pool.pipeline(&mut pipe).await?.into_iter().step_by(2) {
+            match reply {
+                Ok(Value::Nil) => return Ok(Written::Missing),
+                Ok(_) => {}
+                Err(error) if error.to_string().contains("equal or smaller") => {
+                    return Ok(Written::Behind);
+                }
+                Err(error) => return Err(self.pool.connector().classify(error)),
+            }
+        }
+        Ok(Written::Yes)
+    }
+
+    async fn last(&self, job: JobId) -> Result<Option<EventId>> {
+        let mut command = redis::cmd("XREVRANGE");
+        command.arg(self.keys.log(job)).arg("+").arg("-").arg("COUNT").arg(1);
+        let entries = codec::entries(self.pool.command(&command).await?)?;
+        let parse = |id: &str| id.parse().map_err(|e| Error::Protocol(format!("log: {e}")));
+        entries.first().map(|(id, _)| parse(id)).transpose()
+    }
+
+    async fn heal(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
+        let mut call = self.scripts.heal.prepare_invoke();
+        call.key(self.keys.job(attempt.job))
+            .key(self.keys.log(attempt.job))
+            .arg(attempt.fence)
+            .arg(attempt.number)
+            .arg(attempt.worker.as_str())
+            .arg(place_text(&attempt.place))
+            .arg(millis(self.options.job_ttl));
+        for frame in frames {
+            call.arg(frame.seq).arg(frame.kind).arg(&frame.bytes);
+        }
+        written(self.pool.script(&call).await?, "heal")
+    }
+
+    async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {
+        events(self.pool.command(&self.range(job, after, most)).await?)
+    }
+
+    async fn open(&self, job: JobId, after: EventId, most: usize) -> Result<Opened> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("HGETALL").arg(self.keys.job(job));
+        pipe.add_command(self.range(job, after, most));
+        let mut replies = self
+            .pool
+            .pipeline(&mut pipe)
+            .await?
+            .into_iter()
+            .map(|reply| reply.map_err(|e| self.pool.connector().classify(e)));
+        let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
+        Ok(Opened { record: record(job, next()?)?, events: events(next()?)? })
+    }
+
+    async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {
+        pubsub::open(self, sink).await
+    }
+}

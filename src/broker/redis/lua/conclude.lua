@@ -1,0 +1,46 @@
+-- Ends an attempt: its last events and its state, all or nothing.
+--
+-- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
+-- ARGV[1] fence   ARGV[2] state: `done`, `failed` or `parked`   ARGV[3] time to live in ms
+-- ARGV[4] delay in ms, for `parked`   ARGV[5] `1` to rewrite a small log into its least space
+-- ARGV[6] n, then n values: field, value, …   then sequence, event name, payload, …
+--
+-- Returns `yes`, `fenced`, `behind` or `missing`; only `yes` has written anything.
+-- Replay: `yes`, without writing, while the state stands under the same fence.
+local record, log, fence, state, ttl = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
+local r = redis.call('HMGET', record, 'fence', 'state', 'failures')
+if r[1] ~= fence then return 'fenced' end
+if r[2] ~= 'running' then return r[2] == state and 'yes' or 'fenced' end
+
+local first = 7 + tonumber(ARGV[6])
+for i = first, #ARGV, 3 do
+  local id = fence .. '-' .. ARGV[i]
+  local added = redis.pcall('XADD', log, 'NOMKSTREAM', id, ARGV[i + 1], ARGV[i + 2])
+  -- Only the first can be refused: the sequence rises within a call.
+  if not added then return 'missing' end
+  if type(added) == 'table' and added.err then return 'behind' end
+end
+
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local set = {'state', state}
+local function put(field, value) set[#set + 1] = field; set[#set + 1] = value end
+if state ~= 'done' then put('failures', (tonumber(r[3]) or 0) + 1) end
+if state == 'parked' then put('due', now + ARGV[4]) else put('ended', now) end
+for i = 7, first - 1 do set[#set + 1] = ARGV[i] end
+redis.call('HSET', record, unpack(set))
+redis.call('PEXPIRE', record, ttl)
+local compacted = false
+if ARGV[5] == '1' then
+  -- A small stream holds a preallocated node of 4 KB; IDs survive the rewriting.
+  local bytes = redis.pcall('DUMP', log)
+  if type(bytes) == 'string' then
+    local restored = redis.pcall('RESTORE', log, ttl, bytes, 'REPLACE')
+    compacted = restored.ok ~= nil
+  end
+end
+if not compacted then redis.call('PEXPIRE', log, ttl) end
+for i = first, #ARGV, 3 do
+  redis.call('PUBLISH', record, fence .. '-' .. ARGV[i] .. ' ' .. ARGV[i + 1] .. ' ' .. ARGV[i + 2])
+end
+return 'yes'

@@ -1,0 +1,16 @@
+-- Parks a job until its time: a new one, or the entry of one that is to be retried.
+--
+-- KEYS[1] parked   KEYS[2] parked jobs   KEYS[3] lane
+-- ARGV[1] the entry's ID, or '' for a new job   ARGV[2] wake channel   ARGV[3] job ID
+-- ARGV[4] due, ms since the epoch   ARGV[5] `LANE AT ATTEMPT JOB`
+--
+-- Returns 1 when the job is parked, 0 when the entry was gone.
+-- Replay: an entry that is gone changes nothing; a new job that is parked already stays as it is.
+if ARGV[1] ~= '' then
+  if redis.call('XDEL', KEYS[3], ARGV[1]) == 0 then return 0 end
+  redis.call('XACK', KEYS[3], 'workers', ARGV[1])
+end
+redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[5])
+redis.call('ZADD', KEYS[1], 'NX', ARGV[4], ARGV[3])
+redis.call('PUBLISH', ARGV[2], 'parked')
+return 1

@@ -1,0 +1,14 @@
+-- Reserves a job's ID for one request, before the entry is added.
+--
+-- KEYS[1] record   ARGV[1] fingerprint of the request   ARGV[2] time to live in ms
+-- ARGV[3…] field, value, …: immutable fields of the record
+--
+-- Returns {the record's fingerprint, 1 when the job was added or has a state, `not_before` or ''}.
+-- Replay: the fields are written by the first call only.
+local r = redis.call('HMGET', KEYS[1], 'fp', 'added', 'state', 'not_before')
+if r[1] then return {r[1], (r[2] or r[3]) and 1 or 0, r[4] or ''} end
+local set = {}
+for i = 3, #ARGV do set[#set + 1] = ARGV[i] end
+redis.call('HSET', KEYS[1], 'fp', ARGV[1], unpack(set))
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return {ARGV[1], r[3] and 1 or 0, ''}

@@ -1,0 +1,39 @@
+//! The Lua scripts. Each file opens with its contract.
+
+use redis::Script;
+
+macro_rules! scripts {
+    ($($(#[$doc:meta])* $name:ident: $file:literal,)*) => {
+        /// Every script, with its hash.
+        #[derive(Debug)]
+        pub struct Scripts {
+            $($(#[$doc])* pub $name: Script,)*
+        }
+
+        impl Scripts {
+            /// Hashes the scripts; each is loaded into the server when it is first missed there.
+            pub fn new() -> Self {
+                Self { $($name: Script::new(include_str!(concat!("lua/", $file))),)* }
+            }
+        }
+    };
+}
+
+scripts! {
+    /// Opens a fence, for an attempt or a refusal.
+    begin: "begin.lua",
+    /// Ends an attempt.
+    conclude: "conclude.lua",
+    /// Rebuilds what the server forgot.
+    heal: "heal.lua",
+    /// Parks a job.
+    park: "park.lua",
+    /// Moves due jobs to their lanes.
+    promote: "promote.lua",
+    /// Moves an entry to the dead letters.
+    bury: "bury.lua",
+    /// Removes what nobody needs from a lane.
+    trim: "trim.lua",
+    /// Reserves an ID for one request.
+    reserve: "reserve.lua",
+}

@@ -1,0 +1,88 @@
+//! What operators and readers see of jobs, lanes and workers.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Partition;
+use crate::{
+    error::Failure,
+    job::{JobId, Labels, Lane, Tenant, Timestamp},
+    state::State,
+};
+
+/// A job's record.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Record {
+    /// The job.
+    pub id: JobId,
+    /// Where it stands.
+    pub state: State,
+    /// Its partition, when the record tells.
+    pub partition: Option<Partition>,
+    /// Its lane.
+    pub lane: Lane,
+    /// Its owner.
+    pub tenant: Tenant,
+    /// The model it asks for.
+    pub model: String,
+    /// The caller's own name for it.
+    pub custom_id: Option<String>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Attempts begun.
+    pub attempt: u32,
+    /// Attempts that ended in a failure.
+    pub failures: u32,
+    /// The highest fence so far; 0 before the first attempt.
+    pub fence: u64,
+    /// The worker of the last attempt.
+    pub worker: Option<String>,
+    /// When it was enqueued.
+    pub enqueued_at: Timestamp,
+    /// When it may begin, until it does: its schedule, or the time of its next attempt.
+    pub due: Option<Timestamp>,
+    /// When its last attempt began.
+    pub began_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Why the model stopped.
+    pub finish_reason: Option<String>,
+    /// The model's own count.
+    pub usage: Option<Value>,
+    /// Why the last failed attempt failed.
+    pub error: Option<Failure>,
+}
+
+/// How much is where in a partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Depth {
+    /// By lane, in the order of [`Lane::ALL`].
+    pub lanes: [LaneDepth; 3],
+    /// Parked jobs.
+    pub parked: u64,
+    /// Dead letters.
+    pub dead: u64,
+}
+
+/// How much is where in a lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct LaneDepth {
+    /// Entries that no worker has.
+    pub waiting: u64,
+    /// Entries in workers' hands.
+    pub pending: u64,
+}
+
+/// A worker, as a partition's consumer group saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WorkerSeen {
+    /// Its incarnation.
+    pub id: String,
+    /// Entries in its hands.
+    pub pending: u64,
+    /// Time since it last read.
+    #[serde(with = "humantime_serde")]
+    pub idle: Duration,
+}

@@ -1,0 +1,285 @@
+//! A job: a chat request with options.
+//!
+//! The request is passed through as it came: its top-level fields keep their order and their exact
+//! bytes, unknown ones included, so that a vendor's extension or a number that no machine type can
+//! hold reaches the model unchanged.
+//!
+//! The same three shapes are read wherever a job is read, at a producer's door and from an entry:
+//! a bare chat request, an envelope `{"request": …, "lane": …}`, and an `OpenAI` Batch input line.
+
+mod id;
+mod options;
+mod request;
+
+pub use id::JobId;
+pub use options::{Labels, Lane, LaneError, NameError, QueueName, Tenant, Timestamp};
+pub use request::ChatRequest;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a job is not acceptable. The message names what was met and what is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);
+
+impl Invalid {
+    fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// A chat request with everything that decides where and how it runs.
+///
+/// ```
+/// use millstream::job::Job;
+/// let job = Job::parse(br#"{"model":"m","messages":[{"role":"user","content":"Hi"}],"x":1e400}"#)?;
+/// assert_eq!(job.request.model(), "m");
+/// assert!(serde_json::to_string(&job.request).unwrap().contains("1e400"));
+/// # Ok::<(), millstream::job::Invalid>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// The chat request, as it came.
+    pub request: ChatRequest,
+    /// The queue it waits in.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub queue: QueueName,
+    /// Its priority within the queue.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub lane: Lane,
+    /// Who owns it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tenant: Tenant,
+    /// The same tenant and key give the same job. At most 256 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// The caller's own name for the job, echoed in its result. At most 256 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom_id: Option<String>,
+    /// Free labels such as user and conversation, echoed in the result.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub labels: Labels,
+    /// Not to be run before this time: milliseconds since the epoch, or RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// Longest time one attempt may take, in milliseconds; the worker's own limit applies too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// Most attempts, 1 to 100; the worker's own default otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// Whether chunks are published while the model speaks. Without it the answer is one chunk.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub stream: bool,
+}
+
+/// The envelope's fields, in the order in which errors list them.
+const FIELDS: [&str; 11] = [
+    "request",
+    "queue",
+    "lane",
+    "tenant",
+    "idempotency_key",
+    "custom_id",
+    "labels",
+    "not_before",
+    "deadline_ms",
+    "max_attempts",
+    "stream",
+];
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What tells the three shapes apart.
+#[derive(Deserialize)]
+struct Shape<'a> {
+    #[serde(default, borrow)]
+    request: Option<&'a serde_json::value::RawValue>,
+    #[serde(default, borrow)]
+    body: Option<&'a serde_json::value::RawValue>,
+    #[serde(default)]
+    custom_id: Option<String>,
+    #[serde(default)]
+    url: Option<String>,
+}
+
+impl Job {
+    /// A job with default options.
+    pub fn new(request: ChatRequest) -> Self {
+        Self {
+            request,
+            queue: QueueName::default(),
+            lane: Lane::default(),
+            tenant: Tenant::default(),
+            idempotency_key: None,
+            custom_id: None,
+            labels: Labels::default(),
+            not_before: None,
+            deadline_ms: None,
+            max_attempts: None,
+            stream: true,
+        }
+    }
+
+    /// Reads any of the three shapes and checks it. Fields of an envelope that this version does
+    /// not know are passed over, so that an older worker runs a newer producer's jobs.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Invalid> {
+        let text = std::str::from_utf8(bytes).map_err(|e| {
+            Invalid::new(format!("the job is not UTF-8 (byte {})", e.valid_up_to()))
+        })?;
+        let shape: Shape<'_> = serde_json::from_str(text).map_err(not_json)?;
+        let job = if shape.request.is_some() {
+            serde_json::from_str::<Self>(text).map_err(not_json)?
+        } else if let Some(body) = shape.body {
+            if let Some(url) = shape.url.filter(|url| url != "/v1/chat/completions") {
+                return Err(Invalid::new(format!(
+                    "batch line asks for url `{url}`; only /v1/chat/completions is served"
+                )));
+            }
+            let mut job = Self::new(serde_json::from_str(body.get()).map_err(not_json)?);
+            job.custom_id = shape.custom_id;
+            job
+        } else {
+            Self::new(serde_json::from_str(text).map_err(not_json)?)
+        };
+        job.check()?;
+        Ok(job)
+    }
+
+    /// As [`Job::parse`], and refuses an envelope with a field that is not known: the producer's
+    /// door, where a misspelt option must not vanish.
+    pub fn parse_strict(bytes: &[u8]) -> Result<Self, Invalid> {
+        let job = Self::parse(bytes)?;
+        if let Ok(fields) =
+            serde_json::from_slice::<indexmap::IndexMap<String, serde::de::IgnoredAny>>(bytes)
+            && fields.contains_key("request")
+            && let Some(unknown) = fields.keys().find(|name| !FIELDS.contains(&name.as_str()))
+        {
+            return Err(Invalid::new(format!(
+                "unknown field `{unknown}`; allowed: {}",
+                FIELDS.join(", ")
+            )));
+        }
+        Ok(job)
+    }
+
+    /// Checks everything that has a bound.
+    pub fn check(&self) -> Result<(), Invalid> {
+        self.request.check()?;
+        self.labels.check()?;
+        for (name, value) in
+            [("idempotency_key", &self.idempotency_key), ("custom_id", &self.custom_id)]
+        {
+            let length = value.as_ref().map_or(0, String::len);
+            if length > 256 || value.as_deref() == Some("") {
+                return Err(Invalid::new(format!(
+                    "{name} has {length} bytes; allowed: 1 to 256 bytes"
+                )));
+            }
+        }
+        if let Some(most) = self.max_attempts
+            && !(1..=100).contains(&most)
+        {
+            return Err(Invalid::new(format!("max_attempts is {most}; allowed: 1 to 100")));
+        }
+        if self.deadline_ms == Some(0) {
+            return Err(Invalid::new("deadline_ms is 0; allowed: 1 or more"));
+        }
+        Ok(())
+    }
+
+    /// The job's ID: from tenant and key where there is a key, else a new one.
+    pub fn assign_id(&self) -> JobId {
+        match &self.idempotency_key {
+            Some(key) => JobId::from_key(&self.tenant, key),
+            None => JobId::new(),
+        }
+    }
+
+    /// Longest time one attempt may take, where the job sets one.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.deadline_ms.map(Duration::from_millis)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is a `map_err` function")]
+fn not_json(error: serde_json::Error) -> Invalid {
+    Invalid::new(match error.classify() {
+        serde_json::error::Category::Data => format!("not a job: {error}"),
+        _ => format!("not JSON: {error}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REQUEST: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
+
+    #[test]
+    fn three_shapes_give_the_same_request() {
+        let bare = Job::parse(REQUEST.as_bytes()).unwrap();
+        let envelope = Job::parse(
+            format!(r#"{{"request":{REQUEST},"lane":"high","custom_id":"a"}}"#).as_bytes(),
+        )
+        .unwrap();
+        let batch = Job::parse(
+            format!(r#"{{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{REQUEST}}}"#)
+                .as_bytes(),
+        )
+        .unwrap();
+        assert_eq!(bare.request, envelope.request);
+        assert_eq!(bare.request, batch.request);
+        assert_eq!(envelope.lane, Lane::High);
+        assert_eq!(batch.custom_id.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn an_envelope_survives_its_own_encoding() {
+        let mut job = Job::parse(REQUEST.as_bytes()).unwrap();
+        job.labels = serde_json::from_str(r#"{"user":"u1"}"#).unwrap();
+        job.not_before = Some(Timestamp(5));
+        job.stream = false;
+        let bytes = serde_json::to_vec(&job).unwrap();
+        assert_eq!(Job::parse(&bytes).unwrap(), job);
+    }
+
+    #[test]
+    fn strict_names_the_unknown_field_and_lenient_passes_over_it() {
+        let line = format!(r#"{{"request":{REQUEST},"lame":"high"}}"#);
+        let message = Job::parse_strict(line.as_bytes()).unwrap_err().to_string();
+        assert!(message.contains("`lame`") && message.contains("lane"), "{message}");
+        assert!(Job::parse(line.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn each_fault_is_named() {
+        for (line, word) in [
+            (&b"{"[..], "not JSON"),
+            (b"{\"model\":\"m\",\"messages\":[]}", "messages"),
+            (b"{\"messages\":[{}]}", "model"),
+            (b"[1]", "not a job"),
+            (b"\"\xff\"", "UTF-8"),
+            (br#"{"request":{"model":"m","messages":[{}]},"lane":"fast"}"#, "high, normal, low"),
+            (br#"{"request":{"model":"m","messages":[{}]},"max_attempts":0}"#, "1 to 100"),
+            (br#"{"request":{"model":"m","messages":[{}]},"tenant":"a b"}"#, "tenant"),
+            (br#"{"body":{"model":"m","messages":[{}]},"url":"/v1/embeddings"}"#, "embeddings"),
+        ] {
+            let message = Job::parse(line).unwrap_err().to_string();
+            assert!(message.contains(word), "{message} should contain {word}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The chat request, passed through as it came.
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use super::Invalid;
+
+/// An `OpenAI` chat request: the top-level fields in their order, each with its own bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ChatRequest(IndexMap<String, Box<RawValue>>);
+
+impl PartialEq for ChatRequest {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.len() == other.0.len()
+            && self.0.iter().zip(&other.0).all(|(a, b)| a.0 == b.0 && a.1.get() == b.1.get())
+    }
+}
+
+impl ChatRequest {
+    /// A request of a model and one user message.
+    pub fn ask(model: &str, question: &str) -> Self {
+        let mut request = Self(IndexMap::new());
+        request.set("model", &model);
+        request.set("messages", &[serde_json::json!({"role": "user", "content": question})]);
+        request
+    }
+
+    /// An empty request, to be filled with [`ChatRequest::set`]; [`ChatRequest::check`] tells what
+    /// is missing.
+    pub fn empty() -> Self {
+        Self(IndexMap::new())
+    }
+
+    /// The model's name, empty when there is none.
+    pub fn model(&self) -> String {
+        self.get("model").unwrap_or_default()
+    }
+
+    /// One field, where it is there and of that type.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        self.0.get(name).and_then(|raw| serde_json::from_str(raw.get()).ok())
+    }
+
+    /// Sets one field, leaving the others as they came.
+    pub fn set<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) {
+        if let Ok(raw) = serde_json::value::to_raw_value(value) {
+            self.0.insert(name.to_owned(), raw);
+        }
+    }
+
+    /// Removes one field.
+    pub fn remove(&mut self, name: &str) {
+        self.0.shift_remove(name);
+    }
+
+    /// Sets one field to JSON text that is kept to the byte.
+    pub fn set_raw(&mut self, name: &str, json: &str) -> Result<(), Invalid> {
+        let raw = RawValue::from_string(json.to_owned())
+            .map_err(|e| Invalid::new(format!("`{name}` is not JSON: {e}")))?;
+        self.0.insert(name.to_owned(), raw);
+        Ok(())
+    }
+
+    /// Requires a model name and at least one message. Everything else is the model's to judge.
+    pub fn check(&self) -> Result<(), Invalid> {
+        match self.get::<String>("model") {
+            Some(model) if !model.is_empty() => {}
+            _ => {
+                return Err(Invalid::new(
+                    "the request has no `model`; it needs the name of a model, as text",
+                ));
+            }
+        }
+        match self.get::<Vec<serde::de::IgnoredAny>>("messages") {
+            Some(messages) if !messages.is_empty() => Ok(()),
+            _ => Err(Invalid::new(
+                "the request has no `messages`; it needs an array of at least one message",
+            )),
+        }
+    }
+
+    /// SHA-256, in hexadecimal, of the request with sorted keys and without white space: two
+    /// requests that mean the same have the same fingerprint.
+    pub fn fingerprint(&self) -> String {
+        let canonical = serde_json::to_string(self)
+            .and_then(|text| serde_json::from_str::<serde_json::Value>(&text));
+        let mut value = canonical.unwrap_or_default();
+        value.sort_all_objects();
+        let digest = Sha256::digest(value.to_string().as_bytes());
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_fields_and_exact_numbers_survive() {
+        let text = r#"{"model":"m","z":0.10000000000000000001,"messages":[{}],"a":{"b": 1}}"#;
+        let request: ChatRequest = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&request).unwrap(), text);
+    }
+
+    #[test]
+    fn a_fingerprint_ignores_order_and_white_space() {
+        let a: ChatRequest =
+            serde_json::from_str(r#"{"model":"m","messages":[{"role":"user","content":"x"}]}"#)
+                .unwrap();
+        let b: ChatRequest =
+            serde_json::from_str(r#"{"messages":[{"content": "x","role":"user"}], "model":"m"}"#)
+                .unwrap();
+        assert_eq!(a.fingerprint(), b.fingerprint());
+        assert_ne!(a.fingerprint(), ChatRequest::ask("m", "y").fingerprint());
+    }
+}

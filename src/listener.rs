@@ -1,0 +1,177 @@
+//! The listener: follows a job's events, live or replayed, for any number of readers.
+//!
+//! One subscriber connection serves the process, one subscription serves a job however many
+//! readers it has. A reader subscribes, replays the log from its cursor, and then follows the live
+//! messages; whenever these may have a gap it reads the log again from its cursor. The log is the
+//! truth: what a reader sees is exactly what the log holds, in order, once.
+
+mod follow;
+mod hub;
+mod text;
+
+use std::time::Duration;
+
+use futures_util::Stream;
+pub use hub::{Heard, Hub, Link, Subscription};
+use serde::{Deserialize, Serialize};
+pub use text::{Answer, Text};
+
+use crate::{
+    broker::{self, Shared},
+    event::{Event, EventId},
+    job::JobId,
+};
+
+/// How a listener behaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// How often the subscriber connection is asked whether it lives.
+    #[serde(with = "humantime_serde")]
+    pub ping: Duration,
+    /// Live messages kept for a slow reader; one that falls behind further reads the log again.
+    pub buffer: usize,
+    /// Most events read from the log at once.
+    pub page: usize,
+    /// How long a reader waits for the next event, unless it says otherwise.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ping: Duration::from_secs(30),
+            buffer: 256,
+            page: 512,
+            idle_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Why a reader's stream broke off.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no such job, or it has expired.
+    #[error("no job {0}: it never existed, or its record has expired")]
+    NotFound(JobId),
+    /// No event came for that long.
+    #[error("no event for {}; the job goes on, listen again to follow it", secs(*.0))]
+    Idle(Duration),
+    /// The time allowed for the whole stream is over.
+    #[error("not over after {}; the job goes on, listen again to follow it", secs(*.0))]
+    Timeout(Duration),
+    /// The broker refused, or could not be reached at the start.
+    #[error(transparent)]
+    Broker(#[from] broker::Error),
+}
+
+fn secs(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f64())
+}
+
+impl Error {
+    /// A name that does not change.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound(_) => "job_not_found",
+            Self::Idle(_) => "listen_idle",
+            Self::Timeout(_) => "listen_timeout",
+            Self::Broker(error) => error.code(),
+        }
+    }
+}
+
+/// Follows jobs. Clones share the subscriber connection.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    broker: Shared,
+    hub: Hub,
+    options: Options,
+}
+
+impl Listener {
+    /// A listener on `broker`. The connection is opened by the first reader. Must be called within
+    /// a tokio runtime.
+    pub fn new(broker: Shared, options: Options) -> Self {
+        let hub = Hub::new(broker.clone(), options.ping, options.buffer);
+        Self { broker, hub, options }
+    }
+
+    /// The process's one subscriber connection, for a worker beside this listener.
+    pub fn hub(&self) -> Hub {
+        self.hub.clone()
+    }
+
+    /// Prepares to follow a job from its first event.
+    pub fn listen(&self, job: JobId) -> Listen {
+        Listen {
+            broker: self.broker.clone(),
+            hub: self.hub.clone(),
+            job,
+            after: EventId::START,
+            page: self.options.page,
+            idle_timeout: Some(self.options.idle_timeout),
+            timeout: None,
+            expected: false,
+        }
+    }
+}
+
+/// A reader about to begin.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    broker: Shared,
+    hub: Hub,
+    job: JobId,
+    after: EventId,
+    page: usize,
+    idle_timeout: Option<Duration>,
+    timeout: Option<Duration>,
+    expected: bool,
+}
+
+impl Listen {
+    /// Starts after this event, the last one that the reader saw.
+    #[must_use]
+    pub fn after(self, event: EventId) -> Self {
+        Self { after: event, ..self }
+    }
+
+    /// Breaks off when no event comes for this long; `None` waits for ever.
+    #[must_use]
+    pub fn idle_timeout(self, limit: impl Into<Option<Duration>>) -> Self {
+        Self { idle_timeout: limit.into(), ..self }
+    }
+
+    /// Breaks off after this long, whatever comes.
+    #[must_use]
+    pub fn timeout(self, limit: impl Into<Option<Duration>>) -> Self {
+        Self { timeout: limit.into(), ..self }
+    }
+
+    /// Waits for a job that has no record yet instead of answering [`Error::NotFound`]: one that
+    /// was added by a plain `XADD` has none until it begins.
+    #[must_use]
+    pub fn expected(self) -> Self {
+        Self { expected: true, ..self }
+    }
+
+    /// The job's events. The stream ends after the terminal event; it is empty when `after` is at
+    /// or above that one.
+    pub fn events(self) -> impl Stream<Item = Result<Event, Error>> + Send + Unpin {
+        follow::Follow::new(self).into_stream()
+    }
+
+    /// The answer's text, with explicit resets where an attempt starts over.
+    pub fn text(self) -> impl Stream<Item = Result<Text, Error>> + Send + Unpin {
+        text::of_events(self.events())
+    }
+
+    /// Waits for the end: the whole text of the last attempt, and how it ended.
+    pub async fn answer(self) -> Result<Answer, Error> {
+        let job = self.job;
+        text::whole(job, self.events()).await
+    }
+}

@@ -1,0 +1,256 @@
+//! One reader's way through a job's log: replay, then live, and back to the log whenever the live
+//! messages may have a gap.
+
+use std::{collections::VecDeque, time::Duration};
+
+use futures_util::{Stream, stream};
+use tokio::time::Instant;
+
+use super::{
+    Error, Listen,
+    hub::{Heard, Link, Subscription},
+};
+use crate::{
+    broker::{self, Topic},
+    event::{Event, EventId},
+    retry::Backoff,
+};
+
+/// Where the reader gets its next events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing was read yet.
+    Open,
+    /// From the log, until a page is not full.
+    Replay,
+    /// From live messages.
+    Live,
+    /// From the log with backoff, because nothing arrives live.
+    Fallback,
+}
+
+pub(super) struct Follow {
+    listen: Listen,
+    subscription: Option<Subscription>,
+    phase: Phase,
+    /// Events read and not handed out.
+    queue: VecDeque<Event>,
+    /// The last event that was read.
+    read_to: EventId,
+    /// The connection on which nothing was missed since the last replay.
+    synced: u64,
+    /// The event behind which the log had a gap at the last read.
+    gap: Option<EventId>,
+    backoff: Backoff,
+    ended: bool,
+    began: Instant,
+    last: Instant,
+}
+
+impl Follow {
+    pub(super) fn new(listen: Listen) -> Self {
+        let now = Instant::now();
+        Self {
+            read_to: listen.after,
+            listen,
+            subscription: None,
+            phase: Phase::Open,
+            queue: VecDeque::new(),
+            synced: 0,
+            gap: None,
+            backoff: Backoff::reading(),
+            ended: false,
+            began: now,
+            last: now,
+        }
+    }
+
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<Event, Error>> + Send + Unpin {
+        Box::pin(stream::unfold(self, async |mut follow| {
+            let item = follow.next().await?;
+            Some((item, follow))
+        }))
+    }
+
+    async fn next(&mut self) -> Option<Result<Event, Error>> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                self.last = Instant::now();
+                self.ended |= event.body.is_terminal() && self.queue.is_empty();
+                return Some(Ok(event));
+            }
+            if self.ended {
+                return None;
+            }
+            let (deadline, error) = self.deadline();
+            let step = async {
+                match deadline {
+                    Some(at) => match tokio::time::timeout_at(at, self.step()).await {
+                        Ok(result) => result,
+                        Err(_) => Err(error),
+                    },
+                    None => self.step().await,
+                }
+            };
+            if let Err(error) = step.await {
+                self.ended = true;
+                return Some(Err(error));
+            }
+        }
+    }
+
+    /// The nearer of the two limits, and what passing it means.
+    fn deadline(&self) -> (Option<Instant>, Error) {
+        let limit =
+            |from: Instant, limit: Option<Duration>| limit.and_then(|d| from.checked_add(d));
+        let idle = limit(self.last, self.listen.idle_timeout);
+        let whole = limit(self.began, self.listen.timeout);
+        match (idle, whole) {
+            (_, Some(at)) if idle.is_none_or(|idle| at <= idle) => {
+                (Some(at), Error::Timeout(self.listen.timeout.unwrap_or_default()))
+            }
+            _ => (idle, Error::Idle(self.listen.idle_timeout.unwrap_or_default())),
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), Error> {
+        match self.phase {
+            Phase::Open => self.open().await,
+            Phase::Replay => {
+                let read = self.read().await;
+                match read {
+                    Ok(full) => self.settle(full),
+                    Err(error) if error.is_transient() => self.phase = Phase::Fallback,
+                    Err(error) => return Err(error.into()),
+                }
+                Ok(())
+            }
+            Phase::Live => {
+                self.hear().await;
+                Ok(())
+            }
+            Phase::Fallback => self.poll().await,
+        }
+    }
+
+    /// Subscribes first and reads then, so that nothing falls between the two.
+    async fn open(&mut self) -> Result<(), Error> {
+        let topic = Topic::Job(self.listen.job);
+        let subscription = self.subscription.insert(self.listen.hub.subscribe(topic));
+        if let Link::Live(number) = subscription.link().await {
+            self.synced = number;
+        }
+        let Listen { job, page, .. } = self.listen;
+        let opened = self.listen.broker.open(job, self.read_to, page).await?;
+        if opened.record.is_none() && opened.events.is_empty() && !self.listen.expected {
+            return Err(Error::NotFound(job));
+        }
+        let over = opened.record.is_some_and(|record| record.state.is_terminal());
+        self.ended = over && opened.events.is_empty();
+        let full = self.take(opened.events);
+        self.settle(full);
+        Ok(())
+    }
+
+    /// Reads a page of the log; whether there may be more.
+    async fn read(&mut self) -> broker::Result<bool> {
+        let Listen { job, page, .. } = self.listen;
+        let events = self.listen.broker.read(job, self.read_to, page).await?;
+        Ok(self.take(events))
+    }
+
+    /// Queues a page of the log; whether to read on. A page with a gap is read a second time, in
+    /// case its writer is about to close it; a gap that is still there is passed over.
+    fn take(&mut self, events: Vec<Event>) -> bool {
+        let mut before = self.read_to;
+        let mut gap = None;
+        for event in &events {
+            if event.id.fence == before.fence && !before.precedes(event.id) {
+                gap = Some(before);
+                break;
+            }
+            before = event.id;
+        }
+        if gap.is_some() && self.gap != gap {
+            self.gap = gap;
+            return true;
+        }
+        if let Some(after) = gap {
+            tracing::warn!(job = %self.listen.job, %after, "gap in the log passed over");
+        }
+        let full = events.len() >= self.listen.page;
+        if let Some(last) = events.last() {
+            self.read_to = last.id;
+        }
+        self.queue.extend(events);
+        full
+    }
+
+    fn settle(&mut self, more: bool) {
+        self.phase = match self.link() {
+            _ if more => Phase::Replay,
+            Link::Live(number) if number == self.synced => Phase::Live,
+            Link::Live(number) => {
+                self.synced = number;
+                Phase::Replay
+            }
+            Link::Pending | Link::Down => Phase::Fallback,
+        };
+    }
+
+    fn link(&self) -> Link {
+        self.subscription.as_ref().map_or(Link::Down, Subscription::current)
+    }
+
+    /// Takes the next live message, or goes back to the log.
+    async fn hear(&mut self) {
+        let Some(subscription) = &mut self.subscription else { return };
+        match subscription.next().await {
+            Heard::Lagged => self.phase = Phase::Replay,
+            Heard::Link(_) => self.settle(false),
+            Heard::Message(bytes) => match Event::decode_message(&bytes) {
+                Ok(event) => self.accept(event),
+                Err(_) => self.phase = Phase::Replay,
+            },
+        }
+    }
+
+    fn accept(&mut self, event: Event) {
+        // Subscribed before the log was found empty: a first event has nothing before it.
+        let first = self.read_to == EventId::START && event.id.seq == 0;
+        if event.id <= self.read_to {
+            self.ended |= event.body.is_terminal() && event.id.fence == self.read_to.fence;
+        } else if first || self.read_to.precedes(event.id) {
+            self.read_to = event.id;
+            self.queue.push_back(event);
+        } else {
+            self.phase = Phase::Replay;
+        }
+    }
+
+    /// Waits longer and longer between reads, until data or the connection comes back.
+    async fn poll(&mut self) -> Result<(), Error> {
+        let delay = self.backoff.next_delay();
+        let Some(subscription) = &mut self.subscription else { return Ok(()) };
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {
+                match self.read().await {
+                    Ok(_) => {
+                        if !self.queue.is_empty() {
+                            self.backoff.reset();
+                        }
+                    }
+                    Err(error) if error.is_transient() => {
+                        tracing::debug!(%error, "log not read; trying again");
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            _ = subscription.next_link() => {
+                self.backoff.reset();
+                self.settle(false);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! The producer: checks jobs at the door, adds them in batches, and trims lanes now and then.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    broker::{self, Partition, Receipt, Shared, Submission},
+    job::{Invalid, Job, Lane, QueueName, Timestamp},
+};
+
+/// A worker that has read within this time is alive: it reads at least every 30 s.
+const ALIVE: Duration = Duration::from_secs(45);
+
+/// How a producer behaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// A lane is trimmed once every so many enqueues.
+    pub trim_every: u64,
+    /// Largest job, in bytes of JSON.
+    pub max_payload: usize,
+    /// Most jobs that go to the broker at once.
+    pub batch: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { trim_every: 1000, max_payload: 1024 * 1024, batch: 256 }
+    }
+}
+
+/// Why a job was not enqueued.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The job is not acceptable.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The job is too large.
+    #[error("job of {bytes} bytes; allowed: {max} (producer.max_payload)")]
+    TooLarge {
+        /// Bytes of JSON.
+        bytes: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// The job's time has passed.
+    #[error("not_before is {due}, which has passed (it is {now}); leave it out to run at once")]
+    PastSchedule {
+        /// The time asked for.
+        due: Timestamp,
+        /// The time it is.
+        now: Timestamp,
+    },
+    /// The broker refused it, or cannot be reached.
+    #[error(transparent)]
+    Broker(#[from] broker::Error),
+}
+
+impl Error {
+    /// A name that does not change.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid_job",
+            Self::TooLarge { .. } => "job_too_large",
+            Self::PastSchedule { .. } => "past_schedule",
+            Self::Broker(error) => error.code(),
+        }
+    }
+}
+
+/// Enqueues jobs.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// use std::sync::Arc;
+/// use millstream::{broker::memory::{self, Memory}, job::{ChatRequest, Job}, producer::Producer};
+///
+/// let broker = Arc::new(Memory::new(memory::Options::default()));
+/// let producer = Producer::new(broker, Default::default());
+/// let receipt = producer.enqueue(Job::new(ChatRequest::ask("any", "Hello?"))).await?;
+/// assert!(!receipt.duplicate);
+/// # Ok::<(), millstream::producer::Error>(()) }).unwrap();
+/// ```
+#[derive(Debug)]
+pub struct Producer {
+    broker: Shared,
+    options: Options,
+    /// Enqueues since the last trim, by lane. It starts anywhere, so that many short-lived
+    /// producers trim as often in all as one that lives long.
+    since_trim: Mutex<HashMap<(Partition, Lane), u64>>,
+}
+
+impl Producer {
+    /// A producer of jobs for `broker`.
+    pub fn new(broker: Shared, options: Options) -> Self {
+        Self { broker, options, since_trim: Mutex::default() }
+    }
+
+    /// Enqueues one job. `Ok` means that it is durable, as far as the broker is.
+    pub async fn enqueue(&self, job: Job) -> Result<Receipt, Error> {
+        let mut results = self.enqueue_all(vec![job]).await;
+        results.pop().unwrap_or_else(|| {
+            Err(broker::Error::Protocol("no answer for the job".to_owned()).into())
+        })
+    }
+
+    /// Enqueues jobs in order, in batches; one result each. One that is refused at the door keeps
+    /// none of the others back.
+    pub async fn enqueue_all(&self, jobs: Vec<Job>) -> Vec<Result<Receipt, Error>> {
+        let now = Timestamp::now();
+        let checked: Vec<_> = jobs.into_iter().map(|job| self.check(job, now)).collect();
+        let good: Vec<Submission> =
+            checked.iter().filter_map(|c| c.as_ref().ok().cloned()).collect();
+        let mut receipts = Vec::with_capacity(good.len());
+        for batch in good.chunks(self.options.batch.max(1)) {
+            let results = self.broker.enqueue(batch).await;
+            self.trim(batch, &results).await;
+            receipts.extend(results);
+        }
+        let mut receipts = receipts.into_iter();
+        checked
+            .into_iter()
+            .map(|checked| {
+                checked?;
+                let missing = || Err(broker::Error::Protocol("no answer for the job".to_owned()));
+                Ok(receipts.next().unwrap_or_else(missing)?)
+            })
+            .collect()
+    }
+
+    /// Checks a job as [`Producer::enqueue`] does, without enqueuing it.
+    pub fn check(&self, job: Job, now: Timestamp) -> Result<Submission, Error> {
+        job.check()?;
+        if let Some(due) = job.not_before.filter(|due| *due < now) {
+            return Err(Error::PastSchedule { due, now });
+        }
+        let payload = serde_json::to_vec(&job)
+            .map_err(|e| Error::Invalid(Invalid(format!("the job cannot be encoded: {e}"))))?;
+        let max = self.options.max_payload;
+        if payload.len() > max {
+            return Err(Error::TooLarge { bytes: payload.len(), max });
+        }
+        let partition = Partition::first(job.queue.clone());
+        Ok(Submission { id: job.assign_id(), job, payload, partition })
+    }
+
+    /// Workers that serve a queue, as far as the broker can tell.
+    pub async fn live_workers(&self, queue: &QueueName) -> broker::Result<usize> {
+        let workers = self.broker.workers(&Partition::first(queue.clone())).await?;
+        Ok(workers.iter().filter(|worker| worker.idle < ALIVE).count())
+    }
+
+    /// Counts what was added, and trims the lanes whose turn has come. A trim that fails costs
+    /// space, not jobs: the next one makes up for it.
+    async fn trim(&self, batch: &[Submission], results: &[broker::Result<Receipt>]) {
+        for (partition, lane) in self.due_for_trim(batch, results) {
+            match self.broker.trim(&partition, lane).await {
+                Ok(0) => {}
+                Ok(removed) => {
+                    tracing::info!(%partition, %lane, removed, "settled entries trimmed");
+                }
+                Err(error) => tracing::warn!(%partition, %lane, %error, "lane not trimmed"),
+            }
+        }
+    }
+
+    fn due_for_trim(
+        &self,
+        batch: &[Submission],
+        results: &[broker::Result<Receipt>],
+    ) -> Vec<(Partition, Lane)> {
+        let every = self.options.trim_every.max(1);
+        let mut counts = self.since_trim.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut due = Vec::new();
+        for (submission, result) in batch.iter().zip(results) {
+            if !matches!(result, Ok(receipt) if !receipt.duplicate) {
+                continue;
+            }
+            let lane = (submission.partition.clone(), submission.job.lane);
+            let count = counts.entry(lane.clone()).or_insert_with(|| anywhere_below(every));
+            *count += 1;
+            if *count >= every {
+                *count = 0;
+                due.push(lane);
+            }
+        }
+        due
+    }
+}
+
+fn anywhere_below(limit: u64) -> u64 {
+    u64::try_from(uuid::Uuid::new_v4().as_u128() % u128::from(limit)).unwrap_or(0)
+}

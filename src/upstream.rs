@@ -1,0 +1,37 @@
+//! The upstream's port: a model endpoint that answers chat requests.
+
+pub mod openai;
+
+use std::pin::Pin;
+
+use async_trait::async_trait;
+use futures_util::Stream;
+use serde_json::{Map, Value};
+
+use crate::{error::Failure, event::Piece, job::ChatRequest};
+
+/// What an upstream said at once: one chunk of a stream, or a whole answer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Part {
+    /// The upstream's own ID of the answer.
+    pub id: Option<String>,
+    /// The model that answers, as it names itself.
+    pub model: Option<String>,
+    /// What the choices said.
+    pub pieces: Vec<Piece>,
+    /// The model's own count.
+    pub usage: Option<Value>,
+    /// Every other field.
+    pub extra: Map<String, Value>,
+}
+
+/// An answer as it comes. Dropping it drops the call.
+pub type Parts = Pin<Box<dyn Stream<Item = Result<Part, Failure>> + Send>>;
+
+/// A model endpoint.
+#[async_trait]
+pub trait Upstream: Send + Sync {
+    /// Asks for an answer, streamed or whole. No retry and no deadline: both are the caller's.
+    /// A stream that ends without an error may still have been cut: look for a finish reason.
+    async fn answer(&self, request: &ChatRequest, stream: bool) -> Result<Parts, Failure>;
+}

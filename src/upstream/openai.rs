@@ -1,0 +1,373 @@
+//! Any OpenAI-compatible endpoint, through async-openai.
+//!
+//! The client's own types are not used: requests go out with the bytes that came in, and answers
+//! come back as raw JSON, so that fields which the client does not know survive. Its hidden retry
+//! is replaced by a service that makes one call and keeps the status of every error.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use async_openai::{
+    Client, config::OpenAIConfig, error::OpenAIError, middleware::HttpRequestFactory,
+};
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, value::RawValue};
+
+use super::{Part, Parts, Upstream};
+use crate::{
+    error::{Code, Failure},
+    event::Piece,
+    job::ChatRequest,
+};
+
+/// Where the model is.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// The address up to and including the version, such as `https://api.openai.com/v1`.
+    pub base_url: String,
+    /// Sent as a bearer token; empty for an endpoint without keys.
+    pub api_key: String,
+    /// Longest time to connect.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            base_url: String::new(),
+            api_key: String::new(),
+            connect_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("base_url", &self.base_url)
+            .field("connect_timeout", &self.connect_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `OpenAI`'s own endpoint: what an API key without an address means.
+pub const OPENAI: &str = "https://api.openai.com/v1";
+
+/// An endpoint that cannot be used as it is described.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address cannot be read.
+    #[error("upstream.base_url is `{0}`; allowed: an http:// or https:// address such as {OPENAI}")]
+    Address(String),
+    /// The HTTP client cannot be made.
+    #[error("cannot set up the HTTP client")]
+    Client(#[source] reqwest::Error),
+}
+
+/// An OpenAI-compatible endpoint.
+#[derive(Debug, Clone)]
+pub struct OpenAi {
+    client: Client<OpenAIConfig>,
+}
+
+impl OpenAi {
+    /// Prepares the client; nothing is called yet.
+    pub fn new(options: &Options) -> Result<Self, Error> {
+        crate::install_tls_provider();
+        let base = if options.base_url.is_empty() { OPENAI } else { &options.base_url };
+        let base = base.trim_end_matches('/');
+        let url = reqwest::Url::parse(base).ok().filter(|url| url.scheme().starts_with("http"));
+        if url.is_none() {
+            return Err(Error::Address(base.to_owned()));
+        }
+        let http = reqwest::Client::builder()
+            .connect_timeout(options.connect_timeout)
+            .tcp_nodelay(true)
+            .user_agent(concat!("millstream/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(Error::Client)?;
+        let config = OpenAIConfig::new().with_api_base(base).with_api_key(&options.api_key);
+        let client = Client::build(http.clone(), config).with_http_service(OneCall { http });
+        Ok(Self { client })
+    }
+}
+
+#[async_trait]
+impl Upstream for OpenAi {
+    async fn answer(&self, request: &ChatRequest, stream: bool) -> Result<Parts, Failure> {
+        let body = shaped(request, stream);
+        if stream {
+            let chunks = self.client.chat().create_stream_byot::<_, Box<RawValue>>(body).await;
+            let parts = chunks.map_err(failure)?.map(|chunk| part(&chunk.map_err(failure)?));
+            return Ok(Box::pin(parts));
+        }
+        let whole: Result<Box<RawValue>, _> = self.client.chat().create_byot(body).await;
+        let part = part(&whole.map_err(failure)?);
+        Ok(Box::pin(stream::iter([part])))
+    }
+}
+
+/// The request with the fields that decide streaming set, and every other field as it came.
+fn shaped(request: &ChatRequest, stream: bool) -> ChatRequest {
+    let mut body = request.clone();
+    if stream {
+        let mut options: Map<String, Value> = body.get("stream_options").unwrap_or_default();
+        options.insert("include_usage".to_owned(), Value::Bool(true));
+        body.set("stream_options", &options);
+    } else {
+        body.remove("stream_options");
+    }
+    body.set("stream", &stream);
+    body
+}
+
+/// One chunk, or one whole answer.
+#[derive(Deserialize)]
+struct Wire {
+    id: Option<String>,
+    model: Option<String>,
+    choices: Option<Vec<Choice>>,
+    usage: Option<Value>,
+    error: Option<Value>,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    #[serde(default)]
+    index: u32,
+    delta: Option<Map<String, Value>>,
+    message: Option<Map<String, Value>>,
+    finish_reason: Option<String>,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
+
+fn part(raw: &RawValue) -> Result<Part, Failure> {
+    let wire: Wire = serde_json::from_str(raw.get()).map_err(|e| {
+        Failure::new(Code::UpstreamProtocol, format!("a chunk of the answer cannot be read: {e}"))
+    })?;
+    if let Some(error) = wire.error.filter(|error| !error.is_null()) {
+        return Err(error_object(&error));
+    }
+    let mut extra = wire.extra;
+    extra.retain(|name, value| !value.is_null() && name != "object" && name != "created");
+    let pieces = wire.choices.unwrap_or_default().into_iter().map(|choice| Piece {
+        index: choice.index,
+        delta: choice.delta.or(choice.message).unwrap_or_default(),
+        finish_reason: choice.finish_reason,
+        extra: choice.extra,
+    });
+    Ok(Part {
+        id: wire.id,
+        model: wire.model,
+        pieces: pieces.collect(),
+        usage: wire.usage.filter(|usage| !usage.is_null()),
+        extra,
+    })
+}
+
+/// An error object in mid-stream. A code that is an HTTP status decides; otherwise it may pass.
+fn error_object(error: &Value) -> Failure {
+    let text = |name: &str| error.get(name).and_then(Value::as_str);
+    let message = text("message").map_or_else(|| error.to_string(), str::to_owned);
+    let status = error.get("code").or_else(|| error.get("status"));
+    let status = status
+        .and_then(|code| code.as_u64().or_else(|| code.as_str()?.parse().ok()))
+        .and_then(|code| u16::try_from(code).ok())
+        .filter(|code| (400..600).contains(code));
+    if let Some(status) = status {
+        return Failure::from_status(status, message, None);
+    }
+    match (text("type"), text("code")) {
+        (Some("invalid_request_error"), _) => Failure::new(Code::InvalidRequest, message),
+        (Some("rate_limit_error"), _) | (_, Some("rate_limit_exceeded")) => {
+            Failure::new(Code::RateLimited, message)
+        }
+        _ => Failure::new(Code::UpstreamError, message),
+    }
+}
+
+/// What the client's error means.
+fn failure(error: OpenAIError) -> Failure {
+    match error {
+        OpenAIError::Boxed(inner) => match inner.downcast::<Failure>() {
+            Ok(failure) => *failure,
+            Err(other) => Failure::new(Code::UpstreamConnection, chain(other.as_ref())),
+        },
+        OpenAIError::ApiError(api) => {
+            Failure::from_status(api.status_code.as_u16(), api.api_error.to_string(), None)
+        }
+        OpenAIError::JSONDeserialize(error, content) => {
+            match serde_json::from_str::<Value>(&content) {
+                Ok(value) if value.get("error").is_some_and(|e| !e.is_null()) => {
+                    error_object(&value["error"])
+                }
+                _ => Failure::new(
+                    Code::UpstreamProtocol,
+                    format!("a chunk of the answer is not JSON: {error}"),
+                ),
+            }
+        }
+        OpenAIError::InvalidArgument(text) => Failure::new(Code::InvalidRequest, text),
+        other => Failure::new(Code::UpstreamConnection, chain(&other)),
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// Makes one call and turns every error status into a [`Failure`] that keeps it.
+#[derive(Clone)]
+struct OneCall {
+    http: reqwest::Client,
+}
+
+type Calling = Pin<Box<dyn Future<Output = Result<reqwest::Response, OpenAIError>> + Send>>;
+
+impl tower::Service<HttpRequestFactory> for OneCall {
+    type Response = reqwest::Response;
+    type Error = OpenAIError;
+    type Future = Calling;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), OpenAIError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: HttpRequestFactory) -> Calling {
+        let http = self.http.clone();
+        Box::pin(async move {
+            let request = request.build().await?;
+            let host = request.url().host_str().unwrap_or_default().to_owned();
+            let response = http.execute(request).await.map_err(|e| {
+                let text = format!("{host} cannot be reached: {}", chain(&e));
+                OpenAIError::Boxed(Box::new(Failure::new(Code::UpstreamConnection, text)))
+            })?;
+            if response.status().is_success() {
+                return Ok(response);
+            }
+            Err(OpenAIError::Boxed(Box::new(refused(response).await)))
+        })
+    }
+}
+
+/// Most bytes of an error's body that are read.
+const ERROR_BODY: usize = 64 * 1024;
+
+async fn refused(response: reqwest::Response) -> Failure {
+    let status = response.status();
+    let after = retry_after(response.headers());
+    let mut body = Vec::new();
+    let mut chunks = response.bytes_stream();
+    while let Some(Ok(chunk)) = chunks.next().await {
+        body.extend_from_slice(&chunk);
+        if body.len() > ERROR_BODY {
+            break;
+        }
+    }
+    let said = match serde_json::from_slice::<Value>(&body) {
+        Ok(value) => value
+            .pointer("/error/message")
+            .or_else(|| value.get("message"))
+            .or_else(|| value.get("error"))
+            .and_then(Value::as_str)
+            .map_or_else(|| value.to_string(), str::to_owned),
+        Err(_) => String::from_utf8_lossy(&body).trim().chars().take(300).collect(),
+    };
+    let reason = status.canonical_reason().unwrap_or("error");
+    Failure::from_status(status.as_u16(), format!("{} {reason}: {said}", status.as_u16()), after)
+}
+
+/// `retry-after-ms`, then `Retry-After` as seconds or as an HTTP date (RFC 9110, 10.2.3).
+fn retry_after(headers: &reqwest::header::HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(ms) = text("retry-after-ms").and_then(|value| value.trim().parse::<f64>().ok()) {
+        return Duration::try_from_secs_f64(ms / 1000.0).ok();
+    }
+    let value = text("retry-after")?.trim();
+    if let Ok(seconds) = value.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    let until = httpdate::parse_http_date(value).ok()?;
+    Some(until.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn raw(value: &Value) -> Box<RawValue> {
+        serde_json::value::to_raw_value(value).unwrap()
+    }
+
+    #[test]
+    fn streaming_is_asked_for_without_touching_the_rest() {
+        let request: ChatRequest = serde_json::from_str(
+            r#"{"model":"m","messages":[{}],"stream_options":{"x":1},"big":123456789012345678901}"#,
+        )
+        .unwrap();
+        let text = serde_json::to_string(&shaped(&request, true)).unwrap();
+        assert!(text.contains(r#""x":1,"include_usage":true"#), "{text}");
+        assert!(text.contains("123456789012345678901") && text.contains(r#""stream":true"#));
+        let text = serde_json::to_string(&shaped(&request, false)).unwrap();
+        assert!(!text.contains("stream_options"), "{text}");
+    }
+
+    #[test]
+    fn unknown_fields_of_a_chunk_survive() {
+        let chunk = json!({"id": "c", "object": "x", "created": 1, "model": "m", "usage": null,
+            "choices": [{"index": 0, "delta": {"reasoning_content": "hm"}, "x": 1}], "y": [2]});
+        let part = part(&raw(&chunk)).unwrap();
+        assert_eq!(part.pieces[0].delta["reasoning_content"], "hm");
+        assert_eq!(part.pieces[0].extra["x"], 1);
+        assert_eq!(part.extra, *json!({"y": [2]}).as_object().unwrap());
+        assert_eq!(part.usage, None);
+    }
+
+    #[test]
+    fn an_error_object_is_told_by_status_type_or_code() {
+        let code = |error: Value| part(&raw(&json!({ "error": error }))).unwrap_err().code;
+        assert_eq!(code(json!({"message": "m", "code": 429})), Code::RateLimited);
+        assert_eq!(code(json!({"message": "m", "code": "503"})), Code::UpstreamError);
+        assert_eq!(code(json!({"type": "invalid_request_error"})), Code::InvalidRequest);
+        assert_eq!(code(json!({"message": "boom"})), Code::UpstreamError);
+    }
+
+    #[test]
+    fn retry_after_is_read_in_all_forms() {
+        let after = |name: &'static str, value: &str| {
+            let mut headers = reqwest::header::HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            retry_after(&headers)
+        };
+        assert_eq!(after("retry-after-ms", "1500"), Some(Duration::from_millis(1500)));
+        assert_eq!(after("retry-after", "2"), Some(Duration::from_secs(2)));
+        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
+        assert!(after("retry-after", &date).is_some_and(|d| (58..=60).contains(&d.as_secs())));
+        assert_eq!(after("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(after("retry-after", "soon"), None);
+        assert_eq!(after("retry-after", "-1"), None);
+    }
+}

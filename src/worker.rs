@@ -1,0 +1,229 @@
+//! The worker: claims entries, runs their jobs against the upstream, publishes batched chunks.
+//!
+//! One file per task: `claim` reads a partition's lanes, `execute` runs one entry, `generate`
+//! reads the upstream, `batch` gathers deltas, `publish` writes events under the fence, `settle` acknowledges in batches,
+//! `promoter` moves parked jobs to their lanes.
+
+mod batch;
+mod claim;
+mod execute;
+mod generate;
+mod promoter;
+mod publish;
+mod settle;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    broker::{Partition, Place, Shared, WorkerId},
+    event::Codec,
+    job::{JobId, QueueName},
+    listener::Hub,
+    retry::Schedule,
+    upstream::Upstream,
+};
+
+/// How a worker behaves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// The queues it serves.
+    pub queues: Vec<QueueName>,
+    /// Most jobs at once.
+    pub concurrency: usize,
+    /// What its incarnations are called; the host's name when empty.
+    pub name: String,
+    /// How often the lanes `high`, `normal` and `low` are chosen while all have entries.
+    pub weights: [u32; 3],
+    /// Longest time one blocking read waits.
+    #[serde(with = "humantime_serde")]
+    pub block: Duration,
+    /// Deltas are gathered for this long; the first of an attempt goes out at once.
+    #[serde(with = "humantime_serde")]
+    pub flush_interval: Duration,
+    /// Deltas of this many bytes go out before the interval is over.
+    pub flush_bytes: usize,
+    /// How chunks are written.
+    pub codec: Codec,
+    /// Most entries acknowledged at once.
+    pub ack_batch: usize,
+    /// Longest wait for the first token.
+    #[serde(with = "humantime_serde")]
+    pub first_token_timeout: Duration,
+    /// Longest silence between two parts of an answer.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// Longest attempt.
+    #[serde(with = "humantime_serde")]
+    pub total_timeout: Duration,
+    /// Most bytes of an attempt that are kept while the broker has not taken them.
+    pub buffer_bytes: usize,
+    /// How long running jobs may go on after the worker was told to stop.
+    #[serde(with = "humantime_serde")]
+    pub drain: Duration,
+    /// When failed jobs are tried again.
+    pub retry: Schedule,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            queues: vec![QueueName::default()],
+            concurrency: 64,
+            name: String::new(),
+            weights: [8, 4, 1],
+            block: Duration::from_secs(30),
+            flush_interval: Duration::from_millis(100),
+            flush_bytes: 8192,
+            codec: Codec::Json,
+            ack_batch: 128,
+            first_token_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(60),
+            total_timeout: Duration::from_mins(15),
+            buffer_bytes: 4 * 1024 * 1024,
+            drain: Duration::from_secs(25),
+            retry: Schedule::default(),
+        }
+    }
+}
+
+/// Why a worker stopped, and what it leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stopped {
+    /// Why.
+    pub reason: Reason,
+    /// Attempts that it ended, well or badly.
+    pub finished: u64,
+    /// Jobs that were still running.
+    pub unfinished: Vec<JobId>,
+}
+
+/// Why a worker stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// It was told to, and everything in its hands ended.
+    Drained,
+    /// It was told to, and the time for draining passed first.
+    DrainTimeout,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Drained => "drained",
+            Self::DrainTimeout => "drain timeout",
+        })
+    }
+}
+
+/// A worker, ready to run.
+pub struct Worker {
+    context: Arc<Context>,
+    hub: Hub,
+    acks: settle::Acks,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("id", &self.context.id).finish_non_exhaustive()
+    }
+}
+
+/// What all tasks of a worker share.
+struct Context {
+    id: WorkerId,
+    broker: Shared,
+    upstream: Arc<dyn Upstream>,
+    options: Options,
+    slots: Arc<Semaphore>,
+    /// Entries in this worker's hands, so that reading them again finds only lost ones.
+    held: Mutex<HashMap<Place, JobId>>,
+    acks: settle::Sender,
+    finished: AtomicU64,
+    /// Ends everything at once: the drain is over.
+    abandon: CancellationToken,
+}
+
+impl Context {
+    fn held(&self) -> MutexGuard<'_, HashMap<Place, JobId>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Worker {
+    /// A new incarnation. `hub` is the process's subscriber connection.
+    pub fn new(broker: Shared, hub: Hub, upstream: Arc<dyn Upstream>, options: Options) -> Self {
+        let id = WorkerId::new(if options.name.is_empty() { "worker" } else { &options.name });
+        let (sender, acks) = settle::channel();
+        let context = Context {
+            id,
+            broker,
+            upstream,
+            slots: Arc::new(Semaphore::new(options.concurrency.max(1))),
+            options,
+            held: Mutex::default(),
+            acks: sender,
+            finished: AtomicU64::new(0),
+            abandon: CancellationToken::new(),
+        };
+        Self { context: Arc::new(context), hub, acks }
+    }
+
+    /// This incarnation's ID.
+    pub fn id(&self) -> &WorkerId {
+        &self.context.id
+    }
+
+    /// Runs until `shutdown` is cancelled; then claims nothing more and lets running jobs end, for
+    /// at most `drain`.
+    pub async fn run(self, shutdown: CancellationToken) -> Stopped {
+        let Self { context, hub, acks } = self;
+        let loops = TaskTracker::new();
+        let jobs = TaskTracker::new();
+        for queue in &context.options.queues {
+            let partition = Partition::first(queue.clone());
+            tracing::info!(worker = %context.id, %partition, "serving");
+            let reader = claim::Reader::new(Arc::clone(&context), partition.clone(), jobs.clone());
+            loops.spawn(reader.run(shutdown.clone()));
+            loops.spawn(promoter::run(
+                context.broker.clone(),
+                hub.clone(),
+                partition,
+                shutdown.clone(),
+            ));
+        }
+        loops.close();
+        let acking = tokio::spawn(settle::run(
+            context.broker.clone(),
+            acks,
+            context.options.ack_batch,
+            context.abandon.clone(),
+        ));
+        loops.wait().await;
+        jobs.close();
+        let drained = tokio::time::timeout(context.options.drain, jobs.wait()).await.is_ok();
+        context.abandon.cancel();
+        jobs.wait().await;
+        let unfinished = context.held().values().copied().collect();
+        let finished = context.finished.load(Ordering::Relaxed);
+        // The last sender goes with the context; what is queued is acknowledged first.
+        drop(context);
+        if acking.await.is_err() {
+            tracing::error!("the acknowledging task failed");
+        }
+        let reason = if drained { Reason::Drained } else { Reason::DrainTimeout };
+        Stopped { reason, finished, unfinished }
+    }
+}

@@ -1,0 +1,184 @@
+//! Reads one partition's lanes: by weight while there is something to read, and with one blocking
+//! read over all lanes when there is not. No polling.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Context, execute};
+use crate::{
+    broker::{Claimer, Entry, Partition, Result},
+    job::Lane,
+    retry::Backoff,
+};
+
+/// Chooses lanes in proportion to their weights: smooth weighted round robin, as in nginx. The
+/// credits outlive a round, so that the proportion holds with one free slot at a time, too.
+#[derive(Debug)]
+struct Weights {
+    weights: [u32; 3],
+    credits: [i64; 3],
+}
+
+impl Weights {
+    fn new(weights: [u32; 3]) -> Self {
+        Self { weights: weights.map(|weight| weight.max(1)), credits: [0; 3] }
+    }
+
+    /// How many of `slots` each open lane gets.
+    fn share(&mut self, slots: usize, open: [bool; 3]) -> [usize; 3] {
+        let mut shares = [0; 3];
+        let total: i64 = (0..3).filter(|at| open[*at]).map(|at| i64::from(self.weights[at])).sum();
+        if total == 0 {
+            return shares;
+        }
+        for _ in 0..slots {
+            let mut best: Option<usize> = None;
+            for at in (0..3).filter(|at| open[*at]) {
+                self.credits[at] += i64::from(self.weights[at]);
+                if best.is_none_or(|best| self.credits[at] > self.credits[best]) {
+                    best = Some(at);
+                }
+            }
+            if let Some(at) = best {
+                self.credits[at] -= total;
+                shares[at] += 1;
+            }
+        }
+        shares
+    }
+}
+
+/// The claim loop of one partition.
+pub(super) struct Reader {
+    context: Arc<Context>,
+    partition: Partition,
+    jobs: TaskTracker,
+    weights: Weights,
+    /// Lanes that may have entries: all but those whose last read came back short.
+    open: [bool; 3],
+    /// Claimed and not started; they go before anything else.
+    surplus: VecDeque<Entry>,
+}
+
+impl Reader {
+    pub(super) fn new(context: Arc<Context>, partition: Partition, jobs: TaskTracker) -> Self {
+        let weights = Weights::new(context.options.weights);
+        Self { context, partition, jobs, weights, open: [true; 3], surplus: VecDeque::new() }
+    }
+
+    /// Claims and starts jobs until `stop`. What is claimed by then is started.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::connecting();
+        while !stop.is_cancelled() {
+            let Err(error) = self.serve(&stop, &mut backoff).await else { break };
+            tracing::warn!(partition = %self.partition, %error, "claiming interrupted");
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        while let Some(entry) = self.surplus.pop_front() {
+            let Ok(slot) = Arc::clone(&self.context.slots).acquire_owned().await else { return };
+            self.start(entry, slot);
+        }
+    }
+
+    async fn serve(&mut self, stop: &CancellationToken, backoff: &mut Backoff) -> Result<()> {
+        let context = Arc::clone(&self.context);
+        let mut claimer = context.broker.claimer(&self.partition, &context.id).await?;
+        // What a lost reply carried is still this worker's.
+        let pending = claimer.pending().await?;
+        self.keep(pending);
+        self.open = [true; 3];
+        loop {
+            let slot = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                slot = Arc::clone(&context.slots).acquire_owned() => slot,
+            };
+            let Ok(slot) = slot else { return Ok(()) };
+            backoff.reset();
+            if let Some(entry) = self.surplus.pop_front() {
+                self.start(entry, slot);
+            } else if self.open.contains(&true) {
+                self.read(claimer.as_mut(), slot).await?;
+            } else {
+                drop(slot);
+                let entries = claimer.wait(context.options.block, stop).await?;
+                for entry in &entries {
+                    self.open[entry.place.lane.index()] = true;
+                }
+                self.keep(entries);
+            }
+        }
+    }
+
+    /// One round over the lanes, for every slot that is free.
+    async fn read(&mut self, claimer: &mut dyn Claimer, slot: OwnedSemaphorePermit) -> Result<()> {
+        let slots = &self.context.slots;
+        let mut free = vec![slot];
+        while let Ok(more) = Arc::clone(slots).try_acquire_owned() {
+            free.push(more);
+        }
+        let shares = self.weights.share(free.len(), self.open);
+        for (lane, share) in Lane::ALL.into_iter().zip(shares).filter(|(_, share)| *share > 0) {
+            let entries = claimer.read(lane, share).await?;
+            self.open[lane.index()] = entries.len() >= share;
+            self.keep(entries);
+        }
+        while let Some(entry) = self.surplus.pop_front() {
+            match free.pop() {
+                Some(slot) => self.start(entry, slot),
+                None => {
+                    self.surplus.push_front(entry);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes entries into this worker's hands, unless they are there.
+    fn keep(&mut self, entries: Vec<Entry>) {
+        let mut held = self.context.held();
+        for entry in entries {
+            if held.insert(entry.place.clone(), entry.id).is_none() {
+                self.surplus.push_back(entry);
+            }
+        }
+    }
+
+    fn start(&self, entry: Entry, slot: OwnedSemaphorePermit) {
+        let context = Arc::clone(&self.context);
+        self.jobs.spawn(async move {
+            execute::run(&context, entry).await;
+            drop(slot);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_chosen_by_weight() {
+        let mut weights = Weights::new([8, 4, 1]);
+        assert_eq!(weights.share(13, [true; 3]), [8, 4, 1]);
+        assert_eq!(weights.share(12, [false, true, false]), [0, 12, 0]);
+        assert_eq!(weights.share(5, [false; 3]), [0; 3]);
+    }
+
+    #[test]
+    fn one_slot_at_a_time_starves_no_lane() {
+        let mut weights = Weights::new([8, 4, 1]);
+        let mut sums = [0; 3];
+        for _ in 0..130 {
+            let share = weights.share(1, [true; 3]);
+            (0..3).for_each(|at| sums[at] += share[at]);
+        }
+        assert_eq!(sums, [80, 40, 10]);
+    }
+}

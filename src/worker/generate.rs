@@ -1,0 +1,203 @@
+//! Generates an attempt's answer: reads the upstream and appends what it says, both at once, so
+//! that a slow or absent broker never stops the model, up to the bound of the buffer.
+
+use std::{pin::Pin, time::Duration};
+
+use futures_util::StreamExt;
+use tokio::time::Instant;
+
+use super::{
+    Context,
+    batch::{Batch, Summary},
+    publish::{Over, Publisher},
+};
+use crate::{
+    error::{Code, Failure},
+    event::{Body, Chunk},
+    job::Job,
+    upstream::{Part, Parts},
+};
+
+/// What an attempt came to.
+pub(super) struct Ended {
+    pub(super) failure: Option<Failure>,
+    pub(super) summary: Summary,
+    /// What was gathered and not yet appended.
+    pub(super) chunk: Option<Chunk>,
+    pub(super) ttft: Option<Duration>,
+    pub(super) took: Duration,
+}
+
+/// An append on its way; it gives the publisher back.
+type Appending = Pin<Box<dyn Future<Output = (Publisher, Result<(), Over>)> + Send>>;
+
+/// The publisher, at hand or busy with the one append in flight.
+enum Pen {
+    Idle(Publisher),
+    Busy(Appending),
+    Gone,
+}
+
+/// Reads the upstream and appends what it says, both at once.
+pub(super) struct Generation<'a> {
+    context: &'a Context,
+    job: &'a Job,
+    pen: Pen,
+    batch: Batch,
+    summary: Summary,
+    began: Instant,
+    ttft: Option<Duration>,
+    heard: Instant,
+}
+
+impl<'a> Generation<'a> {
+    pub(super) fn new(context: &'a Context, job: &'a Job, publisher: Publisher) -> Self {
+        let now = Instant::now();
+        let options = &context.options;
+        Self {
+            context,
+            job,
+            pen: Pen::Idle(publisher),
+            batch: Batch::new(options.flush_interval, options.flush_bytes),
+            summary: Summary::default(),
+            began: now,
+            ttft: None,
+            heard: now,
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Result<(Ended, Publisher), Over> {
+        let failure = match self.generate().await? {
+            Ok(()) if self.summary.finished => None,
+            Ok(()) => Some(Failure::new(
+                Code::Truncated,
+                "the answer ended without a finish reason; the connection was probably cut",
+            )),
+            Err(failure) => Some(failure),
+        };
+        let publisher = self.rest().await?;
+        let ended = Ended {
+            failure,
+            summary: self.summary,
+            chunk: self.batch.take(),
+            ttft: self.ttft,
+            took: self.began.elapsed(),
+        };
+        Ok((ended, publisher))
+    }
+
+    /// Waits for the append in flight.
+    async fn rest(&mut self) -> Result<Publisher, Over> {
+        match std::mem::replace(&mut self.pen, Pen::Gone) {
+            Pen::Idle(publisher) => Ok(publisher),
+            Pen::Busy(append) => {
+                let (publisher, result) = append.await;
+                result.map(|()| publisher)
+            }
+            Pen::Gone => Err(Over::Abandoned),
+        }
+    }
+
+    /// The deadline that comes first, and what passing it means. A job that does not stream answers
+    /// all at once: only its total time counts.
+    fn deadline(&self) -> (Instant, &'static str, Duration) {
+        let options = &self.context.options;
+        let total = options.total_timeout;
+        let total = self.job.deadline().map_or(total, |own| own.min(total));
+        let (silence, limit) = if self.ttft.is_some() {
+            ("no more of the answer came", options.idle_timeout)
+        } else {
+            ("no first token came", options.first_token_timeout)
+        };
+        let (end, next) = (self.began + total, self.heard + limit);
+        if end <= next || !self.job.stream {
+            (end, "the answer was not whole", total)
+        } else {
+            (next, silence, limit)
+        }
+    }
+
+    fn late(what: &str, limit: Duration) -> Failure {
+        let text = format!("{what} within {} s", limit.as_secs_f64());
+        Failure::new(Code::Timeout, text)
+    }
+
+    /// Calls the upstream and reads it to its end. The outer error ends the attempt without a word.
+    async fn generate(&mut self) -> Result<Result<(), Failure>, Over> {
+        let (at, what, limit) = self.deadline();
+        let call = self.context.upstream.answer(&self.job.request, self.job.stream);
+        let mut parts = tokio::select! {
+            result = tokio::time::timeout_at(at, call) => match result {
+                Ok(Ok(parts)) => parts,
+                Ok(Err(failure)) => return Ok(Err(failure)),
+                Err(_) => return Ok(Err(Self::late(what, limit))),
+            },
+            () = self.context.abandon.cancelled() => return Err(Over::Abandoned),
+        };
+        loop {
+            if let Some(end) = self.turn(&mut parts).await? {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// One step: a part, a flush, the end of an append or a deadline.
+    async fn turn(&mut self, parts: &mut Parts) -> Result<Option<Result<(), Failure>>, Over> {
+        // Beyond the bound the upstream waits: what it has said is not thrown away, and its silence
+        // is not its own.
+        let room = self.batch.weight() < self.context.options.buffer_bytes;
+        if !room {
+            self.heard = Instant::now();
+        }
+        let (at, what, limit) = self.deadline();
+        let due = self.batch.due().filter(|_| self.job.stream && matches!(self.pen, Pen::Idle(_)));
+        let mut part = None;
+        tokio::select! {
+            biased;
+            () = self.context.abandon.cancelled() => return Err(Over::Abandoned),
+            result = written(&mut self.pen) => result?,
+            () = tokio::time::sleep_until(due.unwrap_or(at)), if due.is_some() => self.flush(),
+            next = parts.next(), if room => part = Some(next),
+            () = tokio::time::sleep_until(at) => return Ok(Some(Err(Self::late(what, limit)))),
+        }
+        match part {
+            None => Ok(None),
+            Some(None) => Ok(Some(Ok(()))),
+            Some(Some(Err(failure))) => Ok(Some(Err(failure))),
+            Some(Some(Ok(part))) => {
+                self.hear(part);
+                Ok(None)
+            }
+        }
+    }
+
+    fn hear(&mut self, mut part: Part) {
+        self.heard = Instant::now();
+        self.summary.note(&part);
+        if self.summary.spoke && self.ttft.is_none() {
+            self.ttft = Some(self.began.elapsed());
+        }
+        self.batch.push(&mut part);
+    }
+
+    /// Starts to append what has gathered.
+    fn flush(&mut self) {
+        let Pen::Idle(mut publisher) = std::mem::replace(&mut self.pen, Pen::Gone) else { return };
+        let Some(chunk) = self.batch.take() else {
+            self.pen = Pen::Idle(publisher);
+            return;
+        };
+        self.pen = Pen::Busy(Box::pin(async move {
+            let result = publisher.append(&Body::Delta(chunk)).await;
+            (publisher, result)
+        }));
+    }
+}
+
+/// The end of the append in flight; pending for ever when there is none.
+async fn written(pen: &mut Pen) -> Result<(), Over> {
+    let Pen::Busy(append) = pen else { return std::future::pending().await };
+    let (publisher, result) = append.await;
+    *pen = Pen::Idle(publisher);
+    result
+}

@@ -10,7 +10,7 @@
 
 mod entry;
 mod error;
-//pub mod memory;
+pub mod memory;
 pub mod redis;
 mod view;
 

@@ -148,6 +148,9 @@ struct RedisClaimer {
 /// Longest time a read may block; longer waits are cut by the caller.
 const LONGEST_BLOCK: Duration = Duration::from_mins(5);
 
+/// How long a read that was ended may take to return before it is ended again.
+const UNBLOCK_AGAIN: Duration = Duration::from_millis(20);
+
 impl RedisClaimer {
     async fn link(&mut self) -> Result<&mut Link> {
         let link = match self.link.take() {
@@ -218,6 +221,9 @@ impl Claimer for RedisClaimer {
     }
 
     async fn wait(&mut self, block: Duration, stop: &CancellationToken) -> Result<Vec<Entry>> {
+        if stop.is_cancelled() {
+            return Ok(Vec::new());
+        }
         let block = block.min(LONGEST_BLOCK);
         let mut command = self.command();
         command.arg("COUNT").arg(1).arg("BLOCK").arg(millis(block).max(1)).arg("STREAMS");
@@ -232,9 +238,15 @@ impl Claimer for RedisClaimer {
                 reply = &mut read => reply,
                 () = stop.cancelled() => {
                     // Dropping the read would not undo it on the server: an entry could still be
-                    // given to a connection that nobody reads.
-                    pool.command(redis::cmd("CLIENT").arg("UNBLOCK").arg(id)).await?;
-                    read.await
+                    // given to a connection that nobody reads. It may not have arrived there yet,
+                    // so it is ended again until it has.
+                    loop {
+                        pool.command(redis::cmd("CLIENT").arg("UNBLOCK").arg(id)).await?;
+                        match tokio::time::timeout(UNBLOCK_AGAIN, &mut read).await {
+                            Ok(reply) => break reply,
+                            Err(_) => continue,
+                        }
+                    }
                 }
             }
         };

@@ -74,6 +74,7 @@ impl Log for Redis {
             .key(self.keys.log(attempt.job))
             .arg(attempt.fence)
             .arg(attempt.number)
+            .arg(attempt.failures)
             .arg(attempt.worker.as_str())
             .arg(place_text(&attempt.place))
             .arg(millis(self.options.job_ttl));

@@ -64,5 +64,5 @@ end
 redis.call('HSET', record, unpack(set))
 redis.call('PEXPIRE', record, ARGV[6])
 redis.call('PEXPIRE', log, ARGV[6])
-redis.call('PUBLISH', record, id .. ' ' .. event .. ' ' .. payload)
+redis.pcall('PUBLISH', record, id .. ' ' .. event .. ' ' .. payload)
 return answer(event == 'started' and 'begun' or 'bury')

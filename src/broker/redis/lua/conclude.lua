@@ -41,6 +41,6 @@ if ARGV[5] == '1' then
 end
 if not compacted then redis.call('PEXPIRE', log, ttl) end
 for i = first, #ARGV, 3 do
-  redis.call('PUBLISH', record, fence .. '-' .. ARGV[i] .. ' ' .. ARGV[i + 1] .. ' ' .. ARGV[i + 2])
+  redis.pcall('PUBLISH', record, fence .. '-' .. ARGV[i] .. ' ' .. ARGV[i + 1] .. ' ' .. ARGV[i + 2])
 end
 return 'yes'

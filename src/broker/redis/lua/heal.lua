@@ -1,8 +1,9 @@
 -- Writes again what the server has forgotten of a running attempt.
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
--- ARGV[1] fence   ARGV[2] attempt   ARGV[3] worker   ARGV[4] place   ARGV[5] time to live in ms
--- ARGV[6…] sequence, event name, payload, …: all that the attempt has sent, from `started`
+-- ARGV[1] fence   ARGV[2] attempt   ARGV[3] failures   ARGV[4] worker   ARGV[5] place
+-- ARGV[6] time to live in ms
+-- ARGV[7…] sequence, event name, payload, …: all that the attempt has sent, from `started`
 --
 -- Returns `yes` or `fenced`. Replay: appends nothing that is there already.
 local record, log, fence = KEYS[1], KEYS[2], ARGV[1]
@@ -19,15 +20,15 @@ end
 if top_fence > tonumber(fence) then return 'fenced' end
 if known < tonumber(fence) then
   redis.call('HSET', record, 'state', 'running', 'fence', fence, 'attempt', ARGV[2],
-    'worker', ARGV[3], 'place', ARGV[4])
-  redis.call('PEXPIRE', record, ARGV[5])
+    'failures', ARGV[3], 'worker', ARGV[4], 'place', ARGV[5])
+  redis.call('PEXPIRE', record, ARGV[6])
 end
-for i = 6, #ARGV, 3 do
+for i = 7, #ARGV, 3 do
   if top_fence < tonumber(fence) or tonumber(ARGV[i]) > top_seq then
     local id = fence .. '-' .. ARGV[i]
     redis.call('XADD', log, id, ARGV[i + 1], ARGV[i + 2])
-    redis.call('PUBLISH', record, id .. ' ' .. ARGV[i + 1] .. ' ' .. ARGV[i + 2])
+    redis.pcall('PUBLISH', record, id .. ' ' .. ARGV[i + 1] .. ' ' .. ARGV[i + 2])
   end
 end
-redis.call('PEXPIRE', log, ARGV[5])
+redis.call('PEXPIRE', log, ARGV[6])
 return 'yes'

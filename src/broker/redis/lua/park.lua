@@ -12,5 +12,5 @@ if ARGV[1] ~= '' then
 end
 redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[5])
 redis.call('ZADD', KEYS[1], 'NX', ARGV[4], ARGV[3])
-redis.call('PUBLISH', ARGV[2], 'parked')
+redis.pcall('PUBLISH', ARGV[2], 'parked')
 return 1

@@ -1,0 +1,263 @@
+//! The embedded broker: one process, in memory, bounded, nothing on disk.
+//!
+//! It is what `millstream ask` and `millstream dev` run on when no Redis is configured, and what
+//! applications test with. Every answer is the one that Redis gives, down to entry IDs and fences;
+//! the conformance suite runs each behaviour on both.
+//!
+//! All of it is one [`State`] behind one `std::sync::Mutex`. Each operation holds the lock from its
+//! first check to its last effect and never across an `.await`, so it is as indivisible as a
+//! script. That includes publishing: sinks run under the lock, which keeps messages in the order
+//! of their events. A sink therefore must not block, and must not call the broker.
+//!
+//! What this broker cannot do is survive its process, or lose its memory while the process lives:
+//! a feed is never closed, and a log is never missing unless [`Memory::forget`] drops it.
+
+mod feed;
+mod log;
+mod queue;
+mod read;
+mod run;
+mod state;
+mod verdict;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use self::{feed::Subscriber, read::Reader, state::State};
+use super::{
+    Attempt, Begin, Claim, Claimer, DeadLetter, Depth, Enqueue, Entry, Feed, Inspect, Log, Opened,
+    Outcome, Partition, Place, Promoted, Receipt, Record, Result, Settle, Sink, Submission,
+    WorkerId, WorkerSeen, Written,
+};
+use crate::{
+    error::Failure,
+    event::{Body, Event, EventId, Frame},
+    job::{JobId, Lane, Timestamp},
+};
+
+/// The bounds of the embedded broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Most jobs in lanes and parked; beyond it an enqueue is refused with [`Error::Full`](super::Error::Full).
+    pub max_jobs: usize,
+    /// Most bytes of payloads and logs together, 512 added for each job's record. At the limit the
+    /// oldest finished jobs are dropped, then the oldest dead letters; where that is not enough an
+    /// enqueue is refused with [`Error::Full`](super::Error::Full). Attempts that run already may write beyond it.
+    pub max_bytes: usize,
+    /// How long a finished job's record and log are kept.
+    #[serde(with = "humantime_serde")]
+    pub result_ttl: Duration,
+    /// Most dead letters of a partition; beyond it the oldest is dropped.
+    pub dead_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_jobs: 10_000,
+            max_bytes: 64 * 1024 * 1024,
+            result_ttl: Duration::from_hours(24),
+            dead_max: 1_000,
+        }
+    }
+}
+
+/// The embedded broker. Clones are handles to the same one.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// A std mutex: it is never held across an await, and holding it is a matter of microseconds.
+    state: Mutex<State>,
+    /// Rung whenever a lane of any partition has gained an entry.
+    arrived: Notify,
+    /// Numbers the feeds.
+    feeds: AtomicU64,
+}
+
+impl Inner {
+    /// The state, with what has outlived its time removed. A poisoned lock is taken over: state
+    /// changes only after every check, so a panic in a sink leaves nothing half done that matters.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.expire(Timestamp::now());
+        state
+    }
+}
+
+impl Memory {
+    /// An empty broker.
+    pub fn new(options: Options) -> Self {
+        let state = Mutex::new(State::new(options));
+        Self { inner: Arc::new(Inner { state, arrived: Notify::new(), feeds: AtomicU64::new(0) }) }
+    }
+
+    /// Adds an entry with these fields and nothing else: the equivalent of a plain
+    /// `XADD LANE * …` by a producer that knows no Millstream. No record is made. Gives the
+    /// entry's ID.
+    ///
+    /// # Errors
+    /// [`Error::Full`](super::Error::Full) at a bound.
+    pub fn add_raw(
+        &self,
+        partition: &Partition,
+        lane: Lane,
+        fields: Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<String> {
+        let added = self.inner.lock().add_raw(partition, lane, fields, Timestamp::now());
+        self.inner.arrived.notify_waiters();
+        added
+    }
+
+    /// Drops a job's record and log and leaves its entry: the equivalent of a `DEL` of its keys,
+    /// or of a restart that has lost them.
+    pub fn forget(&self, job: JobId) {
+        self.inner.lock().forget(job);
+    }
+}
+
+#[async_trait]
+impl Enqueue for Memory {
+    async fn enqueue(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
+        // Fingerprints are hashes over whole requests: they are made before the lock is taken.
+        let prints = jobs
+            .iter()
+            .map(|job| job.job.idempotency_key.as_ref().map(|_| job.job.request.fingerprint()));
+        let prints: Vec<_> = prints.collect();
+        let mut state = self.inner.lock();
+        let now = Timestamp::now();
+        let results =
+            jobs.iter().zip(prints).map(|(job, print)| state.enqueue(job, print, now)).collect();
+        drop(state);
+        self.inner.arrived.notify_waiters();
+        results
+    }
+
+    /// Always 0: an entry is deleted in the same step that takes it from its worker, so nothing is
+    /// ever left behind.
+    async fn trim(&self, _partition: &Partition, _lane: Lane) -> Result<u64> {
+        Ok(0)
+    }
+}
+
+#[async_trait]
+impl Claim for Memory {
+    async fn claimer(&self, partition: &Partition, worker: &WorkerId) -> Result<Box<dyn Claimer>> {
+        Ok(Box::new(Reader::new(self.inner.clone(), partition.clone(), worker.clone())))
+    }
+
+    async fn begin(&self, entry: &Entry, worker: &WorkerId) -> Result<Begin> {
+        self.inner.lock().begin(entry, worker, Timestamp::now())
+    }
+
+    async fn promote(&self, partition: &Partition, most: usize) -> Result<Promoted> {
+        let promoted = self.inner.lock().promote(partition, most, Timestamp::now());
+        if promoted.count > 0 {
+            self.inner.arrived.notify_waiters();
+        }
+        Ok(promoted)
+    }
+}
+
+#[async_trait]
+impl Settle for Memory {
+    async fn conclude(
+        &self,
+        attempt: &Attempt,
+        frames: &[Frame],
+        outcome: &Outcome,
+    ) -> Result<Written> {
+        Ok(self.inner.lock().conclude(attempt, frames, outcome, Timestamp::now()))
+    }
+
+    async fn refuse(&self, entry: &Entry, error: &Failure, frame: &Frame) -> Result<Begin> {
+        Ok(self.inner.lock().refuse(entry, error, frame, Timestamp::now()))
+    }
+
+    async fn remove(&self, places: &[Place]) -> Result<()> {
+        self.inner.lock().remove(places);
+        Ok(())
+    }
+
+    async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
+        Ok(self.inner.lock().park(entry, attempt, due))
+    }
+
+    async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
+        Ok(self.inner.lock().bury(entry, letter))
+    }
+}
+
+#[async_trait]
+impl Log for Memory {
+    async fn append(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
+        Ok(self.inner.lock().append(attempt.job, attempt.fence, frames))
+    }
+
+    async fn last(&self, job: JobId) -> Result<Option<EventId>> {
+        Ok(self.inner.lock().last(job))
+    }
+
+    async fn heal(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
+        Ok(self.inner.lock().heal(attempt, frames, Timestamp::now()))
+    }
+
+    async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {
+        let page = self.inner.lock().events(job, after, most);
+        Ok(decode(&page))
+    }
+
+    async fn open(&self, job: JobId, after: EventId, most: usize) -> Result<Opened> {
+        let (record, page) = {
+            let state = self.inner.lock();
+            (state.record(job), state.events(job, after, most))
+        };
+        Ok(Opened { record, events: decode(&page) })
+    }
+
+    async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {
+        Ok(Box::new(Subscriber::new(self.inner.clone(), sink)))
+    }
+}
+
+/// Reads stored frames; outside the lock, since a page may be large. An event that cannot be read
+/// is kept as unknown, so that one broken writer cannot stop a reader.
+fn decode(page: &[(EventId, Frame)]) -> Vec<Event> {
+    let read = |(id, frame): &(EventId, Frame)| {
+        let unknown = || Event { id: *id, body: Body::Unknown { kind: frame.kind.to_owned() } };
+        Event::decode(*id, frame.kind, &frame.bytes).unwrap_or_else(|_| unknown())
+    };
+    page.iter().map(read).collect()
+}
+
+#[async_trait]
+impl Inspect for Memory {
+    async fn job(&self, id: JobId) -> Result<Option<Record>> {
+        Ok(self.inner.lock().record(id))
+    }
+
+    async fn depth(&self, partition: &Partition) -> Result<Depth> {
+        Ok(self.inner.lock().depth(partition))
+    }
+
+    async fn workers(&self, partition: &Partition) -> Result<Vec<WorkerSeen>> {
+        Ok(self.inner.lock().workers(partition))
+    }
+
+    async fn dead_letters(&self, partition: &Partition, most: usize) -> Result<Vec<DeadLetter>> {
+        Ok(self.inner.lock().dead_letters(partition, most))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,75 @@
+//! The jobs' logs: appending under a fence, healing, reading.
+
+use super::{run::Run, state::State};
+use crate::{
+    broker::{Attempt, Topic, Written},
+    event::{EventId, Frame},
+    job::{JobId, Timestamp},
+    state::State as JobState,
+};
+
+impl State {
+    /// Appends and publishes, where every ID is above the one before: the rule of a Redis stream.
+    pub(super) fn append(&mut self, job: JobId, fence: u64, frames: &[Frame]) -> Written {
+        let Some(mut top) = self.runs.get(&job).and_then(Run::top) else { return Written::Missing };
+        for frame in frames {
+            let id = EventId { fence, seq: frame.seq };
+            if id <= top {
+                return Written::Behind;
+            }
+            top = id;
+        }
+        self.write(job, fence, frames);
+        Written::Yes
+    }
+
+    pub(super) fn write(&mut self, job: JobId, fence: u64, frames: &[Frame]) {
+        let Some(run) = self.runs.get_mut(&job) else { return };
+        let log = run.log.get_or_insert_default();
+        let topic = Topic::Job(job);
+        for frame in frames {
+            self.kept_bytes += frame.bytes.len();
+            log.push((EventId { fence, seq: frame.seq }, frame.clone()));
+            self.topics.publish(&topic, &frame.message(fence));
+        }
+        // A running attempt is never refused: what is over makes room for it.
+        self.make_room(0);
+    }
+
+    pub(super) fn last(&self, job: JobId) -> Option<EventId> {
+        self.runs.get(&job)?.top()
+    }
+
+    pub(super) fn events(&self, job: JobId, after: EventId, most: usize) -> Vec<(EventId, Frame)> {
+        let log = self.runs.get(&job).and_then(|run| run.log.as_deref()).unwrap_or_default();
+        let from = log.partition_point(|(id, _)| *id <= after);
+        log[from..].iter().take(most).cloned().collect()
+    }
+
+    pub(super) fn heal(&mut self, attempt: &Attempt, frames: &[Frame], now: Timestamp) -> Written {
+        let run = self.runs.get(&attempt.job);
+        let known = run.map_or(0, |run| run.record.fence);
+        let top = run.and_then(Run::top);
+        let ruled = known > attempt.fence || top.is_some_and(|top| top.fence > attempt.fence);
+        let over =
+            known == attempt.fence && run.is_some_and(|run| run.record.state != JobState::Running);
+        if ruled || over {
+            return Written::Fenced;
+        }
+        if run.is_none() {
+            self.keep(Run::new(attempt.job, now));
+        }
+        if known < attempt.fence
+            && let Some(run) = self.runs.get_mut(&attempt.job)
+        {
+            run.restore(attempt, now);
+        }
+        let missing = frames
+            .iter()
+            .filter(|frame| top < Some(EventId { fence: attempt.fence, seq: frame.seq }))
+            .cloned()
+            .collect::<Vec<_>>();
+        self.write(attempt.job, attempt.fence, &missing);
+        Written::Yes
+    }
+}

@@ -1,0 +1,256 @@
+//! One partition: its lanes, its parked jobs, its dead letters, its workers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque, hash_map::Entry as Slot},
+    ops::Bound,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    broker::{DeadLetter, Depth, Entry, LaneDepth, Place, WorkerId, WorkerSeen},
+    job::{JobId, Lane, Timestamp},
+};
+
+/// An entry's fields, in order.
+pub(crate) type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// An entry's ID as Redis makes it: milliseconds, then a sequence within them.
+type StreamId = (u64, u64);
+
+/// Most workers remembered; incarnations come and go with every deploy.
+const MOST_WORKERS: usize = 1_000;
+
+#[derive(Debug)]
+struct Held {
+    fields: Fields,
+    owner: Option<WorkerId>,
+}
+
+/// A lane: a stream with one group. What lies beyond `read` is unread; the rest is pending.
+#[derive(Debug, Default)]
+struct Stream {
+    entries: BTreeMap<StreamId, Held>,
+    top: StreamId,
+    read: StreamId,
+    pending: usize,
+}
+
+/// A job that waits for its time.
+#[derive(Debug)]
+pub(super) struct Parked {
+    /// When it may begin.
+    pub(super) due: Timestamp,
+    /// The lane it goes to.
+    pub(super) lane: Lane,
+    /// The job, as its entry carries it.
+    pub(super) payload: Vec<u8>,
+    /// When it was enqueued.
+    pub(super) at: Timestamp,
+    /// Attempts made.
+    pub(super) attempt: u32,
+}
+
+/// A partition.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    lanes: [Stream; 3],
+    parked: HashMap<JobId, Parked>,
+    by_due: BTreeSet<(Timestamp, JobId)>,
+    dead: VecDeque<DeadLetter>,
+    workers: HashMap<WorkerId, Instant>,
+    /// Bytes of entries, parked payloads and dead letters.
+    pub(super) bytes: usize,
+}
+
+/// The fields of an entry that Millstream writes.
+pub(super) fn fields(id: JobId, payload: &[u8], at: Timestamp, attempt: u32) -> Fields {
+    let field = |name: &str, value: Vec<u8>| (name.as_bytes().to_vec(), value);
+    vec![
+        field("job", payload.to_vec()),
+        field("id", id.to_string().into_bytes()),
+        field("at", at.0.to_string().into_bytes()),
+        field("attempt", attempt.to_string().into_bytes()),
+    ]
+}
+
+/// The bytes that fields count.
+pub(super) fn weight(fields: &Fields) -> usize {
+    fields.iter().map(|(name, value)| name.len() + value.len()).sum()
+}
+
+/// `None` for text that no entry of this broker has as its ID.
+fn parse(entry: &str) -> Option<StreamId> {
+    let (ms, seq) = entry.split_once('-')?;
+    Some((ms.parse().ok()?, seq.parse().ok()?))
+}
+
+impl Queue {
+    /// Adds an entry under the next ID: the clock, or the one after the last where the clock has
+    /// not moved on.
+    pub(super) fn add(&mut self, lane: Lane, fields: Fields, now: Timestamp) -> String {
+        self.bytes += weight(&fields);
+        let stream = &mut self.lanes[lane.index()];
+        let (ms, seq) = stream.top;
+        stream.top = if now.0 > ms { (now.0, 0) } else { (ms, seq + 1) };
+        stream.entries.insert(stream.top, Held { fields, owner: None });
+        format!("{}-{}", stream.top.0, stream.top.1)
+    }
+
+    /// Gives a worker up to `most` unread entries of a lane.
+    pub(super) fn take(
+        &mut self,
+        lane: Lane,
+        most: usize,
+        worker: &WorkerId,
+    ) -> Vec<(String, Fields)> {
+        self.see(worker);
+        let stream = &mut self.lanes[lane.index()];
+        let unread = (Bound::Excluded(stream.read), Bound::Unbounded);
+        let mut taken = Vec::new();
+        for (id, held) in stream.entries.range_mut(unread).take(most) {
+            held.owner = Some(worker.clone());
+            stream.read = *id;
+            stream.pending += 1;
+            taken.push((format!("{}-{}", id.0, id.1), held.fields.clone()));
+        }
+        taken
+    }
+
+    /// Notes that a worker has read; beyond the bound the one that was silent longest and holds
+    /// nothing is forgotten.
+    fn see(&mut self, worker: &WorkerId) {
+        self.workers.insert(worker.clone(), Instant::now());
+        if self.workers.len() > MOST_WORKERS {
+            let held = self.held_by_worker();
+            let idle = self.workers.iter().filter(|(id, _)| !held.contains_key(*id));
+            let oldest = idle.min_by_key(|(_, seen)| **seen).map(|(id, _)| id.clone());
+            if let Some(id) = oldest {
+                self.workers.remove(&id);
+            }
+        }
+    }
+
+    fn held_by_worker(&self) -> HashMap<WorkerId, u64> {
+        let mut held = HashMap::new();
+        for stream in &self.lanes {
+            for entry in stream.entries.range(..=stream.read).map(|(_, entry)| entry) {
+                if let Some(owner) = &entry.owner {
+                    *held.entry(owner.clone()).or_default() += 1;
+                }
+            }
+        }
+        held
+    }
+
+    /// What a worker was given and has not settled, lane by lane in order.
+    pub(super) fn pending_of(&self, worker: &WorkerId) -> Vec<(Lane, String, Fields)> {
+        let of_lane = |lane: Lane| {
+            let stream = &self.lanes[lane.index()];
+            let mine = stream.entries.range(..=stream.read);
+            mine.filter(|(_, held)| held.owner.as_ref() == Some(worker))
+                .map(move |(id, held)| (lane, format!("{}-{}", id.0, id.1), held.fields.clone()))
+        };
+        Lane::ALL.into_iter().flat_map(of_lane).collect()
+    }
+
+    /// Whether an entry is still in its lane.
+    pub(super) fn holds(&self, place: &Place) -> bool {
+        parse(&place.entry)
+            .is_some_and(|id| self.lanes[place.lane.index()].entries.contains_key(&id))
+    }
+
+    /// Takes an entry out of its lane; `false` when it is not there, and then nothing else may be
+    /// done with it.
+    pub(super) fn remove(&mut self, place: &Place) -> bool {
+        let stream = &mut self.lanes[place.lane.index()];
+        let Some(held) = parse(&place.entry).and_then(|id| stream.entries.remove(&id)) else {
+            return false;
+        };
+        self.bytes -= weight(&held.fields);
+        stream.pending -= usize::from(held.owner.is_some());
+        true
+    }
+
+    /// Keeps a job until its time. One that is parked already stays as it is.
+    pub(super) fn park(&mut self, id: JobId, parked: Parked) {
+        if let Slot::Vacant(slot) = self.parked.entry(id) {
+            self.bytes += parked.payload.len();
+            self.by_due.insert((parked.due, id));
+            slot.insert(parked);
+        }
+    }
+
+    /// Takes out the job that is due first, if its time has come.
+    pub(super) fn unpark(&mut self, now: Timestamp) -> Option<(JobId, Parked)> {
+        let (due, id) = *self.by_due.first()?;
+        if due > now {
+            return None;
+        }
+        self.by_due.remove(&(due, id));
+        let parked = self.parked.remove(&id)?;
+        self.bytes -= parked.payload.len();
+        Some((id, parked))
+    }
+
+    /// How long until the next parked job is due.
+    pub(super) fn next_in(&self, now: Timestamp) -> Option<Duration> {
+        self.by_due.first().map(|(due, _)| Duration::from_millis(due.0.saturating_sub(now.0)))
+    }
+
+    /// Keeps a dead letter, up to `most` of them.
+    pub(super) fn bury(&mut self, letter: DeadLetter, most: usize) {
+        self.bytes += weight(&letter.fields);
+        self.dead.push_back(letter);
+        while self.dead.len() > most {
+            self.drop_dead();
+        }
+    }
+
+    /// Drops the oldest dead letter.
+    pub(super) fn drop_dead(&mut self) -> bool {
+        let oldest = self.dead.pop_front();
+        self.bytes -= oldest.as_ref().map_or(0, |letter| weight(&letter.fields));
+        oldest.is_some()
+    }
+
+    /// Jobs that are not over, as far as this partition knows.
+    pub(super) fn jobs(&self) -> usize {
+        self.parked.len() + self.lanes.iter().map(|stream| stream.entries.len()).sum::<usize>()
+    }
+
+    pub(super) fn depth(&self) -> Depth {
+        let lane = |stream: &Stream| LaneDepth {
+            waiting: (stream.entries.len() - stream.pending) as u64,
+            pending: stream.pending as u64,
+        };
+        Depth {
+            lanes: [lane(&self.lanes[0]), lane(&self.lanes[1]), lane(&self.lanes[2])],
+            parked: self.parked.len() as u64,
+            dead: self.dead.len() as u64,
+        }
+    }
+
+    pub(super) fn workers(&self) -> Vec<WorkerSeen> {
+        let held = self.held_by_worker();
+        let seen = |(id, at): (&WorkerId, &Instant)| WorkerSeen {
+            id: id.to_string(),
+            pending: held.get(id).copied().unwrap_or_default(),
+            idle: at.elapsed(),
+        };
+        let mut workers: Vec<_> = self.workers.iter().map(seen).collect();
+        workers.sort_by_key(|worker| worker.idle);
+        workers
+    }
+
+    pub(super) fn dead_letters(&self, most: usize) -> Vec<DeadLetter> {
+        self.dead.iter().take(most).cloned().collect()
+    }
+}
+
+impl Parked {
+    /// What an entry leaves behind when it is parked.
+    pub(super) fn of_entry(entry: &Entry, attempt: u32, due: Timestamp) -> Self {
+        let payload = entry.payload().to_vec();
+        Self { due, lane: entry.place.lane, payload, at: entry.at, attempt }
+    }
+}

@@ -1,0 +1,142 @@
+//! One job as the embedded broker keeps it: its record, the entry that carries it, its log.
+
+use crate::{
+    broker::{Attempt, Entry, Partition, Place, Record, WorkerId},
+    event::{EventId, Frame},
+    job::{Job, JobId, Labels, Lane, Tenant, Timestamp},
+    state::State,
+};
+
+/// What a record counts against the bound of bytes, beside its log.
+pub(super) const RECORD_BYTES: usize = 512;
+
+/// A job's record and log.
+#[derive(Debug)]
+pub(super) struct Run {
+    /// What readers and operators see.
+    pub(super) record: Record,
+    /// The entry that carried the last attempt.
+    pub(super) place: Option<Place>,
+    /// The request's fingerprint, where an idempotency key asks for one.
+    pub(super) fingerprint: Option<String>,
+    /// The events in order; `None` until the first is written.
+    pub(super) log: Option<Vec<(EventId, Frame)>>,
+}
+
+impl Run {
+    /// A job that waits and of which nothing else is known.
+    pub(super) fn new(id: JobId, at: Timestamp) -> Self {
+        let record = Record {
+            id,
+            state: State::Waiting,
+            partition: None,
+            lane: Lane::default(),
+            tenant: Tenant::default(),
+            model: String::new(),
+            custom_id: None,
+            labels: Labels::default(),
+            attempt: 0,
+            failures: 0,
+            fence: 0,
+            worker: None,
+            enqueued_at: at,
+            due: None,
+            began_at: None,
+            ended_at: None,
+            finish_reason: None,
+            usage: None,
+            error: None,
+        };
+        Self { record, place: None, fingerprint: None, log: None }
+    }
+
+    /// Writes what a job says of itself.
+    pub(super) fn describe(&mut self, job: &Job, partition: &Partition) {
+        self.record.partition = Some(partition.clone());
+        self.record.lane = job.lane;
+        self.record.tenant = job.tenant.clone();
+        self.record.model = job.request.model();
+        self.record.custom_id.clone_from(&job.custom_id);
+        self.record.labels = job.labels.clone();
+    }
+
+    /// The run of an entry that nothing is known of, such as one added by another language.
+    pub(super) fn of_entry(entry: &Entry) -> Self {
+        let mut run = Self::new(entry.id, entry.at);
+        if let Ok(job) = &entry.job {
+            run.describe(job, &entry.place.partition);
+        }
+        run.carry(&entry.place);
+        run
+    }
+
+    /// Notes which entry carries the job.
+    fn carry(&mut self, place: &Place) {
+        self.record.partition = Some(place.partition.clone());
+        self.record.lane = place.lane;
+        self.place = Some(place.clone());
+    }
+
+    /// The ID of the last event.
+    pub(super) fn top(&self) -> Option<EventId> {
+        self.log.as_ref()?.last().map(|(id, _)| *id)
+    }
+
+    /// The bytes it counts.
+    pub(super) fn bytes(&self) -> usize {
+        let log = self.log.iter().flatten().map(|(_, frame)| frame.bytes.len()).sum::<usize>();
+        RECORD_BYTES + log
+    }
+
+    /// Raises the fence above every earlier one, those of the log included, and to the clock.
+    fn raise(&mut self, now: Timestamp) -> u64 {
+        let logged = self.top().map_or(0, |id| id.fence);
+        self.record.fence = (self.record.fence.max(logged) + 1).max(now.0);
+        self.record.fence
+    }
+
+    /// Opens the next attempt.
+    pub(super) fn open(&mut self, entry: &Entry, worker: &WorkerId, now: Timestamp) -> Attempt {
+        self.raise(now);
+        self.carry(&entry.place);
+        self.record.state = State::Running;
+        self.record.attempt += 1;
+        self.record.worker = Some(worker.to_string());
+        self.record.began_at = Some(now);
+        self.record.due = None;
+        self.attempt(entry, worker)
+    }
+
+    /// The attempt that is open.
+    pub(super) fn attempt(&self, entry: &Entry, worker: &WorkerId) -> Attempt {
+        Attempt {
+            job: self.record.id,
+            place: entry.place.clone(),
+            worker: worker.clone(),
+            fence: self.record.fence,
+            number: self.record.attempt,
+            failures: self.record.failures,
+        }
+    }
+
+    /// Ends the job from outside any attempt.
+    pub(super) fn refuse(&mut self, entry: &Entry, now: Timestamp) -> u64 {
+        self.carry(&entry.place);
+        self.record.state = State::Failed;
+        self.record.ended_at = Some(now);
+        self.record.due = None;
+        self.raise(now)
+    }
+
+    /// Writes a running attempt's state again after it was forgotten.
+    pub(super) fn restore(&mut self, attempt: &Attempt, now: Timestamp) {
+        self.carry(&attempt.place);
+        self.record.state = State::Running;
+        self.record.fence = attempt.fence;
+        self.record.attempt = attempt.number;
+        self.record.failures = attempt.failures;
+        self.record.worker = Some(attempt.worker.to_string());
+        self.record.began_at = Some(now);
+        self.record.due = None;
+    }
+}

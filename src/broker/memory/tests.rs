@@ -1,0 +1,110 @@
+//! The bounds, which only the embedded broker has; its behaviours stand in the conformance suite.
+
+use super::*;
+use crate::{
+    event::{Codec, Done},
+    job::{ChatRequest, Job, QueueName},
+};
+
+fn submission(text: &str) -> Submission {
+    let job = Job::new(ChatRequest::ask("m", text));
+    let payload = serde_json::to_vec(&job).unwrap();
+    let partition = Partition::first(QueueName::default());
+    Submission { id: job.assign_id(), job, payload, partition }
+}
+
+async fn add(broker: &Memory, text: &str) -> Result<Receipt> {
+    broker.enqueue(&[submission(text)]).await.remove(0)
+}
+
+/// Takes the next entry and answers it.
+async fn run_one(broker: &Memory) -> (Entry, JobId) {
+    let worker = WorkerId::new("w");
+    let partition = Partition::first(QueueName::default());
+    let mut claimer = broker.claimer(&partition, &worker).await.unwrap();
+    let entry = claimer.read(Lane::Normal, 1).await.unwrap().remove(0);
+    let Begin::Begun(attempt) = broker.begin(&entry, &worker).await.unwrap() else {
+        panic!("not begun")
+    };
+    let frame = Frame::new(1, &Body::Done(Done::default()), Codec::Json).unwrap();
+    let outcome = Outcome::Done { finish_reason: None, usage: None };
+    assert_eq!(broker.conclude(&attempt, &[frame], &outcome).await.unwrap(), Written::Yes);
+    (entry, attempt.job)
+}
+
+#[tokio::test]
+async fn a_full_broker_says_so_until_a_job_is_over() {
+    let broker = Memory::new(Options { max_jobs: 2, ..Options::default() });
+    for text in ["a", "b"] {
+        add(&broker, text).await.unwrap();
+    }
+    let error = add(&broker, "c").await.unwrap_err();
+    assert_eq!((error.code(), error.is_transient()), ("queue_full", true));
+    assert!(error.to_string().contains("max_jobs is 2"), "{error}");
+    let (entry, _) = run_one(&broker).await;
+    broker.remove(&[entry.place]).await.unwrap();
+    add(&broker, "c").await.unwrap();
+}
+
+#[tokio::test]
+async fn finished_jobs_make_room_before_an_enqueue_is_refused() {
+    let broker = Memory::new(Options { max_bytes: 3_800, ..Options::default() });
+    let long = "x".repeat(1_000);
+    add(&broker, &long).await.unwrap();
+    let (entry, finished) = run_one(&broker).await;
+    let waiting = add(&broker, &long).await.unwrap().id;
+    // The finished job's entry is still in its lane: without the record it would run again.
+    assert!(add(&broker, &long).await.is_err());
+    assert!(broker.job(finished).await.unwrap().is_some());
+    broker.remove(&[entry.place]).await.unwrap();
+    let next = add(&broker, &long).await;
+    assert!(next.is_ok(), "{next:?}");
+    assert!(broker.job(finished).await.unwrap().is_none());
+    assert!(broker.job(waiting).await.unwrap().is_some());
+    let error = add(&broker, &long).await.unwrap_err();
+    assert!(error.to_string().contains("max_bytes is 3800"), "{error}");
+}
+
+#[tokio::test]
+async fn a_finished_job_outlives_its_time_only_while_its_entry_is_there() {
+    let broker = Memory::new(Options { result_ttl: Duration::ZERO, ..Options::default() });
+    add(&broker, "a").await.unwrap();
+    let (entry, job) = run_one(&broker).await;
+    assert!(broker.job(job).await.unwrap().is_some());
+    broker.remove(&[entry.place]).await.unwrap();
+    assert!(broker.job(job).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn the_oldest_dead_letter_goes_first() {
+    let broker = Memory::new(Options { dead_max: 2, ..Options::default() });
+    let partition = Partition::first(QueueName::default());
+    let error = Failure::new(crate::error::Code::InvalidJob, "no");
+    for text in ["a", "b", "c"] {
+        add(&broker, text).await.unwrap();
+    }
+    let mut claimer = broker.claimer(&partition, &WorkerId::new("w")).await.unwrap();
+    let entries = claimer.read(Lane::Normal, 3).await.unwrap();
+    for entry in &entries {
+        assert!(broker.bury(entry, &DeadLetter::new(entry, error.clone(), 0, 1)).await.unwrap());
+    }
+    let dead: Vec<JobId> =
+        broker.dead_letters(&partition, 9).await.unwrap().iter().map(|d| d.id).collect();
+    assert_eq!(dead, [entries[1].id, entries[2].id]);
+}
+
+#[tokio::test]
+async fn everything_that_is_counted_is_given_back() {
+    let broker = Memory::new(Options { result_ttl: Duration::ZERO, ..Options::default() });
+    add(&broker, "a").await.unwrap();
+    let (entry, _) = run_one(&broker).await;
+    broker.remove(&[entry.place]).await.unwrap();
+    assert_eq!(broker.inner.lock().bytes(), 0);
+}
+
+#[test]
+fn options_are_written_for_people_and_refuse_what_they_do_not_know() {
+    let options: Options = serde_json::from_str(r#"{"result_ttl":"2h"}"#).unwrap();
+    assert_eq!(options, Options { result_ttl: Duration::from_hours(2), ..Options::default() });
+    assert!(serde_json::from_str::<Options>(r#"{"max_job":1}"#).is_err());
+}

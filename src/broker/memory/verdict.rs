@@ -1,0 +1,98 @@
+//! What an entry is owed: the one decision that `begin` and `refuse` share.
+
+use super::run::Run;
+use crate::{
+    broker::{Entry, WorkerId},
+    state::State,
+};
+
+/// The decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// A new attempt may open.
+    Open,
+    /// This worker's attempt is open already: the reply was lost.
+    Again,
+    /// The run is over, or another entry carries it.
+    Remove,
+    /// The retry is written and the entry is not parked.
+    Park,
+    /// The failure is written and the entry is not buried.
+    Bury,
+}
+
+/// Decides from the job's run, the entry and the worker that holds it. Nothing else counts.
+#[expect(clippy::match_same_arms, reason = "a table: one state after the other")]
+pub(super) fn verdict(run: Option<&Run>, entry: &Entry, worker: Option<&WorkerId>) -> Verdict {
+    let Some(run) = run else { return Verdict::Open };
+    let here = run.place.as_ref() == Some(&entry.place);
+    let mine = worker.is_some_and(|id| run.record.worker.as_deref() == Some(id.as_str()));
+    let behind = entry.attempt < run.record.attempt;
+    match (run.record.state, here, mine, behind) {
+        // state             here   mine   behind
+        (State::Running, true, true, _) => Verdict::Again,
+        (State::Running, true, false, _) => Verdict::Open,
+        (State::Running, false, _, _) => Verdict::Remove,
+        (State::Parked, true, _, _) => Verdict::Park,
+        (State::Parked | State::Waiting, false, _, true) => Verdict::Remove,
+        (State::Parked | State::Waiting, _, _, _) => Verdict::Open,
+        (State::Failed, true, _, _) => Verdict::Bury,
+        (State::Failed, false, _, _) | (State::Done, _, _, _) => Verdict::Remove,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        broker::{Partition, Place},
+        job::{JobId, Lane, QueueName, Timestamp},
+    };
+
+    fn place(entry: &str) -> Place {
+        let partition = Partition::first(QueueName::default());
+        Place { partition, lane: Lane::Normal, entry: entry.to_owned() }
+    }
+
+    #[test]
+    fn every_row() {
+        use State::{Done, Failed, Parked, Running, Waiting};
+        use Verdict::{Again, Bury, Open, Park, Remove};
+        let (me, other) = (WorkerId::new("me"), WorkerId::new("other"));
+        // state, same place, same worker, the entry's attempt (the record's is 1) → verdict
+        let rows = [
+            (Waiting, true, false, 0, Open),
+            (Waiting, false, false, 0, Remove),
+            (Waiting, false, false, 1, Open),
+            (Parked, true, true, 0, Park),
+            (Parked, true, false, 0, Park),
+            (Parked, false, false, 0, Remove),
+            (Parked, false, false, 1, Open),
+            (Running, true, true, 0, Again),
+            (Running, true, false, 0, Open),
+            (Running, false, true, 0, Remove),
+            (Running, false, false, 1, Remove),
+            (Done, true, true, 0, Remove),
+            (Done, false, false, 1, Remove),
+            (Failed, true, false, 0, Bury),
+            (Failed, false, false, 1, Remove),
+        ];
+        for (state, here, mine, attempt, expected) in rows {
+            let mut run = Run::new(JobId::new(), Timestamp(1));
+            run.record.state = state;
+            run.record.attempt = 1;
+            run.record.worker = Some(if mine { &me } else { &other }.to_string());
+            run.place = Some(place(if here { "1-0" } else { "2-0" }));
+            let mut entry = Entry::read(place("1-0"), "key", Vec::new());
+            entry.attempt = attempt;
+            let met = verdict(Some(&run), &entry, Some(&me));
+            assert_eq!(met, expected, "{state} here={here} mine={mine} attempt={attempt}");
+        }
+    }
+
+    #[test]
+    fn what_was_never_heard_of_may_begin() {
+        let entry = Entry::read(place("1-0"), "key", Vec::new());
+        assert_eq!(verdict(None, &entry, None), Verdict::Open);
+    }
+}

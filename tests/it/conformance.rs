@@ -1,0 +1,184 @@
+//! One suite for every broker: each behaviour runs on the embedded adapter and on Redis.
+//!
+//! A behaviour is an `async fn` over a [`Subject`]. The table at the end of this file makes two
+//! tests of each, `memory::NAME` and `redis::NAME`, and the meta test of each adapter runs the
+//! same table through a recorder: it fails where a port method or a row of the transition table is
+//! exercised by no behaviour.
+
+mod claim;
+mod enqueue;
+mod inspect;
+mod log;
+mod settle;
+
+use std::{collections::BTreeSet, pin::Pin, sync::Arc};
+
+use millstream::{broker::Shared, state::TRANSITIONS};
+
+use crate::support::{
+    recorder::{Row, Seen},
+    subject::{Adapter, Subject, memory_broker, partitions, redis_broker},
+};
+
+type Run = for<'a> fn(&'a Subject) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// Makes the table of behaviours, and of each row a test per adapter.
+macro_rules! behaviours {
+    ($($role:ident { $($name:ident),+ $(,)? })+) => {
+        const BEHAVIOURS: &[(&str, Run)] = &[
+            $($((stringify!($name), |subject| Box::pin($role::$name(subject))),)+)+
+        ];
+
+        mod memory {
+            use super::*;
+
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                run(stringify!($name), memory_broker(), Arc::default()).await;
+            })+)+
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn every_method_and_every_transition_is_exercised() {
+                is_complete(memory_broker()).await;
+            }
+        }
+
+        mod redis {
+            use super::*;
+
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let name = stringify!($name);
+                run(name, redis_broker(&partitions(name)).await, Arc::default()).await;
+            })+)+
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn every_method_and_every_transition_is_exercised() {
+                let all: Vec<_> =
+                    BEHAVIOURS.iter().flat_map(|(name, _)| partitions(name)).collect();
+                is_complete(redis_broker(&all).await).await;
+            }
+        }
+    };
+}
+
+async fn run(name: &str, broker: (Shared, Adapter), seen: Arc<Seen>) {
+    let (_, behaviour) = BEHAVIOURS.iter().find(|row| row.0 == name).unwrap();
+    behaviour(&Subject::new(name, broker, seen)).await;
+}
+
+/// Runs the whole table on one broker and compares what was seen with what there is.
+async fn is_complete(broker: (Shared, Adapter)) {
+    let seen = Arc::new(Seen::default());
+    for (name, _) in BEHAVIOURS {
+        run(name, broker.clone(), seen.clone()).await;
+    }
+    let all = port_methods(include_str!("../../src/broker.rs"));
+    assert!(all.len() > 20, "the ports cannot be read: {all:?}");
+    let missing: Vec<_> = all.difference(&seen.methods()).cloned().collect();
+    assert!(missing.is_empty(), "port methods that no behaviour calls: {missing:?}");
+
+    let rows = seen.rows();
+    let unseen: Vec<Row> = TRANSITIONS.into_iter().filter(|row| !rows.contains(row)).collect();
+    assert!(unseen.is_empty(), "transitions that no behaviour shows: {unseen:?}");
+    let unknown: Vec<_> = rows.iter().filter(|row| !TRANSITIONS.contains(row)).collect();
+    assert!(unknown.is_empty(), "transitions that the table does not allow: {unknown:?}");
+}
+
+/// Every `async fn` of every public trait in the ports' source, as `Trait::method`.
+fn port_methods(source: &str) -> BTreeSet<String> {
+    let name = |text: &str| {
+        text.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default().to_owned()
+    };
+    let mut current = None;
+    let mut methods = BTreeSet::new();
+    for line in source.lines() {
+        if let Some(rest) = line.strip_prefix("pub trait ") {
+            current = Some(name(rest));
+        } else if line == "}" {
+            current = None;
+        } else if let (Some(port), Some(rest)) = (&current, line.strip_prefix("    async fn ")) {
+            methods.insert(format!("{port}::{}", name(rest)));
+        }
+    }
+    methods
+}
+
+#[test]
+fn the_ports_are_read_from_their_source() {
+    let source = "pub trait A: Send {\n    async fn one(&self);\n    async fn two(\n    );\n}\n\
+                  impl B {\n    async fn three() {}\n}\n";
+    let expected = ["A::one", "A::two"].map(str::to_owned);
+    assert_eq!(port_methods(source), expected.into());
+}
+
+behaviours! {
+    enqueue {
+        an_enqueued_job_waits_in_its_lane,
+        a_batch_is_answered_and_added_in_order,
+        a_scheduled_job_is_parked_and_wakes,
+        a_time_that_has_passed_does_not_park,
+        a_key_gives_one_job,
+        a_key_held_by_another_request_is_refused,
+        the_same_key_of_two_tenants_is_two_jobs,
+        a_key_tells_whether_its_job_is_parked,
+        a_key_of_a_finished_job_adds_nothing,
+        sixteen_enqueues_of_one_key_run_once,
+        trim_keeps_everything_unread_or_pending,
+    }
+    claim {
+        a_read_gives_at_most_what_is_asked_for,
+        an_entry_goes_to_one_reader,
+        a_wait_gives_at_most_one_entry_of_each_lane,
+        a_wait_ends_when_an_entry_comes,
+        a_wait_ends_after_its_time_without_turning,
+        a_wait_stops_on_the_token,
+        a_wait_with_a_cancelled_token_does_not_block,
+        pending_is_what_was_given_and_not_settled,
+        begin_opens_an_attempt,
+        a_repeated_begin_gives_the_same_attempt,
+        another_worker_takes_over,
+        a_second_entry_of_a_job_is_removed,
+        an_entry_older_than_the_last_attempt_is_removed,
+        a_plain_entry_needs_only_its_job,
+        promote_moves_what_is_due_exactly_once,
+        promote_goes_by_time_and_stops_at_what_is_asked,
+        a_promoted_job_runs_and_its_parked_copy_is_gone,
+        a_wait_ends_when_a_job_is_promoted,
+    }
+    settle {
+        done_ends_a_job_once,
+        a_failed_job_is_buried_by_whoever_is_next,
+        a_retry_is_parked_by_whoever_is_next,
+        a_retried_job_runs_again,
+        a_stale_fence_changes_nothing,
+        an_end_that_is_behind_changes_nothing,
+        what_cannot_be_read_is_refused_and_buried,
+        a_waiting_job_can_be_refused,
+        refusing_a_running_job_ends_its_attempt,
+        refusing_repeats_what_an_entry_is_owed,
+        entries_of_any_lane_are_removed_together,
+        what_is_removed_is_neither_parked_nor_buried,
+        of_two_ends_of_an_entry_one_counts,
+        a_plain_entry_keeps_its_bytes_and_its_id_when_parked,
+    }
+    log {
+        appended_events_are_read_in_either_codec,
+        a_log_is_read_in_pages,
+        what_is_not_above_the_top_is_behind,
+        a_log_that_is_gone_is_missing_until_it_is_healed,
+        healing_appends_only_what_is_missing,
+        healing_gives_way_to_a_higher_fence_and_to_an_end,
+        open_gives_the_record_and_a_page,
+        a_feed_hears_what_the_log_holds,
+        a_feed_hears_only_what_it_subscribes_to,
+        a_refused_write_is_not_heard,
+    }
+    inspect {
+        what_is_not_there_is_empty,
+        depth_follows_a_job_through_its_life,
+        partitions_are_apart,
+        workers_are_those_that_have_read,
+        dead_letters_come_oldest_first,
+    }
+}

@@ -1,0 +1,308 @@
+//! Reading lanes, opening attempts, promoting.
+
+use std::{
+    collections::BTreeSet,
+    future::poll_fn,
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use millstream::{
+    broker::{Begin, Promoted, Topic, Written},
+    event::{Body, EventId, Started},
+    job::{JobId, Lane, Timestamp},
+    state::State,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::subject::{DEADLINE, Subject, begun, done, far, job, soon, worker};
+
+const JOB: &[u8] = br#"{"model":"m","messages":[{"role":"user","content":"plain"}]}"#;
+
+pub async fn a_read_gives_at_most_what_is_asked_for(s: &Subject) {
+    for n in 0..5 {
+        s.add(job(&n.to_string())).await;
+    }
+    let mut reader = s.reader(&worker("a")).await;
+    assert!(reader.read(Lane::High, 9).await.unwrap().is_empty());
+    let sizes = [
+        reader.read(Lane::Normal, 2).await.unwrap().len(),
+        reader.read(Lane::Normal, 2).await.unwrap().len(),
+        reader.read(Lane::Normal, 2).await.unwrap().len(),
+        reader.read(Lane::Normal, 2).await.unwrap().len(),
+    ];
+    assert_eq!(sizes, [2, 2, 1, 0]);
+}
+
+pub async fn an_entry_goes_to_one_reader(s: &Subject) {
+    for n in 0..40 {
+        s.add(job(&n.to_string())).await;
+    }
+    let read = async |name: &str| {
+        let mut reader = s.reader(&worker(name)).await;
+        let mut ids = Vec::new();
+        loop {
+            let entries = reader.read(Lane::Normal, 3).await.unwrap();
+            if entries.is_empty() {
+                return ids;
+            }
+            ids.extend(entries.into_iter().map(|entry| entry.id));
+        }
+    };
+    let (a, b) = tokio::join!(read("a"), read("b"));
+    let all: BTreeSet<JobId> = a.iter().chain(&b).copied().collect();
+    assert_eq!((all.len(), a.len() + b.len()), (40, 40));
+}
+
+pub async fn a_wait_gives_at_most_one_entry_of_each_lane(s: &Subject) {
+    for lane in Lane::ALL {
+        for n in 0..2 {
+            let mut job = job(&n.to_string());
+            job.lane = lane;
+            s.add(job).await;
+        }
+    }
+    let mut reader = s.reader(&worker("a")).await;
+    let stop = CancellationToken::new();
+    let entries = soon(reader.wait(DEADLINE, &stop)).await.unwrap();
+    let lanes: BTreeSet<Lane> = entries.iter().map(|entry| entry.place.lane).collect();
+    assert!(!entries.is_empty());
+    assert_eq!(lanes.len(), entries.len());
+}
+
+pub async fn a_wait_ends_when_an_entry_comes(s: &Subject) {
+    for lane in Lane::ALL {
+        let mut reader = s.reader(&worker("a")).await;
+        let stop = CancellationToken::new();
+        let mut sent = job("hello");
+        sent.lane = lane;
+        let (entries, receipt) =
+            soon(async { tokio::join!(reader.wait(4 * DEADLINE, &stop), s.add(sent)) }).await;
+        assert_eq!(entries.unwrap().iter().map(|e| e.id).collect::<Vec<_>>(), [receipt.id]);
+    }
+}
+
+pub async fn a_wait_ends_after_its_time_without_turning(s: &Subject) {
+    let mut reader = s.reader(&worker("a")).await;
+    let (stop, block) = (CancellationToken::new(), Duration::from_millis(400));
+    let (began, mut polls) = (Instant::now(), 0);
+    let mut wait = pin!(reader.wait(block, &stop));
+    let counted = poll_fn(|cx| {
+        polls += 1;
+        wait.as_mut().poll(cx)
+    });
+    assert!(soon(counted).await.unwrap().is_empty());
+    assert!(began.elapsed() >= block, "{:?}", began.elapsed());
+    // A loop that looks every 10 ms would be polled 40 times.
+    assert!(polls < 20, "polled {polls} times");
+}
+
+pub async fn a_wait_stops_on_the_token(s: &Subject) {
+    let mut reader = s.reader(&worker("a")).await;
+    for _ in 0..20 {
+        let stop = CancellationToken::new();
+        let (entries, ()) =
+            soon(async { tokio::join!(reader.wait(4 * DEADLINE, &stop), async { stop.cancel() }) })
+                .await;
+        assert!(entries.unwrap().is_empty());
+    }
+}
+
+pub async fn a_wait_with_a_cancelled_token_does_not_block(s: &Subject) {
+    let mut reader = s.reader(&worker("a")).await;
+    let stop = CancellationToken::new();
+    stop.cancel();
+    for _ in 0..20 {
+        assert!(soon(reader.wait(4 * DEADLINE, &stop)).await.unwrap().is_empty());
+    }
+    // Whatever became of the reads that were stopped, no entry went to them.
+    let id = s.add(job("after")).await.id;
+    let entries = soon(reader.wait(DEADLINE, &CancellationToken::new())).await.unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [id]);
+}
+
+pub async fn pending_is_what_was_given_and_not_settled(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    for lane in [Lane::Normal, Lane::Low, Lane::Normal] {
+        let mut job = job("q");
+        job.lane = lane;
+        s.add(job).await;
+    }
+    let mut reader = s.reader(&me).await;
+    assert!(reader.pending().await.unwrap().is_empty());
+    let mut given = reader.read(Lane::Normal, 9).await.unwrap();
+    given.extend(reader.read(Lane::Low, 9).await.unwrap());
+    begun(s.begin(&given[0], &me).await.unwrap());
+    let key = |entries: &[millstream::broker::Entry]| {
+        entries.iter().map(|e| (e.place.lane, e.place.entry.clone())).collect::<BTreeSet<_>>()
+    };
+    // A reader opened anew finds what the one before was given.
+    assert_eq!(key(&s.reader(&me).await.pending().await.unwrap()), key(&given));
+    assert!(s.reader(&other).await.pending().await.unwrap().is_empty());
+    s.remove(&[given[0].place.clone()]).await.unwrap();
+    assert_eq!(key(&reader.pending().await.unwrap()), key(&given[1..]));
+}
+
+pub async fn begin_opens_an_attempt(s: &Subject) {
+    let me = worker("a");
+    let id = s.add(job("q")).await.id;
+    let mut listening = s.listen(&[Topic::Job(id)]).await;
+    let entry = s.claim(&me).await;
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    assert_eq!((attempt.job, attempt.number, attempt.failures), (id, 1, 0));
+    assert_eq!((&attempt.place, &attempt.worker), (&entry.place, &me));
+    // A fence looks like a time, so that it cannot repeat after a loss of memory.
+    assert!(attempt.fence >= entry.at.0, "{}", attempt.fence);
+    let record = s.job(id).await.unwrap().unwrap();
+    assert_eq!((record.state, record.attempt, record.fence), (State::Running, 1, attempt.fence));
+    assert_eq!(record.worker.as_deref(), Some(me.as_str()));
+    assert!(record.began_at >= Some(entry.at));
+    let [event] = &s.log(id).await[..] else { panic!("one event") };
+    assert_eq!(event.id, EventId { fence: attempt.fence, seq: 0 });
+    assert_eq!(event.body, Body::Started(Started { attempt: 1, worker: me.to_string() }));
+    assert_eq!(&listening.event().await, event);
+}
+
+pub async fn a_repeated_begin_gives_the_same_attempt(s: &Subject) {
+    let me = worker("a");
+    let (entry, attempt) = s.running(&me).await;
+    assert_eq!(s.begin(&entry, &me).await.unwrap(), Begin::Begun(attempt.clone()));
+    assert_eq!(s.kinds(attempt.job).await, ["started"]);
+}
+
+pub async fn another_worker_takes_over(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (entry, old) = s.running(&me).await;
+    let new = begun(s.begin(&entry, &other).await.unwrap());
+    assert!(new.fence > old.fence);
+    assert_eq!((new.number, new.failures, &new.worker), (2, 0, &other));
+    assert_eq!(s.finish(&old, 1).await, Written::Fenced);
+    assert_eq!(s.append(&old, &[done(1)]).await.unwrap(), Written::Behind);
+    assert_eq!(s.finish(&new, 1).await, Written::Yes);
+    assert_eq!(s.kinds(new.job).await, ["started", "started", "done"]);
+}
+
+pub async fn a_second_entry_of_a_job_is_removed(s: &Subject) {
+    let me = worker("a");
+    let (entry, attempt) = s.running(&me).await;
+    let id = attempt.job.to_string();
+    s.add_raw(Lane::Normal, &[("job", JOB), ("id", id.as_bytes())]);
+    let duplicate = s.claim(&me).await;
+    assert_eq!((duplicate.id, duplicate.place == entry.place), (attempt.job, false));
+    assert_eq!(s.begin(&duplicate, &me).await.unwrap(), Begin::Remove);
+    assert_eq!(s.begin(&duplicate, &worker("b")).await.unwrap(), Begin::Remove);
+    s.finish(&attempt, 1).await;
+    assert_eq!(s.begin(&duplicate, &me).await.unwrap(), Begin::Remove);
+    assert_eq!(s.kinds(attempt.job).await, ["started", "done"]);
+}
+
+pub async fn an_entry_older_than_the_last_attempt_is_removed(s: &Subject) {
+    let me = worker("a");
+    let (entry, attempt) = s.running(&me).await;
+    let id = attempt.job.to_string();
+    s.add_raw(Lane::Normal, &[("job", JOB), ("id", id.as_bytes()), ("attempt", b"0")]);
+    let stale = s.claim(&me).await;
+    s.retry(&attempt, Duration::from_millis(20)).await;
+    assert_eq!(s.begin(&stale, &me).await.unwrap(), Begin::Remove);
+    let due = s.job(attempt.job).await.unwrap().unwrap().due.unwrap_or_default();
+    assert!(s.park(&entry, 1, due).await.unwrap());
+    s.promote_until(1).await;
+    assert_eq!(s.begin(&stale, &me).await.unwrap(), Begin::Remove);
+    let promoted = s.claim(&me).await;
+    assert_eq!(begun(s.begin(&promoted, &me).await.unwrap()).number, 2);
+}
+
+pub async fn a_plain_entry_needs_only_its_job(s: &Subject) {
+    let me = worker("a");
+    let place = s.add_raw(Lane::High, &[("job", JOB), ("note", b"kept")]);
+    let mut reader = s.reader(&me).await;
+    let entry = reader.read(Lane::High, 1).await.unwrap().remove(0);
+    let lane_key = format!("ms:{{q:{}}}:high", s.partition);
+    assert_eq!(entry.id, JobId::from_entry(&lane_key, &place.entry));
+    assert_eq!((&entry.place, entry.attempt, entry.fields.len()), (&place, 0, 2));
+    assert_eq!(reader.pending().await.unwrap(), std::slice::from_ref(&entry));
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    let record = s.job(entry.id).await.unwrap().unwrap();
+    assert_eq!((record.model.as_str(), record.enqueued_at), ("m", entry.at));
+    assert_eq!((record.lane, record.partition.as_ref()), (Lane::High, Some(&s.partition)));
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+}
+
+pub async fn promote_moves_what_is_due_exactly_once(s: &Subject) {
+    let due = Timestamp::now().after(Duration::from_millis(50));
+    let batch: Vec<_> = (0..30)
+        .map(|n| {
+            let mut job = job(&n.to_string());
+            job.not_before = Some(due);
+            s.submission(job)
+        })
+        .collect();
+    for receipt in s.enqueue(&batch).await {
+        receipt.unwrap();
+    }
+    let promoter = || {
+        let (broker, partition) = (s.shared(), s.partition.clone());
+        tokio::spawn(async move {
+            let mut moved = 0;
+            while let Promoted { count, next_in: Some(next_in) } =
+                broker.promote(&partition, 3).await.unwrap()
+            {
+                moved += count;
+                tokio::time::sleep(next_in).await;
+            }
+            moved
+        })
+    };
+    let (a, b) = soon(async { tokio::join!(promoter(), promoter()) }).await;
+    // The call that moves the last ones finds none parked and is not counted by its loop.
+    assert!((27..=30).contains(&(a.unwrap() + b.unwrap())));
+    let entries = s.claim_all(Lane::Normal, &worker("a")).await;
+    let ids: BTreeSet<JobId> = entries.iter().map(|entry| entry.id).collect();
+    assert_eq!((entries.len(), ids.len()), (30, 30));
+    assert_eq!(s.job(entries[0].id).await.unwrap().unwrap().state, State::Waiting);
+    assert_eq!(entries[0].payload(), batch.iter().find(|b| b.id == entries[0].id).unwrap().payload);
+}
+
+pub async fn promote_goes_by_time_and_stops_at_what_is_asked(s: &Subject) {
+    let empty = s.promote(&s.partition, 9).await.unwrap();
+    assert_eq!(empty, Promoted { count: 0, next_in: None });
+    let soon = Timestamp::now().after(Duration::from_millis(40));
+    let mut ids = Vec::new();
+    for due in [soon.after(Duration::from_millis(20)), soon, far()] {
+        let mut job = job("q");
+        job.not_before = Some(due);
+        ids.push(s.add(job).await.id);
+    }
+    s.promote_one_by_one(2).await;
+    let promoted = s.promote(&s.partition, 9).await.unwrap();
+    assert_eq!(promoted.count, 0);
+    assert!(promoted.next_in > Some(Duration::from_mins(50)), "{promoted:?}");
+    let entries = s.claim_all(Lane::Normal, &worker("a")).await;
+    assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [ids[1], ids[0]]);
+    assert_eq!(s.depth(&s.partition).await.unwrap().parked, 1);
+}
+
+pub async fn a_promoted_job_runs_and_its_parked_copy_is_gone(s: &Subject) {
+    let me = worker("a");
+    let mut later = job("later");
+    later.not_before = Some(Timestamp::now().after(Duration::from_millis(20)));
+    later.lane = Lane::Low;
+    let id = s.add(later.clone()).await.id;
+    s.promote_until(1).await;
+    let entry = s.claim_all(Lane::Low, &me).await.remove(0);
+    assert_eq!((entry.id, entry.attempt, entry.job.as_ref()), (id, 0, Ok(&later)));
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    assert_eq!(s.job(id).await.unwrap().unwrap().due, None);
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+}
+
+pub async fn a_wait_ends_when_a_job_is_promoted(s: &Subject) {
+    let mut later = job("later");
+    later.not_before = Some(Timestamp::now().after(Duration::from_millis(20)));
+    let id = s.add(later).await.id;
+    let mut reader = s.reader(&worker("a")).await;
+    let stop = CancellationToken::new();
+    let (entries, ()) =
+        soon(async { tokio::join!(reader.wait(4 * DEADLINE, &stop), s.promote_until(1)) }).await;
+    assert_eq!(entries.unwrap().iter().map(|entry| entry.id).collect::<Vec<_>>(), [id]);
+}

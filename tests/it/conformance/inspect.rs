@@ -1,0 +1,95 @@
+//! What operators see.
+
+use std::time::Duration;
+
+use millstream::{
+    broker::{DeadLetter, Depth, LaneDepth},
+    event::EventId,
+    job::{JobId, Lane},
+};
+
+use crate::support::subject::{Subject, failure, far, job, soon, worker};
+
+pub async fn what_is_not_there_is_empty(s: &Subject) {
+    assert_eq!(s.job(JobId::new()).await.unwrap(), None);
+    assert_eq!(s.depth(&s.partition).await.unwrap(), Depth::default());
+    assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap(), []);
+    assert_eq!(s.workers(&s.partition).await.unwrap(), []);
+    assert_eq!(s.last(JobId::new()).await.unwrap(), None);
+    assert_eq!(s.read(JobId::new(), EventId::START, 9).await.unwrap(), []);
+}
+
+pub async fn depth_follows_a_job_through_its_life(s: &Subject) {
+    let me = worker("a");
+    let lane = async |lane: Lane| s.depth(&s.partition).await.unwrap().lanes[lane.index()];
+    for _ in 0..3 {
+        s.add(job("q")).await;
+    }
+    assert_eq!(lane(Lane::Normal).await, LaneDepth { waiting: 3, pending: 0 });
+    let entries = s.claim_all(Lane::Normal, &me).await;
+    assert_eq!(lane(Lane::Normal).await, LaneDepth { waiting: 0, pending: 3 });
+    assert_eq!(lane(Lane::High).await, LaneDepth::default());
+
+    assert!(s.park(&entries[0], 1, far()).await.unwrap());
+    let letter = DeadLetter::new(&entries[1], failure("no"), 1, 1);
+    assert!(s.bury(&entries[1], &letter).await.unwrap());
+    s.remove(&[entries[2].place.clone()]).await.unwrap();
+    let expected = Depth { parked: 1, dead: 1, ..Depth::default() };
+    assert_eq!(s.depth(&s.partition).await.unwrap(), expected);
+}
+
+pub async fn partitions_are_apart(s: &Subject) {
+    let me = worker("a");
+    let mut submission = s.submission(job("q"));
+    submission.partition = s.second.clone();
+    let id = s.enqueue(&[submission]).await.remove(0).unwrap().id;
+    assert_eq!(s.depth(&s.partition).await.unwrap(), Depth::default());
+    assert_eq!(s.depth(&s.second).await.unwrap().lanes[1].waiting, 1);
+    assert!(s.claim_all(Lane::Normal, &me).await.is_empty());
+    let mut reader = s.claimer(&s.second, &me).await.unwrap();
+    let entry = reader.read(Lane::Normal, 1).await.unwrap().remove(0);
+    assert_eq!((entry.id, &entry.place.partition), (id, &s.second));
+    s.begin(&entry, &me).await.unwrap();
+    assert_eq!(s.job(id).await.unwrap().unwrap().partition.as_ref(), Some(&s.second));
+}
+
+pub async fn workers_are_those_that_have_read(s: &Subject) {
+    let (first, second) = (worker("first"), worker("second"));
+    for _ in 0..3 {
+        s.add(job("q")).await;
+    }
+    let entries = s.reader(&first).await.read(Lane::Normal, 2).await.unwrap();
+    let seen = soon(async {
+        loop {
+            let [seen] = &s.workers(&s.partition).await.unwrap()[..] else { panic!("one worker") };
+            // Idle time counts in milliseconds: the order below needs a difference.
+            if seen.idle > Duration::from_millis(5) {
+                return seen.clone();
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!((seen.id.as_str(), seen.pending), (first.as_str(), 2));
+    s.reader(&second).await.read(Lane::Normal, 1).await.unwrap();
+    s.remove(&[entries[0].place.clone()]).await.unwrap();
+    let workers = s.workers(&s.partition).await.unwrap();
+    let seen: Vec<_> = workers.iter().map(|w| (w.id.as_str(), w.pending)).collect();
+    assert_eq!(seen, [(second.as_str(), 1), (first.as_str(), 1)]);
+}
+
+pub async fn dead_letters_come_oldest_first(s: &Subject) {
+    let me = worker("a");
+    for _ in 0..3 {
+        s.add(job("q")).await;
+    }
+    let mut letters = Vec::new();
+    for entry in s.claim_all(Lane::Normal, &me).await {
+        let letter = DeadLetter::new(&entry, failure(&entry.place.entry), 3, 7);
+        assert!(s.bury(&entry, &letter).await.unwrap());
+        letters.push(letter);
+    }
+    assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap(), letters);
+    assert_eq!(s.dead_letters(&s.partition, 2).await.unwrap(), letters[..2]);
+    assert_eq!(s.dead_letters(&s.second, 9).await.unwrap(), []);
+}

@@ -1,0 +1,301 @@
+//! Ending attempts, then entries; what a crash between the two leaves is found by the next.
+
+use std::time::Duration;
+
+use millstream::{
+    broker::{Begin, DeadLetter, Depth, Outcome, Topic, Written},
+    error::{Code, Failure},
+    event::EventId,
+    job::{Lane, Timestamp},
+    state::State,
+};
+
+use crate::support::subject::{
+    Subject, begun, delta, done, failed, failure, far, job, retrying, worker,
+};
+
+const HOUR: Duration = Duration::from_hours(1);
+
+fn invalid() -> Failure {
+    Failure::new(Code::InvalidJob, "cannot be read")
+}
+
+pub async fn done_ends_a_job_once(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (entry, attempt) = s.running(&me).await;
+    let frames = [delta(1, "answer", millstream::event::Codec::Json), done(2)];
+    let outcome = Outcome::Done {
+        finish_reason: Some("stop".to_owned()),
+        usage: Some(r#"{"total_tokens":7}"#.to_owned()),
+    };
+    assert_eq!(s.conclude(&attempt, &frames, &outcome).await.unwrap(), Written::Yes);
+    let record = s.job(attempt.job).await.unwrap().unwrap();
+    assert_eq!((record.state, record.failures, &record.error), (State::Done, 0, &None));
+    assert_eq!(record.finish_reason.as_deref(), Some("stop"));
+    assert_eq!(record.usage, Some(serde_json::json!({"total_tokens": 7})));
+    assert!(record.ended_at >= record.began_at && record.ended_at.is_some());
+
+    // The reply was lost: the same again changes nothing, and neither does anything else.
+    assert_eq!(s.conclude(&attempt, &frames, &outcome).await.unwrap(), Written::Yes);
+    let fail = Outcome::Failed(failure("no"));
+    let refused = s.conclude(&attempt, &[failed(3, failure("no"))], &fail).await.unwrap();
+    assert_eq!(refused, Written::Fenced);
+    assert_eq!(s.job(attempt.job).await.unwrap().unwrap(), record);
+    assert_eq!(s.kinds(attempt.job).await, ["started", "delta", "done"]);
+
+    // The worker died before it removed the entry: whoever is next is told to.
+    for worker in [&me, &other] {
+        assert_eq!(s.begin(&entry, worker).await.unwrap(), Begin::Remove);
+    }
+    s.remove(std::slice::from_ref(&entry.place)).await.unwrap();
+    assert_eq!(s.depth(&s.partition).await.unwrap(), Depth::default());
+}
+
+pub async fn a_failed_job_is_buried_by_whoever_is_next(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (entry, attempt) = s.running(&me).await;
+    let error = Failure::from_status(400, "bad request", None);
+    let outcome = Outcome::Failed(error.clone());
+    let frames = [failed(1, error.clone())];
+    for _ in 0..2 {
+        assert_eq!(s.conclude(&attempt, &frames, &outcome).await.unwrap(), Written::Yes);
+    }
+    let record = s.job(attempt.job).await.unwrap().unwrap();
+    assert_eq!((record.state, record.failures), (State::Failed, 1));
+    assert_eq!(record.error.as_ref(), Some(&error));
+    assert!(record.ended_at.is_some());
+
+    let owed = Begin::Bury { error: error.clone(), attempts: 1, fence: attempt.fence };
+    assert_eq!(s.begin(&entry, &me).await.unwrap(), owed);
+    assert_eq!(s.begin(&entry, &other).await.unwrap(), owed);
+    let letter = DeadLetter::new(&entry, error, 1, attempt.fence);
+    assert!(s.bury(&entry, &letter).await.unwrap());
+    assert!(!s.bury(&entry, &letter).await.unwrap());
+    assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap(), [letter]);
+    assert_eq!(s.depth(&s.partition).await.unwrap(), Depth { dead: 1, ..Depth::default() });
+
+    let id = attempt.job.to_string();
+    s.add_raw(Lane::Normal, &[("job", entry.payload()), ("id", id.as_bytes())]);
+    assert_eq!(s.begin(&s.claim(&me).await, &me).await.unwrap(), Begin::Remove);
+}
+
+pub async fn a_retry_is_parked_by_whoever_is_next(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (entry, attempt) = s.running(&me).await;
+    let before = Timestamp::now();
+    for _ in 0..2 {
+        assert_eq!(s.retry(&attempt, HOUR).await, Written::Yes);
+    }
+    let record = s.job(attempt.job).await.unwrap().unwrap();
+    assert_eq!((record.state, record.attempt, record.failures), (State::Parked, 1, 1));
+    assert_eq!((record.error, record.ended_at), (Some(failure("try again")), None));
+    let due = record.due.unwrap();
+    let off = due.0.abs_diff(before.after(HOUR).0);
+    assert!(off < 20_000, "due {off} ms beside the delay");
+    assert_eq!(s.kinds(attempt.job).await, ["started", "retrying"]);
+
+    // The worker died before it parked the entry.
+    let owed = Begin::Park { attempt: 1, due };
+    assert_eq!(s.begin(&entry, &other).await.unwrap(), owed);
+    assert_eq!(s.begin(&entry, &me).await.unwrap(), owed);
+    let mut listening = s.listen(&[Topic::Wake(s.partition.clone())]).await;
+    assert!(s.park(&entry, 1, due).await.unwrap());
+    assert_eq!(listening.next().await.0, Topic::Wake(s.partition.clone()));
+    assert!(!s.park(&entry, 1, due).await.unwrap());
+    assert_eq!(s.depth(&s.partition).await.unwrap(), Depth { parked: 1, ..Depth::default() });
+}
+
+pub async fn a_retried_job_runs_again(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (entry, attempt) = s.running(&me).await;
+    s.retry(&attempt, Duration::from_millis(10)).await;
+    let promoted = s.promoted(&entry).await;
+    assert_eq!((promoted.id, promoted.attempt, promoted.at), (entry.id, 1, entry.at));
+    assert_eq!((promoted.payload(), promoted.place.lane), (entry.payload(), entry.place.lane));
+    assert_ne!(promoted.place.entry, entry.place.entry);
+    // The first worker repeats its end as long as no reply comes: it is written, promoted or not.
+    assert_eq!(s.retry(&attempt, Duration::from_millis(10)).await, Written::Yes);
+    let next = begun(s.begin(&promoted, &other).await.unwrap());
+    assert!(next.fence > attempt.fence);
+    assert_eq!((next.number, next.failures), (2, 1));
+    assert_eq!(s.begin(&promoted, &other).await.unwrap(), Begin::Begun(next.clone()));
+    let record = s.job(next.job).await.unwrap().unwrap();
+    assert_eq!((record.state, record.due), (State::Running, None));
+    // The first worker, back from a long sleep, still holds the entry that was parked.
+    assert_eq!(s.begin(&entry, &me).await.unwrap(), Begin::Remove);
+    assert_eq!(s.finish(&attempt, 2).await, Written::Fenced);
+    assert_eq!(s.finish(&next, 1).await, Written::Yes);
+    assert_eq!(s.kinds(next.job).await, ["started", "retrying", "started", "done"]);
+}
+
+pub async fn a_stale_fence_changes_nothing(s: &Subject) {
+    let (entry, old) = s.running(&worker("a")).await;
+    let new = begun(s.begin(&entry, &worker("b")).await.unwrap());
+    let (record, log) = (s.job(old.job).await.unwrap(), s.log(old.job).await);
+    let outcomes = [
+        (done(1), Outcome::Done { finish_reason: None, usage: None }),
+        (failed(1, failure("no")), Outcome::Failed(failure("no"))),
+        (retrying(1, &old), Outcome::Retry { error: failure("no"), delay: HOUR }),
+    ];
+    for (frame, outcome) in outcomes {
+        let written = s.conclude(&old, &[frame], &outcome).await.unwrap();
+        assert_eq!(written, Written::Fenced, "{outcome:?}");
+    }
+    assert_eq!(s.job(old.job).await.unwrap(), record);
+    assert_eq!(s.log(old.job).await, log);
+    assert_eq!(s.last(old.job).await.unwrap(), Some(EventId { fence: new.fence, seq: 0 }));
+}
+
+pub async fn an_end_that_is_behind_changes_nothing(s: &Subject) {
+    let (_, attempt) = s.running(&worker("a")).await;
+    s.append(&attempt, &[delta(1, "a", millstream::event::Codec::Json)]).await.unwrap();
+    for seq in [0, 1] {
+        assert_eq!(s.finish(&attempt, seq).await, Written::Behind);
+    }
+    assert_eq!(s.job(attempt.job).await.unwrap().unwrap().state, State::Running);
+    assert_eq!(s.finish(&attempt, 2).await, Written::Yes);
+    assert_eq!(s.kinds(attempt.job).await, ["started", "delta", "done"]);
+}
+
+pub async fn what_cannot_be_read_is_refused_and_buried(s: &Subject) {
+    let me = worker("a");
+    let raw: [&[(&str, &[u8])]; 5] = [
+        &[("jib", b"{}")],
+        &[("job", b"\xff\xfe{")],
+        &[("job", b"{\"model\":\"m\"}")],
+        &[("job", b"{\"model\":\"m\",\"messages\":[{}]}"), ("id", b"seven")],
+        &[("job", b""), ("attempt", b"-1"), ("\u{e9}t\u{e9}", b"\x00\x80 kept")],
+    ];
+    for fields in raw {
+        s.add_raw(Lane::Normal, fields);
+        let entry = s.claim(&me).await;
+        assert!(entry.job.is_err(), "{fields:?}");
+        let mut listening = s.listen(&[Topic::Job(entry.id)]).await;
+        let frame = failed(0, invalid());
+        let Begin::Bury { error, attempts, fence } =
+            s.refuse(&entry, &invalid(), &frame).await.unwrap()
+        else {
+            panic!("not to be buried")
+        };
+        assert_eq!((&error, attempts), (&invalid(), 0));
+        assert_eq!(listening.event().await.id, EventId { fence, seq: 0 });
+        let record = s.job(entry.id).await.unwrap().unwrap();
+        assert_eq!((record.state, record.fence, record.attempt), (State::Failed, fence, 0));
+        assert_eq!(record.error, Some(invalid()));
+        // Again, after a lost reply, and by a worker that finds the entry: the same answer.
+        let again = s.refuse(&entry, &failure("other"), &frame).await.unwrap();
+        assert_eq!(again, Begin::Bury { error: invalid(), attempts: 0, fence });
+        assert_eq!(s.begin(&entry, &worker("b")).await.unwrap(), again);
+        assert_eq!(s.kinds(entry.id).await, ["failed"]);
+        let letter = DeadLetter::new(&entry, error, attempts, fence);
+        assert!(s.bury(&entry, &letter).await.unwrap());
+        let dead = s.dead_letters(&s.partition, 99).await.unwrap();
+        assert_eq!(dead.last(), Some(&letter));
+        let bytes: Vec<_> =
+            fields.iter().map(|(name, value)| (name.as_bytes().to_vec(), value.to_vec())).collect();
+        assert_eq!(letter.fields, bytes);
+    }
+}
+
+pub async fn a_waiting_job_can_be_refused(s: &Subject) {
+    let id = s.add(job("q")).await.id;
+    let entry = s.claim(&worker("a")).await;
+    let begin = s.refuse(&entry, &invalid(), &failed(0, invalid())).await.unwrap();
+    assert!(matches!(begin, Begin::Bury { attempts: 0, .. }), "{begin:?}");
+    let record = s.job(id).await.unwrap().unwrap();
+    assert_eq!((record.state, record.model.as_str()), (State::Failed, "model-1"));
+    assert!(record.ended_at.is_some());
+}
+
+pub async fn refusing_a_running_job_ends_its_attempt(s: &Subject) {
+    let (entry, attempt) = s.running(&worker("a")).await;
+    let frame = failed(0, invalid());
+    let Begin::Bury { attempts, fence, .. } = s.refuse(&entry, &invalid(), &frame).await.unwrap()
+    else {
+        panic!("not to be buried")
+    };
+    assert_eq!((attempts, fence > attempt.fence), (1, true));
+    assert_eq!(s.finish(&attempt, 1).await, Written::Fenced);
+    assert_eq!(s.kinds(attempt.job).await, ["started", "failed"]);
+    assert_eq!(s.job(attempt.job).await.unwrap().unwrap().state, State::Failed);
+}
+
+pub async fn refusing_repeats_what_an_entry_is_owed(s: &Subject) {
+    let me = worker("a");
+    let frame = failed(0, invalid());
+    let (entry, attempt) = s.running(&me).await;
+    let id = attempt.job.to_string();
+    s.add_raw(Lane::Normal, &[("job", entry.payload()), ("id", id.as_bytes())]);
+    let duplicate = s.claim(&me).await;
+    assert_eq!(s.refuse(&duplicate, &invalid(), &frame).await.unwrap(), Begin::Remove);
+    s.retry(&attempt, HOUR).await;
+    let owed = s.refuse(&entry, &invalid(), &frame).await.unwrap();
+    assert!(matches!(owed, Begin::Park { attempt: 1, .. }), "{owed:?}");
+    assert_eq!(s.kinds(attempt.job).await, ["started", "retrying"]);
+
+    let (entry, attempt) = s.running(&me).await;
+    s.finish(&attempt, 1).await;
+    assert_eq!(s.refuse(&entry, &invalid(), &frame).await.unwrap(), Begin::Remove);
+    assert_eq!(s.job(attempt.job).await.unwrap().unwrap().state, State::Done);
+    assert_eq!(s.kinds(attempt.job).await, ["started", "done"]);
+}
+
+pub async fn entries_of_any_lane_are_removed_together(s: &Subject) {
+    let me = worker("a");
+    let mut places = Vec::new();
+    for lane in Lane::ALL {
+        for _ in 0..3 {
+            let mut job = job("q");
+            job.lane = lane;
+            s.add(job).await;
+        }
+        places.extend(s.claim_all(lane, &me).await.into_iter().map(|entry| entry.place));
+    }
+    s.remove(&[]).await.unwrap();
+    s.remove(&places[..8]).await.unwrap();
+    // The last with others that are gone already.
+    s.remove(&places[6..]).await.unwrap();
+    assert_eq!(s.depth(&s.partition).await.unwrap(), Depth::default());
+    assert!(s.reader(&me).await.pending().await.unwrap().is_empty());
+}
+
+pub async fn what_is_removed_is_neither_parked_nor_buried(s: &Subject) {
+    let (entry, attempt) = s.running(&worker("a")).await;
+    s.remove(std::slice::from_ref(&entry.place)).await.unwrap();
+    let letter = DeadLetter::new(&entry, failure("no"), 1, attempt.fence);
+    assert!(!s.park(&entry, 1, far()).await.unwrap());
+    assert!(!s.bury(&entry, &letter).await.unwrap());
+    assert_eq!(s.depth(&s.partition).await.unwrap(), Depth::default());
+}
+
+pub async fn of_two_ends_of_an_entry_one_counts(s: &Subject) {
+    for _ in 0..10 {
+        let (entry, attempt) = s.running(&worker("a")).await;
+        let before = s.depth(&s.partition).await.unwrap();
+        let letter = DeadLetter::new(&entry, failure("no"), 1, attempt.fence);
+        let (due, broker) = (far(), s.shared());
+        let parking = tokio::spawn({
+            let entry = entry.clone();
+            async move { broker.park(&entry, 1, due).await.unwrap() }
+        });
+        let buried = s.bury(&entry, &letter).await.unwrap();
+        let parked = parking.await.unwrap();
+        assert_ne!(parked, buried);
+        let after = s.depth(&s.partition).await.unwrap();
+        assert_eq!(after.parked - before.parked, u64::from(parked));
+        assert_eq!(after.dead - before.dead, u64::from(buried));
+    }
+}
+
+pub async fn a_plain_entry_keeps_its_bytes_and_its_id_when_parked(s: &Subject) {
+    let me = worker("a");
+    let payload = b" {\"model\":\"m\",\n \"messages\":[{\"role\":\"user\"}] , \"n\": 1.0 }\n";
+    s.add_raw(Lane::Low, &[("job", payload)]);
+    let entry = s.claim_all(Lane::Low, &me).await.remove(0);
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    s.retry(&attempt, Duration::from_millis(1)).await;
+    let promoted = s.promoted(&entry).await;
+    assert_eq!((promoted.id, promoted.at, promoted.attempt), (entry.id, entry.at, 1));
+    assert_eq!((promoted.payload(), promoted.place.lane), (&payload[..], Lane::Low));
+    assert_eq!(begun(s.begin(&promoted, &me).await.unwrap()).number, 2);
+}

@@ -1,0 +1,215 @@
+//! Readers: late, in the middle, after the end, interrupted, without pub/sub.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt, future::join_all};
+use millstream::{
+    event::{Body, Event, EventId},
+    job::JobId,
+    listener::{self, Error, Listener},
+    worker,
+};
+
+use crate::support::{
+    redis::Server,
+    stack::{Stack, connect, expected, instant, paced},
+};
+
+async fn all(events: impl Stream<Item = Result<Event, Error>>) -> Vec<Event> {
+    events.map(Result::unwrap).collect().await
+}
+
+fn text(events: &[Event]) -> String {
+    let mut text = String::new();
+    for event in events {
+        match &event.body {
+            Body::Started(_) => text.clear(),
+            Body::Delta(chunk) => text.push_str(&chunk.text()),
+            _ => {}
+        }
+    }
+    text
+}
+
+#[tokio::test]
+async fn early_late_and_after_the_end_read_the_same() {
+    let stack = Stack::start(paced(200.0)).await;
+    let id = stack.ask("m?tokens=100", "the same?").await;
+    let listener = stack.listener();
+    let early = tokio::spawn(all(listener.listen(id).events()));
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+
+    // A reader in another process comes when some of the answer is there.
+    let elsewhere = stack.listener();
+    let mut first = elsewhere.listen(id).events();
+    while !matches!(first.next().await.unwrap().unwrap().body, Body::Delta(_)) {}
+    let middle = all(elsewhere.listen(id).events()).await;
+    let early = early.await.unwrap();
+    let after = all(stack.listener().listen(id).events()).await;
+
+    assert_eq!(early, after);
+    assert_eq!(middle, after);
+    assert_eq!(text(&after), expected("m?tokens=100", "the same?"));
+    assert!(after.len() > 4, "it did stream: {}", after.len());
+}
+
+#[tokio::test]
+async fn a_reader_that_comes_back_gets_the_rest_once() {
+    let stack = Stack::start(paced(300.0)).await;
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    let listener = stack.listener();
+    let id = stack.ask("m?tokens=120", "resume").await;
+    let mut seen = Vec::new();
+    // Every connection reads two events and is dropped.
+    loop {
+        let after = seen.last().map_or(EventId::START, |event: &Event| event.id);
+        let part = all(listener.listen(id).after(after).events().take(2)).await;
+        if part.is_empty() {
+            break;
+        }
+        seen.extend(part);
+    }
+    assert_eq!(seen, all(listener.listen(id).events()).await);
+    assert_eq!(text(&seen), expected("m?tokens=120", "resume"));
+}
+
+#[tokio::test]
+async fn at_or_above_the_end_the_stream_is_empty() {
+    let stack = Stack::start(instant()).await;
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    let id = stack.ask("m", "over").await;
+    let events = all(stack.listener().listen(id).events()).await;
+    let end = events.last().unwrap().id;
+    for after in [end, EventId { fence: end.fence + 5, seq: 0 }] {
+        assert!(all(stack.listener().listen(id).after(after).events()).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_job_is_not_found_and_a_quiet_one_times_out() {
+    let stack = Stack::start(instant()).await;
+    let listener = stack.listener();
+    let none = listener.listen(JobId::new()).answer().await.unwrap_err();
+    assert!(matches!(none, Error::NotFound(_)), "{none}");
+    let id = stack.ask("m", "nobody works").await;
+    let short = Duration::from_millis(30);
+    let idle = listener.listen(id).idle_timeout(short).answer().await.unwrap_err();
+    assert!(matches!(idle, Error::Idle(limit) if limit == short), "{idle}");
+    let whole = listener.listen(id).timeout(short).answer().await.unwrap_err();
+    assert!(matches!(whole, Error::Timeout(limit) if limit == short), "{whole}");
+}
+
+#[tokio::test]
+async fn a_thousand_readers_of_one_job_cost_one_subscription() {
+    let stack = Stack::start(paced(100.0)).await;
+    let listener = stack.listener();
+    let id = stack.ask("m?tokens=30", "popular").await;
+    stack.reset_counts();
+    let readers = (0..1000).map(|_| tokio::spawn(listener.listen(id).answer()));
+    let readers: Vec<_> = readers.collect();
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    let answers = join_all(readers).await;
+    let expected = expected("m?tokens=30", "popular");
+    assert!(answers.into_iter().all(|answer| answer.unwrap().unwrap().text == expected));
+    // The other subscription is the worker's, to its partition's wakes.
+    assert_eq!(stack.command_counts()["subscribe"], 2);
+}
+
+#[tokio::test]
+async fn a_cut_subscriber_connection_loses_and_repeats_nothing() {
+    let stack = Stack::start(paced(100.0)).await;
+    let listener = stack.listener();
+    let id = stack.ask("m?tokens=150", "cut").await;
+    let reader = tokio::spawn(all(listener.listen(id).events()));
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    // Cut it again and again for as long as the answer lasts.
+    let mut cuts = 0;
+    while !reader.is_finished() {
+        let killed = stack.server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        cuts += killed.parse::<u32>().unwrap();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert!(cuts >= 2, "{cuts} connections were cut");
+    let seen = reader.await.unwrap();
+    assert_eq!(seen, all(stack.listener().listen(id).events()).await);
+    assert_eq!(text(&seen), expected("m?tokens=150", "cut"));
+}
+
+#[tokio::test]
+async fn a_reader_too_slow_for_its_buffer_reads_the_log_again() {
+    let stack = Stack::start(paced(400.0)).await;
+    let options = listener::Options { buffer: 1, page: 3, ..listener::Options::default() };
+    let listener = Listener::new(stack.broker.clone(), options);
+    let id = stack.ask("m?tokens=200", "slow reader").await;
+    let flush_interval = Duration::from_millis(5);
+    let (_stop, _worker) =
+        stack.worker(worker::Options { flush_interval, ..worker::Options::default() });
+    let mut events = listener.listen(id).events();
+    let mut seen = Vec::new();
+    while let Some(event) = events.next().await {
+        seen.push(event.unwrap());
+        tokio::time::sleep(Duration::from_millis(12)).await;
+    }
+    assert_eq!(seen, all(stack.listener().listen(id).events()).await);
+}
+
+/// The server's own time of every command of a kind, until the stream is closed.
+fn monitor(server: &Server) -> impl FnOnce() -> Vec<(f64, String)> + use<> {
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    stream.write_all(b"MONITOR\r\n").unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap());
+    let mut ok = String::new();
+    lines.read_line(&mut ok).unwrap();
+    assert_eq!(ok.trim(), "+OK");
+    let reader = std::thread::spawn(move || {
+        lines
+            .lines()
+            .map_while(Result::ok)
+            .filter_map(|line| {
+                let (time, rest) = line.strip_prefix('+')?.split_once(' ')?;
+                Some((time.parse().ok()?, rest.to_owned()))
+            })
+            .collect()
+    });
+    move || {
+        stream.shutdown(std::net::Shutdown::Both).unwrap();
+        reader.join().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn without_pub_sub_reads_follow_the_backoff_and_deliver() {
+    let stack = Stack::start(instant()).await;
+    let rules =
+        ["ACL", "SETUSER", "reader", "on", ">pw", "~*", "resetchannels", "+@all", "-subscribe"];
+    stack.server.command(&rules);
+    let url = stack.server.url().replace("://", "://reader:pw@");
+    let listener = Listener::new(connect(&url).await, listener::Options::default());
+    let id = stack.ask("m", "no pub/sub").await;
+
+    let end = monitor(&stack.server);
+    let reader = tokio::spawn(listener.listen(id).answer());
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let log = format!("{{job:{id}}}:log");
+    let reads: Vec<f64> = end()
+        .into_iter()
+        .filter(|(_, command)| command.contains("\"XRANGE\"") && command.contains(&log))
+        .map(|(time, _)| time)
+        .collect();
+    // The first read is the replay. Then 50 ms, half as much again each time, at most 2 s.
+    let mut wait: f64 = 0.05;
+    for (index, pair) in reads.windows(2).enumerate() {
+        let gap = pair[1] - pair[0];
+        assert!(gap >= wait * 0.95 && gap <= wait + 0.12, "gap {index}: {gap} for {wait}");
+        wait = (wait * 1.5).min(2.0);
+    }
+    assert!((10..=12).contains(&reads.len()), "{} reads in 6 s", reads.len());
+
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    let answer = reader.await.unwrap().unwrap();
+    assert_eq!(answer.text, expected("m", "no pub/sub"));
+}

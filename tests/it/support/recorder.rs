@@ -1,0 +1,288 @@
+//! A broker that notes which port methods are called and which transitions are seen.
+//!
+//! The suite's claim to be complete rests on it: what no behaviour exercises is missing here.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use millstream::{
+    broker::{
+        Attempt, Begin, Claim, Claimer, DeadLetter, Depth, Enqueue, Entry, Feed, Inspect, Log,
+        Opened, Outcome, Partition, Place, Promoted, Receipt, Record, Result, Settle, Shared, Sink,
+        Submission, Topic, WorkerId, WorkerSeen, Written,
+    },
+    error::Failure,
+    event::{Event, EventId, Frame},
+    job::{JobId, Lane, Timestamp},
+    state::{State, Transition},
+};
+use tokio_util::sync::CancellationToken;
+
+/// A row of the transition table.
+pub type Row = (Option<State>, Transition, State);
+
+/// What was seen so far.
+#[derive(Debug, Default)]
+pub struct Seen {
+    methods: Mutex<BTreeSet<String>>,
+    rows: Mutex<HashSet<Row>>,
+}
+
+impl Seen {
+    /// Methods that were called, as `Trait::method`.
+    pub fn methods(&self) -> BTreeSet<String> {
+        self.methods.lock().unwrap().clone()
+    }
+
+    /// Transitions that happened.
+    pub fn rows(&self) -> HashSet<Row> {
+        self.rows.lock().unwrap().clone()
+    }
+
+    fn call(&self, method: &str) {
+        self.methods.lock().unwrap().insert(method.to_owned());
+    }
+
+    fn row(&self, from: Option<State>, transition: Transition, to: State) {
+        self.rows.lock().unwrap().insert((from, transition, to));
+    }
+}
+
+/// The decorator.
+pub struct Recorder {
+    inner: Shared,
+    seen: Arc<Seen>,
+}
+
+impl Recorder {
+    /// Notes in `seen` what happens to `inner`.
+    pub fn around(inner: Shared, seen: Arc<Seen>) -> Shared {
+        Arc::new(Self { inner, seen })
+    }
+
+    /// The record as it stands, read beside what is recorded.
+    async fn record(&self, job: JobId) -> Option<Record> {
+        self.inner.job(job).await.unwrap()
+    }
+
+    /// The state of a job whose entry is in a worker's hands: no record, or none with a state,
+    /// means waiting.
+    async fn state(&self, job: JobId) -> State {
+        self.record(job).await.map_or(State::Waiting, |record| record.state)
+    }
+}
+
+#[async_trait]
+impl Enqueue for Recorder {
+    async fn enqueue(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
+        self.seen.call("Enqueue::enqueue");
+        let results = self.inner.enqueue(jobs).await;
+        for receipt in results.iter().flatten().filter(|receipt| !receipt.duplicate) {
+            let after = self.state(receipt.id).await;
+            // With others at work the job may be further on; then this row is not observed.
+            match (receipt.parked, after) {
+                (true, State::Parked) => self.seen.row(None, Transition::Schedule, after),
+                (false, State::Waiting) => self.seen.row(None, Transition::Enqueue, after),
+                _ => {}
+            }
+        }
+        results
+    }
+
+    async fn trim(&self, partition: &Partition, lane: Lane) -> Result<u64> {
+        self.seen.call("Enqueue::trim");
+        self.inner.trim(partition, lane).await
+    }
+}
+
+#[async_trait]
+impl Claim for Recorder {
+    async fn claimer(&self, partition: &Partition, worker: &WorkerId) -> Result<Box<dyn Claimer>> {
+        self.seen.call("Claim::claimer");
+        let inner = self.inner.claimer(partition, worker).await?;
+        Ok(Box::new(RecordedClaimer { inner, seen: self.seen.clone() }))
+    }
+
+    async fn begin(&self, entry: &Entry, worker: &WorkerId) -> Result<Begin> {
+        self.seen.call("Claim::begin");
+        let before = self.record(entry.id).await;
+        let begin = self.inner.begin(entry, worker).await?;
+        if let Begin::Begun(attempt) = &begin
+            && before.as_ref().is_none_or(|record| record.fence != attempt.fence)
+        {
+            let from = before.map_or(State::Waiting, |record| record.state);
+            self.seen.row(Some(from), Transition::Begin, self.state(entry.id).await);
+        }
+        Ok(begin)
+    }
+
+    async fn promote(&self, partition: &Partition, most: usize) -> Result<Promoted> {
+        self.seen.call("Claim::promote");
+        let before = self.inner.depth(partition).await?.parked;
+        let promoted = self.inner.promote(partition, most).await?;
+        if promoted.count > 0 && before > 0 {
+            self.seen.row(Some(State::Parked), Transition::Promote, State::Waiting);
+        }
+        Ok(promoted)
+    }
+}
+
+struct RecordedClaimer {
+    inner: Box<dyn Claimer>,
+    seen: Arc<Seen>,
+}
+
+#[async_trait]
+impl Claimer for RecordedClaimer {
+    async fn read(&mut self, lane: Lane, most: usize) -> Result<Vec<Entry>> {
+        self.seen.call("Claimer::read");
+        self.inner.read(lane, most).await
+    }
+
+    async fn wait(&mut self, block: Duration, stop: &CancellationToken) -> Result<Vec<Entry>> {
+        self.seen.call("Claimer::wait");
+        self.inner.wait(block, stop).await
+    }
+
+    async fn pending(&mut self) -> Result<Vec<Entry>> {
+        self.seen.call("Claimer::pending");
+        self.inner.pending().await
+    }
+}
+
+#[async_trait]
+impl Settle for Recorder {
+    async fn conclude(
+        &self,
+        attempt: &Attempt,
+        frames: &[Frame],
+        outcome: &Outcome,
+    ) -> Result<Written> {
+        self.seen.call("Settle::conclude");
+        let before = self.state(attempt.job).await;
+        let written = self.inner.conclude(attempt, frames, outcome).await?;
+        if written == Written::Yes && before == State::Running {
+            let transition = match outcome {
+                Outcome::Done { .. } => Transition::Finish,
+                Outcome::Failed(_) => Transition::Fail,
+                Outcome::Retry { .. } => Transition::Retry,
+            };
+            // A parked job whose time has come may read as waiting before anyone promotes it.
+            let after = match self.state(attempt.job).await {
+                State::Waiting if transition == Transition::Retry => State::Parked,
+                after => after,
+            };
+            self.seen.row(Some(before), transition, after);
+        }
+        Ok(written)
+    }
+
+    async fn refuse(&self, entry: &Entry, error: &Failure, frame: &Frame) -> Result<Begin> {
+        self.seen.call("Settle::refuse");
+        let before = self.state(entry.id).await;
+        let answer = self.inner.refuse(entry, error, frame).await?;
+        if matches!(answer, Begin::Bury { .. }) && before != State::Failed {
+            self.seen.row(Some(before), Transition::Refuse, self.state(entry.id).await);
+        }
+        Ok(answer)
+    }
+
+    async fn remove(&self, places: &[Place]) -> Result<()> {
+        self.seen.call("Settle::remove");
+        self.inner.remove(places).await
+    }
+
+    async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
+        self.seen.call("Settle::park");
+        self.inner.park(entry, attempt, due).await
+    }
+
+    async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
+        self.seen.call("Settle::bury");
+        self.inner.bury(entry, letter).await
+    }
+}
+
+struct RecordedFeed {
+    inner: Box<dyn Feed>,
+    seen: Arc<Seen>,
+}
+
+#[async_trait]
+impl Feed for RecordedFeed {
+    async fn subscribe(&self, topic: &Topic) -> Result<()> {
+        self.seen.call("Feed::subscribe");
+        self.inner.subscribe(topic).await
+    }
+
+    async fn unsubscribe(&self, topic: &Topic) -> Result<()> {
+        self.seen.call("Feed::unsubscribe");
+        self.inner.unsubscribe(topic).await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.seen.call("Feed::ping");
+        self.inner.ping().await
+    }
+}
+
+#[async_trait]
+impl Log for Recorder {
+    async fn append(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
+        self.seen.call("Log::append");
+        self.inner.append(attempt, frames).await
+    }
+
+    async fn last(&self, job: JobId) -> Result<Option<EventId>> {
+        self.seen.call("Log::last");
+        self.inner.last(job).await
+    }
+
+    async fn heal(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
+        self.seen.call("Log::heal");
+        self.inner.heal(attempt, frames).await
+    }
+
+    async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {
+        self.seen.call("Log::read");
+        self.inner.read(job, after, most).await
+    }
+
+    async fn open(&self, job: JobId, after: EventId, most: usize) -> Result<Opened> {
+        self.seen.call("Log::open");
+        self.inner.open(job, after, most).await
+    }
+
+    async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {
+        self.seen.call("Log::feed");
+        let inner = self.inner.feed(sink).await?;
+        Ok(Box::new(RecordedFeed { inner, seen: self.seen.clone() }))
+    }
+}
+
+#[async_trait]
+impl Inspect for Recorder {
+    async fn job(&self, id: JobId) -> Result<Option<Record>> {
+        self.seen.call("Inspect::job");
+        self.inner.job(id).await
+    }
+
+    async fn depth(&self, partition: &Partition) -> Result<Depth> {
+        self.seen.call("Inspect::depth");
+        self.inner.depth(partition).await
+    }
+
+    async fn workers(&self, partition: &Partition) -> Result<Vec<WorkerSeen>> {
+        self.seen.call("Inspect::workers");
+        self.inner.workers(partition).await
+    }
+
+    async fn dead_letters(&self, partition: &Partition, most: usize) -> Result<Vec<DeadLetter>> {
+        self.seen.call("Inspect::dead_letters");
+        self.inner.dead_letters(partition, most).await
+    }
+}

@@ -1,0 +1,145 @@
+//! A private Redis server for one test.
+
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use redis::Value;
+
+/// Longest time for a server to answer for the first time.
+const READY: Duration = Duration::from_secs(20);
+
+/// A `redis-server` found on the PATH, on a free port, without persistence. It ends with this
+/// value.
+pub struct Server {
+    process: Child,
+    port: u16,
+    dir: PathBuf,
+}
+
+impl Server {
+    /// Starts a server and waits until it answers.
+    pub async fn start() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("millstream-test-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        // Between finding a port and using it another process may take it: then another is found.
+        for _ in 0..10 {
+            let port = free_port();
+            let mut server = Self { process: spawn(port, &dir), port, dir: dir.clone() };
+            if server.is_ready().await {
+                return server;
+            }
+            server.stop();
+            std::fs::create_dir_all(&dir).unwrap();
+        }
+        panic!("no redis-server started within ten attempts");
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Kills it: nothing is written, no connection is closed in order.
+    pub fn stop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Kills it and starts it again on the same port, empty.
+    pub async fn restart(&mut self) {
+        self.stop();
+        self.process = spawn(self.port, &self.dir);
+        assert!(self.is_ready().await, "redis-server does not answer after its restart");
+    }
+
+    /// Runs one command, as `redis-cli` would, and gives the reply as text; arrays line by line.
+    pub fn command<A: AsRef<[u8]>>(&self, words: &[A]) -> String {
+        let client = redis::Client::open(self.url()).unwrap();
+        let mut connection = client.get_connection_with_timeout(READY).unwrap();
+        let mut command = redis::Cmd::new();
+        for word in words {
+            command.arg(word.as_ref());
+        }
+        text(&command.query::<Value>(&mut connection).unwrap())
+    }
+
+    /// Whether it answers before the deadline; `false` as soon as the process has ended.
+    async fn is_ready(&mut self) -> bool {
+        let deadline = Instant::now() + READY;
+        let client = redis::Client::open(self.url()).unwrap();
+        // Its own number, lest another server has taken the port in between.
+        let mine = format!("process_id:{}\r\n", self.process.id());
+        while Instant::now() < deadline && matches!(self.process.try_wait(), Ok(None)) {
+            let answer = client.get_connection_with_timeout(Duration::from_secs(1)).and_then(
+                |mut connection| redis::cmd("INFO").arg("server").query::<String>(&mut connection),
+            );
+            if answer.is_ok_and(|info| info.contains(&mine)) {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        false
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+fn spawn(port: u16, dir: &PathBuf) -> Child {
+    Command::new("redis-server")
+        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
+        .arg(port.to_string())
+        .arg("--dir")
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("redis-server is on the PATH")
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Nil => String::new(),
+        Value::Int(number) => number.to_string(),
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::SimpleString(text) => text.clone(),
+        Value::Okay => "OK".to_owned(),
+        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join("\n"),
+        other => format!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_server_is_empty_and_where_it_was() {
+    let mut server = Server::start().await;
+    let (port, url) = (server.port(), server.url());
+    assert_eq!(server.command(&["SET", "k", "v"]), "OK");
+    assert_eq!(server.command(&["MGET", "k", "none"]), "v\n");
+    server.restart().await;
+    assert_eq!((server.port(), server.url()), (port, url));
+    assert_eq!(server.command(&["DBSIZE"]), "0");
+    server.stop();
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
+}

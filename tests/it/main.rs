@@ -14,5 +14,7 @@
 )]
 
 mod conformance;
+mod cost;
 mod listen;
 mod support;
+mod trim;

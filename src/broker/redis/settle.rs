@@ -35,15 +35,17 @@ pub(super) fn written(reply: redis::Value, script: &str) -> Result<Written> {
 
 /// State, delay and fields that an outcome leaves in the record.
 fn effects(outcome: &Outcome) -> (&'static str, u64, Vec<(&'static str, String)>) {
+    let ended = ("ended", Timestamp::now().0.to_string());
     match outcome {
         Outcome::Done { finish_reason, usage } => {
             let fields = [("finish_reason", finish_reason), ("usage", usage)]
                 .into_iter()
                 .filter_map(|(name, value)| Some((name, value.clone()?)))
+                .chain([ended])
                 .collect();
             ("done", 0, fields)
         }
-        Outcome::Failed(error) => ("failed", 0, vec![("error", failure_text(error))]),
+        Outcome::Failed(error) => ("failed", 0, vec![ended, ("error", failure_text(error))]),
         Outcome::Retry { error, delay } => {
             ("parked", millis(*delay), vec![("error", failure_text(error))])
         }
@@ -166,7 +168,9 @@ mod tests {
     #[test]
     fn an_outcome_leaves_its_fields() {
         let done = Outcome::Done { finish_reason: Some("stop".to_owned()), usage: None };
-        assert_eq!(effects(&done), ("done", 0, vec![("finish_reason", "stop".to_owned())]));
+        let (state, _, fields) = effects(&done);
+        assert_eq!((state, fields[0].clone()), ("done", ("finish_reason", "stop".to_owned())));
+        assert_eq!(fields.len(), 2);
         let error = Failure::new(Code::Timeout, "slow");
         let retry = Outcome::Retry { error, delay: std::time::Duration::from_secs(1) };
         let (state, delay, fields) = effects(&retry);

@@ -17,7 +17,7 @@
 local record, log = KEYS[1], KEYS[2]
 local event, payload, worker, place = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local r = redis.call('HMGET', record,
-  'state', 'fence', 'attempt', 'failures', 'place', 'worker', 'due', 'error', 'queue')
+  'state', 'fence', 'attempt', 'failures', 'place', 'worker', 'due', 'error', 'queue', 'at')
 local state = r[1] or 'waiting'
 local fence, attempt, failures = tonumber(r[2]) or 0, tonumber(r[3]) or 0, tonumber(r[4]) or 0
 local same = r[5] == place
@@ -33,20 +33,20 @@ if state == 'parked' and same then return answer('park') end
 if not same and tonumber(ARGV[5]) < attempt then return answer('remove') end
 if state == 'running' and r[6] == worker and event == 'started' then return answer('begun') end
 
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-fence = math.max(fence + 1, now)
 if event == 'started' then
   attempt = attempt + 1
   payload = '{"attempt":' .. attempt .. ',' .. payload
 end
-local id = string.format('%.0f-0', fence)
-local added = redis.pcall('XADD', log, id, event, payload)
-if type(added) == 'table' and added.err then
-  -- The record was forgotten and the log was not: go above what the log knows.
-  local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
-  if not top then return redis.error_reply(added.err) end
-  fence = tonumber(string.match(top[1], '^(%d+)')) + 1
+-- The server's own choice of an ID is its time, and above all that the log holds.
+local id = redis.call('XADD', log, '*', event, payload)
+local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+local now = tonumber(ms)
+if now > fence and seq == '0' then
+  fence = now
+else
+  -- Its clock is behind the fence, or the log ends in this very millisecond.
+  redis.call('XDEL', log, id)
+  fence = math.max(fence, now) + 1
   id = string.format('%.0f-0', fence)
   redis.call('XADD', log, id, event, payload)
 end
@@ -62,7 +62,10 @@ if not r[9] then
   for i = 8, #ARGV, 2 do put(ARGV[i], ARGV[i + 1]) end
 end
 redis.call('HSET', record, unpack(set))
-redis.call('PEXPIRE', record, ARGV[6])
+-- A record of the last hour has its whole time before it.
+if not r[9] or now - (tonumber(r[10]) or 0) > 3600000 then
+  redis.call('PEXPIRE', record, ARGV[6])
+end
 redis.call('PEXPIRE', log, ARGV[6])
 redis.pcall('PUBLISH', record, id .. ' ' .. event .. ' ' .. payload)
 return answer(event == 'started' and 'begun' or 'bury')

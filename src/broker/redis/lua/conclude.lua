@@ -21,12 +21,13 @@ for i = first, #ARGV, 3 do
   if type(added) == 'table' and added.err then return 'behind' end
 end
 
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local set = {'state', state}
 local function put(field, value) set[#set + 1] = field; set[#set + 1] = value end
 if state ~= 'done' then put('failures', (tonumber(r[3]) or 0) + 1) end
-if state == 'parked' then put('due', now + ARGV[4]) else put('ended', now) end
+if state == 'parked' then
+  local t = redis.call('TIME')
+  put('due', t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[4])
+end
 for i = 7, first - 1 do set[#set + 1] = ARGV[i] end
 redis.call('HSET', record, unpack(set))
 redis.call('PEXPIRE', record, ttl)

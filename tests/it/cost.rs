@@ -1,0 +1,73 @@
+//! What an answer costs, in commands that the server counted, those inside scripts included.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures_util::future::join_all;
+use millstream::{
+    broker::Depth,
+    job::{ChatRequest, Job},
+    worker,
+};
+
+use crate::support::stack::{Stack, expected, instant, paced};
+
+/// Commands of jobs: without those by which the test itself looks at the server.
+fn total(counts: &BTreeMap<String, u64>) -> u64 {
+    let own = ["info", "config|resetstat"];
+    counts.iter().filter(|(name, _)| !own.contains(&name.as_str())).map(|(_, calls)| calls).sum()
+}
+
+/// The worker idles in its blocking read, and has made its connections.
+async fn settled(stack: &Stack) {
+    while stack.broker.workers(&stack.partition).await.unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // One job first: scripts are loaded, connections open, lanes known to be empty.
+    let id = stack.ask("m?tokens=1", "warm up").await;
+    stack.listener().listen(id).answer().await.unwrap();
+    while stack.broker.depth(&stack.partition).await.unwrap() != Depth::default() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn five_hundred_tokens_in_ten_seconds_stay_within_the_budget() {
+    let stack = Stack::start(paced(50.0)).await;
+    let (stop, worker) = stack.worker(worker::Options::default());
+    settled(&stack).await;
+    let (listener, producer) = (stack.listener(), stack.producer());
+    stack.reset_counts();
+    let job = Job::new(ChatRequest::ask("m?tokens=500", "cost"));
+    let id = producer.enqueue(job).await.unwrap().id;
+    let answer = listener.listen(id).answer().await.unwrap();
+    assert_eq!(answer.text, expected("m?tokens=500", "cost"));
+    stop.cancel();
+    worker.await.unwrap();
+    let counts = stack.command_counts();
+    let flushes = counts["xadd"] - 3;
+    println!("streamed answer: {} commands, {flushes} flushes: {counts:?}", total(&counts));
+    // Connecting the listener is in it: HELLO and CLIENT, once per process.
+    assert!(total(&counts) <= 30 + 2 * flushes, "{counts:?}");
+    assert!(total(&counts) <= 230, "{counts:?}");
+}
+
+const JOBS: u64 = 200;
+
+#[tokio::test]
+async fn a_job_that_does_not_stream_stays_within_the_budget() {
+    let stack = Stack::start(instant()).await;
+    let (stop, worker) = stack.worker(worker::Options::default());
+    settled(&stack).await;
+    let (listener, producer) = (stack.listener(), stack.producer());
+    stack.reset_counts();
+    let job = |n| Job { stream: false, ..Job::new(ChatRequest::ask("m", &format!("whole {n}"))) };
+    let receipts = producer.enqueue_all((0..JOBS).map(job).collect()).await;
+    let answers = receipts.into_iter().map(|receipt| listener.listen(receipt.unwrap().id).answer());
+    assert!(join_all(answers).await.into_iter().all(|answer| answer.is_ok()));
+    stop.cancel();
+    worker.await.unwrap();
+    let counts = stack.command_counts();
+    let each = total(&counts) as f64 / JOBS as f64;
+    println!("job that does not stream: {each} commands: {counts:?}");
+    assert!(each <= 24.0, "{counts:?}");
+}

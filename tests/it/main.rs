@@ -16,5 +16,6 @@
 mod conformance;
 mod cost;
 mod listen;
+mod migrate;
 mod support;
 mod trim;

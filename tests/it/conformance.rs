@@ -68,9 +68,11 @@ async fn run(name: &str, broker: (Shared, Adapter), seen: Arc<Seen>) {
 }
 
 /// Runs the whole table on one broker and compares what was seen with what there is.
+#[expect(clippy::print_stdout, reason = "shown on failure: the behaviour that was running")]
 async fn is_complete(broker: (Shared, Adapter)) {
     let seen = Arc::new(Seen::default());
     for (name, _) in BEHAVIOURS {
+        println!("behaviour {name}");
         run(name, broker.clone(), seen.clone()).await;
     }
     let all = port_methods(include_str!("../../src/broker.rs"));

@@ -185,22 +185,20 @@ impl Subject {
         (entry, attempt)
     }
 
+    /// A job that is parked until `due`, even where that has passed.
+    pub async fn parked(&self, due: Timestamp) -> JobId {
+        let id = self.add(job("parked")).await.id;
+        let entry = self.claim(&worker("parker")).await;
+        assert!(self.park(&entry, 0, due).await.unwrap());
+        id
+    }
+
     /// Moves the parked jobs to their lanes, as each comes due, until `count` have been moved.
     pub async fn promote_until(&self, count: usize) {
-        self.promote_by(count, count).await;
-    }
-
-    /// The same, at most one in each call.
-    pub async fn promote_one_by_one(&self, count: usize) {
-        self.promote_by(1, count).await;
-    }
-
-    async fn promote_by(&self, most: usize, count: usize) {
         let mut moved = 0;
         soon(async {
             while moved < count {
-                let promoted = self.promote(&self.partition, most).await.unwrap();
-                assert!(promoted.count <= most, "{promoted:?}");
+                let promoted = self.promote(&self.partition, count).await.unwrap();
                 moved += promoted.count;
                 if promoted.count == 0 {
                     // The next is due then; nothing else has to happen first.

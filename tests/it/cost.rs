@@ -71,3 +71,40 @@ async fn a_job_that_does_not_stream_stays_within_the_budget() {
     println!("job that does not stream: {each} commands: {counts:?}");
     assert!(each <= 24.0, "{counts:?}");
 }
+
+#[tokio::test]
+#[ignore = "takes five minutes; `make bench-idle` runs it"]
+async fn idle_worker_and_idle_listener_over_five_minutes() {
+    const TIME: Duration = Duration::from_mins(5);
+    let worker = async {
+        let stack = Stack::start(instant()).await;
+        let (_stop, _worker) = stack.worker(worker::Options::default());
+        settled(&stack).await;
+        stack.reset_counts();
+        tokio::time::sleep(TIME).await;
+        let counts = stack.command_counts();
+        println!("idle worker: {} commands in 5 minutes: {counts:?}", total(&counts));
+        assert!(total(&counts) <= 300 / 12, "{counts:?}");
+    };
+    let listener = async {
+        let stack = Stack::start(instant()).await;
+        let listener = stack.listener();
+        let mut readers = Vec::new();
+        for n in 0..100 {
+            let id = stack.ask("m", &format!("quiet {n}")).await;
+            let reader = listener.listen(id).idle_timeout(None);
+            readers.push(tokio::spawn(async move { reader.answer().await }));
+        }
+        while listener.hub().topics() < 100 || stack.command_counts().get("xrange") != Some(&100) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stack.reset_counts();
+        tokio::time::sleep(TIME).await;
+        let counts = stack.command_counts();
+        println!("100 idle listeners: {} commands in 5 minutes: {counts:?}", total(&counts));
+        // The shared connection's ping, every 30 s, and nothing else.
+        assert!(total(&counts) <= 11, "{counts:?}");
+        readers.iter().for_each(tokio::task::JoinHandle::abort);
+    };
+    tokio::join!(worker, listener);
+}

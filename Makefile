@@ -1,0 +1,33 @@
+# What a developer runs. `make test` brings what is missing and runs everything.
+
+CARGO_BUILD_JOBS ?= 2
+export CARGO_BUILD_JOBS
+
+.PHONY: test ci setup fmt lint doc features bench-idle
+
+# The tests' own needs: a Redis server, a test runner, a Procfile runner and a Redis client.
+setup:
+	./tests/setup.sh
+
+test: setup
+	PATH="$(CURDIR)/target/venv/bin:$$PATH" cargo nextest run --no-fail-fast
+	cargo test --doc
+
+ci: fmt lint doc features test
+
+fmt:
+	cargo fmt --check
+
+lint:
+	cargo clippy --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+# What an application embeds: producer and listener alone.
+features:
+	cargo check --lib --no-default-features
+
+# Commands of an idle worker and an idle listener over five minutes, counted by the server.
+bench-idle: setup
+	PATH="$(CURDIR)/target/venv/bin:$$PATH" cargo nextest run --run-ignored only --no-capture idle

@@ -1,0 +1,37 @@
+#!/bin/sh
+# Brings what the tests need and the machine lacks. What is there is left alone.
+set -eu
+cd "$(dirname "$0")/.."
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+if ! command -v redis-server >/dev/null; then
+    echo "setup: installing redis-server" >&2
+    if command -v apt-get >/dev/null; then
+        as_root apt-get update -qq
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server >/dev/null
+    elif command -v dnf >/dev/null; then
+        as_root dnf install -y -q redis
+    elif command -v apk >/dev/null; then
+        as_root apk add -q redis
+    elif command -v brew >/dev/null; then
+        brew install -q redis
+    else
+        echo "setup: install redis-server 7.0 or newer, then try again" >&2
+        exit 1
+    fi
+fi
+
+if ! command -v cargo-nextest >/dev/null; then
+    echo "setup: installing cargo-nextest" >&2
+    cargo install --locked --quiet cargo-nextest
+fi
+
+if ! target/venv/bin/python -c 'import honcho, redis' 2>/dev/null; then
+    echo "setup: installing honcho and redis-py into target/venv" >&2
+    mkdir -p target
+    python3 -m venv target/venv
+    target/venv/bin/pip install --quiet --disable-pip-version-check 'honcho==2.0.0' 'redis>=5,<8'
+fi

@@ -13,6 +13,7 @@
 //! - `upstream`: the model's port, and its adapter `upstream::openai`; `simulator` stands in for
 //!   a model
 //! - [`producer`] enqueues, [`listener`] follows, `worker` executes
+//! - `config` gathers everyone's options; `cli` is what the programs share
 //!
 //! # Features
 //!
@@ -23,6 +24,10 @@
 //! Without them an application embeds producer and listener alone.
 
 pub mod broker;
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "cli")]
+pub mod config;
 pub mod error;
 pub mod event;
 pub mod job;

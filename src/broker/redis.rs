@@ -96,21 +96,15 @@ impl Redis {
     /// [`Error::Address`], [`Error::Denied`] and [`Error::TooOld`] will not pass by waiting;
     /// [`Error::Unavailable`] may.
     pub async fn connect(options: Options) -> Result<Self> {
-        let pool = Pool::new(Connector::new(&options)?, options.pool_size);
-        let redis = Self {
+        let connector = Connector::new(&options)?;
+        check_version(&connector.server_info().await?)?;
+        let pool = Pool::new(connector, options.pool_size);
+        Ok(Self {
             pool,
             keys: Arc::new(Keys::new(options.prefix.clone())),
             scripts: Arc::new(Scripts::new()),
             options: Arc::new(options),
-        };
-        redis.check_version().await?;
-        Ok(redis)
-    }
-
-    async fn check_version(&self) -> Result<()> {
-        let reply = self.pool.command(redis::cmd("INFO").arg("server")).await?;
-        let info: String = codec::read(reply, "INFO")?;
-        check_version(&info)
+        })
     }
 
     /// The keys in use.

@@ -50,7 +50,10 @@ async fn lines_that_are_no_jobs_are_refused_by_number() {
         ("{\"model\":", &["line 2", "not JSON"]),
         (r#"{"model":"m"}"#, &["line 2", "`messages`", "at least one message"]),
         (r#"{"messages":[{}]}"#, &["line 2", "`model`"]),
-        (&format!(r#"{{"request":{good},"lane":"fast"}}"#), &["line 2", "`fast`", "high, normal, low"]),
+        (
+            &format!(r#"{{"request":{good},"lane":"fast"}}"#),
+            &["line 2", "`fast`", "high, normal, low"],
+        ),
         (&format!(r#"{{"request":{good},"priority":1}}"#), &["line 2", "`priority`", "lane"]),
         (&format!(r#"{{"request":{good},"not_before":1000}}"#), &["line 2", "has passed"]),
         (&large, &["line 2", "1048576", "max_payload"]),
@@ -63,7 +66,8 @@ async fn lines_that_are_no_jobs_are_refused_by_number() {
         refused(&ran, 2, words);
         assert_eq!(ran.out.lines().count(), 1, "only the first is enqueued: {ran:?}");
         assert_eq!(entries(&server), before + 1);
-        let ran = run_with(PRODUCER, &["--file", "-", "--on-error", "skip"], &env, input.as_bytes());
+        let ran =
+            run_with(PRODUCER, &["--file", "-", "--on-error", "skip"], &env, input.as_bytes());
         assert_eq!((ran.code, ran.out.lines().count()), (Some(2), 2), "{ran:?}");
     }
     let ran = run_with(PRODUCER, &["--file", "-"], &env, b"\xff\xfe\n");
@@ -90,7 +94,11 @@ async fn flags_that_make_no_sense_are_usage() {
     refused(&run(PRODUCER, &["--file", "nowhere.jsonl"], &env), 2, &["nowhere.jsonl"]);
     refused(&run(MILLSTREAM, &["jobs", "show", "seven"], &env), 2, &["`seven`", "UUID"]);
     let id = JobId::new().to_string();
-    refused(&run(MILLSTREAM, &["jobs", "tail", &id, "--after", "x"], &env), 2, &["`x`", "event ID"]);
+    refused(
+        &run(MILLSTREAM, &["jobs", "tail", &id, "--after", "x"], &env),
+        2,
+        &["`x`", "event ID"],
+    );
     assert_eq!(entries(&server), 0, "nothing is half enqueued");
 }
 
@@ -176,7 +184,7 @@ async fn the_embedded_broker_is_for_one_process() {
 async fn a_configuration_that_is_wrong_is_refused_with_key_and_value() {
     for (name, value, words) in [
         ("MILLSTREAM_WORKER__CONCURRENCY", "0", &["worker.concurrency", "0"][..]),
-        ("MILLSTREAM_WORKER__CONCURENCY", "4", &["concurency"]),
+        ("MILLSTREAM_WORKER__CONCURENCY", "4", &["CONCURENCY"]),
         ("MILLSTREAM_WORKER__BLOCK", "soon", &["worker.block", "soon"]),
         ("MILLSTREAM_WORKER__CODEC", "xml", &["xml", "json"]),
         ("MILLSTREAM_CONFIG", "/nowhere/config.toml", &["/nowhere/config.toml"]),

@@ -13,9 +13,11 @@
     reason = "nothing here is exported"
 )]
 
+mod bad_input;
 mod conformance;
 mod cost;
 mod listen;
 mod migrate;
+mod programs;
 mod support;
 mod trim;

@@ -108,7 +108,8 @@ async fn waiting_parked_and_running_jobs_go_through_it() {
     stop.cancel();
     let waiting = stack.ask("m?tokens=5", "waiting").await;
     let due = Timestamp::now().after(Duration::from_secs(1));
-    let parked = Job { not_before: Some(due), ..Job::new(ChatRequest::ask("m?tokens=5", "parked")) };
+    let parked =
+        Job { not_before: Some(due), ..Job::new(ChatRequest::ask("m?tokens=5", "parked")) };
     let parked = stack.producer().enqueue(parked).await.unwrap().id;
 
     // As if these keys came from a time before there was a schema, and as a step on top of it.
@@ -153,7 +154,10 @@ async fn a_changed_script_and_a_missing_step_are_refused() {
     let server = Server::start().await;
     let redis = redis(&server).await;
     let message = redis.check_schema(&partitions(1)).await.unwrap_err().to_string();
-    assert!(message.contains("0001_lanes") && message.contains("millstream migrate up"), "{message}");
+    assert!(
+        message.contains("0001_lanes") && message.contains("millstream migrate up"),
+        "{message}"
+    );
 
     let mut migrations = Migration::embedded();
     migrations[0].source.push_str("\n-- changed");

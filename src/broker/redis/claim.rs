@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use redis::{
-    Value,
-    aio::{ConnectionLike as _, MultiplexedConnection},
-};
+use redis::{Value, aio::MultiplexedConnection};
 use tokio_util::sync::CancellationToken;
 
 use super::{Redis, codec, enqueue::record_fields, keys::GROUP, migrate::create_lanes, millis};
@@ -172,7 +169,7 @@ impl RedisClaimer {
     /// Runs a read. After an error the connection is dropped: its reply may still be on the way.
     async fn run(&mut self, command: &redis::Cmd, limit: Duration) -> Result<Value> {
         let mut connection = self.link().await?.connection.clone();
-        let reply = tokio::time::timeout(limit, connection.req_packed_command(command)).await;
+        let reply = tokio::time::timeout(limit, command.query_async(&mut connection)).await;
         let error = match reply {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => error,

@@ -4,13 +4,19 @@
 //! broken. This one sets TCP options, and a connection that met an error after which it cannot be
 //! trusted is marked and not pooled again.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bb8_redis::bb8;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline,
     ProtocolVersion, RedisError, ScriptInvocation, ServerErrorKind, Value,
-    aio::{AsyncPushSender, ConnectionLike, MultiplexedConnection},
+    aio::{AsyncPushSender, MultiplexedConnection},
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 
@@ -26,11 +32,12 @@ pub struct Connector {
     response_timeout: Duration,
 }
 
-/// A pooled connection.
-#[derive(Debug)]
+/// A pooled connection. Its clones share the socket, on which requests of many callers follow one
+/// another: it goes back to the pool at once, and nobody waits for a turn.
+#[derive(Debug, Clone)]
 pub struct Pooled {
     inner: MultiplexedConnection,
-    poisoned: bool,
+    poisoned: Arc<AtomicBool>,
 }
 
 /// The pool for everything that does not block.
@@ -38,6 +45,7 @@ pub struct Pooled {
 pub struct Pool {
     pool: bb8::Pool<Connector>,
     connector: Connector,
+    last_error: LastError,
 }
 
 impl Connector {
@@ -87,6 +95,15 @@ impl Connector {
             Ok(result) => result.map_err(|e| self.classify(e)),
             Err(_) => Err(self.unavailable("no answer while connecting", None)),
         }
+    }
+
+    /// What the server says of itself, asked over a connection that is closed again: what is wrong
+    /// with address, credentials or server shows here at once.
+    pub async fn server_info(&self) -> Result<String> {
+        let mut connection =
+            self.open(self.info.clone(), &self.config(self.response_timeout)).await?;
+        let info = redis::cmd("INFO").arg("server").query_async(&mut connection).await;
+        info.map_err(|e| self.classify(e))
     }
 
     /// A connection of its own, for commands that block up to `block`.
@@ -153,7 +170,7 @@ impl bb8::ManageConnection for Connector {
 
     async fn connect(&self) -> Result<Pooled> {
         let inner = self.open(self.info.clone(), &self.config(self.response_timeout)).await?;
-        Ok(Pooled { inner, poisoned: false })
+        Ok(Pooled { inner, poisoned: Arc::default() })
     }
 
     async fn is_valid(&self, connection: &mut Pooled) -> Result<()> {
@@ -164,7 +181,7 @@ impl bb8::ManageConnection for Connector {
     }
 
     fn has_broken(&self, connection: &mut Pooled) -> bool {
-        connection.poisoned
+        connection.poisoned.load(Ordering::Relaxed)
     }
 }
 
@@ -176,49 +193,64 @@ fn poisons(error: &RedisError) -> bool {
         || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
 }
 
-/// Tells the log why connections fail: the pool itself only reports that it ran out of time.
-#[derive(Debug, Clone, Copy)]
-struct Sink;
+/// Keeps why the last connection failed: the pool itself only reports that it ran out of time.
+#[derive(Debug, Clone, Default)]
+struct LastError(Arc<Mutex<Option<Error>>>);
 
-impl bb8::ErrorSink<Error> for Sink {
+impl LastError {
+    fn take(&self) -> Option<Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl bb8::ErrorSink<Error> for LastError {
     fn sink(&self, error: Error) {
         tracing::debug!(%error, "pool connection failed");
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
     fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<Error>> {
-        Box::new(*self)
+        Box::new(self.clone())
     }
 }
 
 impl Pool {
     /// A pool that connects on demand.
     pub fn new(connector: Connector, size: u32) -> Self {
+        let last_error = LastError::default();
         let pool = bb8::Pool::builder()
             .max_size(size)
+            .min_idle(2.min(size))
             .test_on_check_out(false)
             .max_lifetime(None)
             .idle_timeout(None)
             .connection_timeout(connector.connect_timeout * 2)
             .retry_connection(false)
-            .error_sink(Box::new(Sink))
+            .error_sink(Box::new(last_error.clone()))
             .build_unchecked(connector.clone());
-        Self { pool, connector }
+        Self { pool, connector, last_error }
     }
 
-    async fn checked_out(&self) -> Result<bb8::PooledConnection<'_, Connector>> {
-        self.pool.get().await.map_err(|e| match e {
-            bb8::RunError::User(error) => error,
-            bb8::RunError::TimedOut => {
-                self.connector.unavailable("no connection within the time allowed", None)
+    /// A connection that nobody has called broken. The pool itself looks only as one comes back.
+    async fn connection(&self) -> Result<Pooled> {
+        loop {
+            let pooled = self.pool.get().await.map_err(|e| match e {
+                bb8::RunError::User(error) => error,
+                bb8::RunError::TimedOut => self.last_error.take().unwrap_or_else(|| {
+                    self.connector.unavailable("no connection within the time allowed", None)
+                }),
+            })?;
+            if !pooled.poisoned.load(Ordering::Relaxed) {
+                return Ok(pooled.clone());
             }
-        })
+        }
     }
 
     /// Runs one command.
     pub async fn command(&self, command: &redis::Cmd) -> Result<Value> {
-        let mut connection = self.checked_out().await?;
-        let result = connection.inner.req_packed_command(command).await;
-        self.finish(&mut connection, result)
+        let mut connection = self.connection().await?;
+        let result = command.query_async(&mut connection.inner).await;
+        self.finish(&connection, result)
     }
 
     /// Runs a pipeline; each command's own result, errors included.
@@ -226,21 +258,23 @@ impl Pool {
         &self,
         pipeline: &mut Pipeline,
     ) -> Result<Vec<std::result::Result<Value, RedisError>>> {
-        let mut connection = self.checked_out().await?;
+        let mut connection = self.connection().await?;
         let result = pipeline.ignore_errors().query_async(&mut connection.inner).await;
-        self.finish(&mut connection, result)
+        self.finish(&connection, result)
     }
 
     /// Runs a script, loading it where the server does not know it.
     pub async fn script(&self, script: &ScriptInvocation<'_>) -> Result<Value> {
-        let mut connection = self.checked_out().await?;
+        let mut connection = self.connection().await?;
         let result = script.invoke_async(&mut connection.inner).await;
-        self.finish(&mut connection, result)
+        self.finish(&connection, result)
     }
 
-    fn finish<T>(&self, connection: &mut Pooled, result: redis::RedisResult<T>) -> Result<T> {
+    fn finish<T>(&self, connection: &Pooled, result: redis::RedisResult<T>) -> Result<T> {
         result.map_err(|error| {
-            connection.poisoned |= poisons(&error);
+            if poisons(&error) {
+                connection.poisoned.store(true, Ordering::Relaxed);
+            }
             self.connector.classify(error)
         })
     }

@@ -175,6 +175,9 @@ fn refuse_all(count: usize, error: &Error) -> Vec<Result<()>> {
     let copy = || match error {
         Error::Denied(text) => Error::Denied(text.clone()),
         Error::Protocol(text) => Error::Protocol(text.clone()),
+        Error::Unavailable { message, .. } => {
+            Error::Unavailable { message: message.clone(), source: None }
+        }
         other => Error::Unavailable { message: other.to_string(), source: None },
     };
     (0..count).map(|_| Err(copy())).collect()

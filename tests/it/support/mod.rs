@@ -1,5 +1,6 @@
 //! What the tests stand on: private servers, brokers under test, and a vocabulary for behaviours.
 
+pub mod program;
 pub mod recorder;
 pub mod redis;
 pub mod stack;

@@ -1,0 +1,124 @@
+//! `millstream dev`: broker and worker in one process, until it is stopped.
+
+use std::{io::IsTerminal, time::Duration};
+
+use tokio::io::{AsyncBufReadExt, BufReader, Lines, Stdin};
+
+use super::{
+    Context, Error, Exit,
+    answer::{self, Follow},
+    args::{Common, MODEL},
+    ask,
+    engine::Engine,
+    logging::{self, Level},
+    parts::Broker,
+};
+use crate::{
+    config::{self, Config},
+    job::{ChatRequest, Job},
+    listener::Listener,
+    producer::Producer,
+    worker::Stopped,
+};
+
+/// Runs until SIGINT or SIGTERM. No other process reaches the embedded broker, so each line of
+/// standard input is a question to it.
+pub(super) async fn run(common: &Common, cx: &mut Context) -> Result<Exit, Error> {
+    let mut config = common.load(Vec::new())?.config;
+    logging::start(&config.log, if config.is_embedded() { Level::Quiet } else { Level::Info });
+    let broker = cx.unless_interrupted(Broker::open(&config), "").await??;
+    cx.unless_interrupted(broker.prepare(&config.worker.queues), "").await??;
+    if config.is_embedded() {
+        // What is unfinished ends with this process: there is nothing to wait for.
+        config.worker.drain = Duration::ZERO;
+    }
+    let listener = Listener::new(broker.shared.clone(), config.listener.clone());
+    let mut engine = Engine::start(&config, broker.shared.clone(), &listener).await?;
+    introduce(&config, &engine, cx);
+    let interrupt = cx.interrupt.clone();
+    let result = tokio::select! {
+        stopped = engine.failed() => Err(worker_ended(stopped.as_ref())),
+        result = converse(&config, &broker, &listener, cx), if config.is_embedded() => result,
+        () = interrupt.cancelled(), if !config.is_embedded() => Ok(()),
+    };
+    cx.terminal.say("stopping");
+    engine.stop().await;
+    result.map(|()| Exit::Ok)
+}
+
+fn introduce(config: &Config, engine: &Engine, cx: &mut Context) {
+    let queues: Vec<String> = config.worker.queues.iter().map(ToString::to_string).collect();
+    if config.is_embedded() {
+        cx.terminal.say("broker: embedded, in this process; jobs end with it");
+    } else {
+        cx.terminal.say(format_args!("broker: {}", config::masked_url(&config.redis.url)));
+    }
+    cx.terminal.say(format_args!(
+        "worker: queues {}, up to {} jobs at once",
+        queues.join(", "),
+        config.worker.concurrency
+    ));
+    match engine.simulated() {
+        Some(url) => {
+            cx.terminal.say(format_args!("model: simulated, {url}"));
+            ask::say_simulated(cx);
+        }
+        None if config.upstream.base_url.is_empty() => cx.terminal.say("model: OpenAI"),
+        None => cx.terminal.say(format_args!("model: {}", config.upstream.base_url)),
+    }
+    cx.terminal.say(if config.is_embedded() {
+        "Type a question and press Enter; Ctrl-C stops it."
+    } else {
+        "Enqueue with `millstream-producer` or `millstream ask`; Ctrl-C stops it."
+    });
+}
+
+/// The worker of this process ended although nobody stopped it.
+fn worker_ended(stopped: Option<&Stopped>) -> Error {
+    match stopped {
+        Some(stopped) => Error::new(Exit::Broker, stopped.reason, "start it again"),
+        None => Error::new(Exit::Unexpected, "the worker broke off", "start it again"),
+    }
+}
+
+/// Answers questions from standard input until a signal comes. The end of what a person types ends
+/// it too; behind a pipe or file the process goes on.
+async fn converse(
+    config: &Config,
+    broker: &Broker,
+    listener: &Listener,
+    cx: &mut Context,
+) -> Result<(), Error> {
+    let producer = Producer::new(broker.shared.clone(), config.producer.clone());
+    let queue = config.worker.queues.first().cloned().unwrap_or_default();
+    let follow = Follow { idle: Some(config.listener.idle_timeout), ..Follow::default() };
+    let mut lines: Lines<BufReader<Stdin>> = BufReader::new(tokio::io::stdin()).lines();
+    loop {
+        let question = match cx.unless_interrupted(lines.next_line(), "").await {
+            Err(_) => return Ok(()),
+            Ok(Ok(Some(question))) => question,
+            Ok(Ok(None)) if std::io::stdin().is_terminal() => return Ok(()),
+            Ok(end) => {
+                if let Err(error) = end {
+                    cx.terminal.fail(format_args!("cannot read standard input: {error}"));
+                }
+                cx.interrupt.cancelled().await;
+                return Ok(());
+            }
+        };
+        if question.trim().is_empty() {
+            continue;
+        }
+        let request = ChatRequest::ask(MODEL, &question);
+        let job = Job { queue: queue.clone(), ..Job::new(request) };
+        let answered = match producer.enqueue(job).await {
+            Ok(receipt) => answer::show(follow, listener, receipt.id, cx).await.map(|_| ()),
+            Err(error) => Err(error.into()),
+        };
+        match answered {
+            Err(error) if matches!(error.exit(), Exit::Interrupted | Exit::Ok) => return Ok(()),
+            Err(error) => cx.terminal.fail(error),
+            Ok(()) => {}
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! `millstream jobs`: one job's record, its events, its end.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand};
+use futures_util::{StreamExt, stream};
+use serde_json::json;
+
+use super::{
+    Context, Error, Exit,
+    answer::{self, Ended},
+    args::{self, Common, Output},
+    logging::{self, Level},
+    parts::Broker,
+    tables,
+};
+use crate::{
+    config::Config,
+    event::{Body, Event, EventId},
+    job::JobId,
+    listener::{self, Listener},
+};
+
+/// Most jobs that are awaited at once.
+const AT_ONCE: usize = 256;
+
+/// What to learn of jobs.
+#[derive(Debug, Subcommand)]
+pub(super) enum Jobs {
+    /// Show a job's record, and its answer where it is over
+    Show(Show),
+    /// Follow a job's events, from the first or after a given one
+    Tail(Tail),
+    /// Wait until jobs are over; the exit code is 6 where one failed
+    Wait(Wait),
+}
+
+/// Which record.
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The job
+    id: JobId,
+
+    /// How it is written
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Which events.
+#[derive(Debug, Args)]
+pub(super) struct Tail {
+    /// The job
+    id: JobId,
+
+    /// Start after this event, the last one that was seen
+    #[arg(long, value_name = "EVENT")]
+    after: Option<EventId>,
+
+    /// How they are written; as JSON each event is an object {"id", "event", "data"}
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Which ends.
+#[derive(Debug, Args)]
+pub(super) struct Wait {
+    /// The jobs
+    #[arg(required_unless_present = "file")]
+    ids: Vec<JobId>,
+
+    /// A file of jobs, or - for standard input: on each line an ID, or an object with an "id", as
+    /// `millstream-producer --output json` writes it
+    #[arg(long, value_name = "PATH")]
+    file: Option<PathBuf>,
+
+    /// Give up after this long; the exit code is then 6
+    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
+    timeout: Option<Duration>,
+
+    /// How the ends are written, in the order in which they come
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Tells of jobs.
+pub(super) async fn run(what: Jobs, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
+    let config = common.load(Vec::new())?.config;
+    logging::start(&config.log, Level::Warn);
+    let (broker, _) = cx.unless_interrupted(Broker::open_shared(&config), "").await??;
+    match what {
+        Jobs::Show(args) => show(args, &config, &broker, cx).await,
+        Jobs::Tail(args) => tail(args, &config, &broker, cx).await,
+        Jobs::Wait(args) => wait(args, &config, &broker, cx).await,
+    }
+}
+
+async fn show(
+    args: Show,
+    config: &Config,
+    broker: &Broker,
+    cx: &mut Context,
+) -> Result<Exit, Error> {
+    let record = broker.shared.job(args.id).await?.ok_or(listener::Error::NotFound(args.id))?;
+    let mut text = None;
+    if record.state.is_terminal() {
+        let listener = Listener::new(broker.shared.clone(), config.listener.clone());
+        // The log may have expired, or lack the end, where the record is still there.
+        let limit = config.redis.response_timeout;
+        text = listener.listen(args.id).timeout(limit).answer().await.ok().map(|a| a.text);
+    }
+    match args.output {
+        Output::Json => {
+            let mut object = json!(record);
+            object["text"] = json!(text);
+            cx.terminal.json(&object)?;
+        }
+        Output::Text => {
+            tables::record(&record, &mut cx.terminal)?;
+            tables::named(&mut cx.terminal, "\n", text.as_deref().unwrap_or_default())?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+async fn tail(
+    args: Tail,
+    config: &Config,
+    broker: &Broker,
+    cx: &mut Context,
+) -> Result<Exit, Error> {
+    let listener = Listener::new(broker.shared.clone(), config.listener.clone());
+    let mut last = args.after.unwrap_or(EventId::START);
+    let mut events = listener.listen(args.id).after(last).events();
+    loop {
+        let resume = format!("`millstream jobs tail {} --after {last}` goes on", args.id);
+        let Some(event) = cx.unless_interrupted(events.next(), resume).await? else {
+            return Ok(Exit::Ok);
+        };
+        let event = event?;
+        last = event.id;
+        match args.output {
+            Output::Json => cx.terminal.json(&event)?,
+            Output::Text => cx.terminal.line(readable(&event))?,
+        }
+        if let Body::Failed(failed) = &event.body {
+            return Err(answer::job_failed(args.id, failed));
+        }
+    }
+}
+
+/// An event on one line.
+fn readable(event: &Event) -> String {
+    let what = match &event.body {
+        Body::Started(data) => format!("attempt {} on {}", data.attempt, data.worker),
+        Body::Delta(chunk) => {
+            let text = chunk.text();
+            if text.is_empty() { json!(chunk).to_string() } else { format!("{text:?}") }
+        }
+        Body::Retrying(data) => {
+            let delay = Duration::from_millis(data.delay_ms).as_secs_f64();
+            format!("attempt {} failed ({}); next in {delay:.1} s", data.attempt, data.error)
+        }
+        Body::Done(data) => {
+            let reason = data.finish_reason.as_deref().unwrap_or("-");
+            let usage = data.usage.as_ref().map(|usage| format!(", usage {usage}"));
+            format!("{reason} in {} ms{}", data.run_ms, usage.unwrap_or_default())
+        }
+        Body::Failed(data) => format!("after {} attempts: {}", data.attempts, data.error),
+        Body::Unknown { .. } => "of a newer version".to_owned(),
+    };
+    format!("{} {:<8} {what}", event.id, event.body.kind())
+}
+
+async fn wait(
+    args: Wait,
+    config: &Config,
+    broker: &Broker,
+    cx: &mut Context,
+) -> Result<Exit, Error> {
+    let mut ids = args.ids;
+    if let Some(path) = &args.file {
+        let text = cx.unless_interrupted(read(path), "").await??;
+        ids.extend(listed(&text)?);
+    }
+    let listener = Listener::new(broker.shared.clone(), config.listener.clone());
+    let listen = |id| listener.listen(id).idle_timeout(None).timeout(args.timeout);
+    let numbered = (1..).zip(ids.iter().copied());
+    let mut ends = stream::iter(numbered)
+        .map(|(line, id)| Ended::of(listen(id), id, line, None))
+        .buffer_unordered(AT_ONCE);
+    let (mut over, mut worst) = (0_usize, None::<Error>);
+    loop {
+        let left = format!("{over} of {} jobs are over; the others go on", ids.len());
+        let Some(ended) = cx.unless_interrupted(ends.next(), left).await? else { break };
+        over += 1;
+        match args.output {
+            Output::Json => cx.terminal.json(&ended)?,
+            Output::Text => cx.terminal.line(format_args!("{} {}", ended.id, ended.state))?,
+        }
+        if let Some(fault) = ended.fault {
+            cx.terminal.fail(format_args!("line {}: {fault}", ended.line));
+            worst = worst.or(Some(fault));
+        }
+    }
+    Ok(worst.map_or(Exit::Ok, |fault| match fault.exit() {
+        Exit::Upstream => Exit::Job,
+        exit => exit,
+    }))
+}
+
+async fn read(path: &PathBuf) -> Result<String, Error> {
+    let bytes = if path.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(&mut tokio::io::stdin(), &mut bytes)
+            .await
+            .map(|_| bytes)
+    } else {
+        tokio::fs::read(path).await
+    };
+    let text = bytes.and_then(|b| String::from_utf8(b).map_err(std::io::Error::other));
+    text.map_err(|e| {
+        let cause = format!("cannot read {}: {e}", path.display());
+        Error::new(Exit::Usage, cause, "name a file of job IDs, one on a line")
+    })
+}
+
+/// The IDs of a file, in order.
+fn listed(text: &str) -> Result<Vec<JobId>, Error> {
+    let mut ids = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.is_empty() {
+            continue;
+        }
+        let object = serde_json::from_str::<serde_json::Value>(line).ok();
+        let id = object.as_ref().and_then(|object| object.get("id")?.as_str()).unwrap_or(line);
+        let id = id.parse().map_err(|e| Error::new(Exit::Usage, format!("line {number}: {e}"), ""));
+        ids.push(id?);
+    }
+    Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{error::Failure, event::Failed};
+
+    const ID: &str = "01932c07-27d1-7c3e-a4b1-5d3f8a6b9c0e";
+
+    #[test]
+    fn a_file_of_ids_takes_what_the_producer_writes() {
+        let text = format!("{ID}\n\n{{\"id\":\"{ID}\",\"line\":1}}\r\n");
+        let ids = listed(&text).unwrap();
+        assert_eq!(ids.iter().map(ToString::to_string).collect::<Vec<_>>(), [ID, ID]);
+        let error = listed(&format!("{ID}\nseven")).unwrap_err();
+        assert!(error.to_string().starts_with("line 2: `seven` is not a job ID"), "{error}");
+        assert_eq!(error.exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn an_event_is_readable_on_one_line() {
+        let error = Failure::new(crate::error::Code::Timeout, "slow");
+        let body = Body::Failed(Failed {
+            error,
+            attempts: 3,
+            custom_id: None,
+            labels: crate::job::Labels::default(),
+        });
+        let line = readable(&Event { id: EventId { fence: 7, seq: 2 }, body });
+        assert_eq!(line, "7-2 failed   after 3 attempts: timeout: slow");
+    }
+}

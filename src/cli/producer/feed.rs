@@ -1,0 +1,379 @@
+//! From input to broker in batches, and on to the answers where they are awaited.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, FutureExt, join_all},
+    stream::FuturesUnordered,
+};
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    Args, OnError,
+    input::{Item, Source},
+    progress::Progress,
+    report::{Enqueued, Tally},
+};
+use crate::{
+    broker::{self, Receipt},
+    cli::{
+        Context, Error, Exit,
+        answer::{self, Ended},
+        args::Output,
+        parts::Broker,
+    },
+    config::Config,
+    job::{Job, JobId, QueueName, Timestamp},
+    listener::Listener,
+    producer::{self, Producer},
+};
+
+/// Most jobs that are awaited at once.
+const AT_ONCE: usize = 1024;
+/// Most bytes of input in a batch.
+const BATCH_BYTES: u64 = 8 * 1024 * 1024;
+/// How long a batch that is not full waits for more input.
+const LINGER: Duration = Duration::from_millis(20);
+/// Most states of duplicates that are asked for at once.
+const LOOKUPS: usize = 32;
+
+/// Enqueuing under way.
+struct Feed<'a> {
+    args: &'a Args,
+    batch: usize,
+    broker: Broker,
+    producer: Producer,
+    listener: Listener,
+    one: bool,
+    queues: BTreeSet<QueueName>,
+    tally: Tally,
+    /// Whether a refused line has stopped it.
+    stopped: bool,
+    /// The last job that was enqueued.
+    last: Option<JobId>,
+    /// The first failure of a job.
+    worst: Option<Error>,
+    awaited: FuturesUnordered<BoxFuture<'static, Ended>>,
+    progress: Progress,
+}
+
+/// What a batch waits for.
+enum Next {
+    Item(std::io::Result<Option<Item>>),
+    Ended(Ended),
+    Linger,
+    Interrupted,
+}
+
+/// Whether the feed goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    On,
+    /// The input is over, or a line was refused and that stops it.
+    Over,
+    Interrupted,
+}
+
+/// Enqueues everything that `source` gives, and reports it.
+pub(super) async fn run(
+    args: &Args,
+    config: &Config,
+    broker: Broker,
+    mut source: Source,
+    cx: &mut Context,
+) -> Result<Exit, Error> {
+    let mut feed = Feed {
+        args,
+        batch: config.producer.batch,
+        producer: Producer::new(broker.shared.clone(), config.producer.clone()),
+        listener: Listener::new(broker.shared.clone(), config.listener.clone()),
+        broker,
+        one: source.is_one(),
+        queues: BTreeSet::new(),
+        tally: Tally::default(),
+        stopped: false,
+        last: None,
+        worst: None,
+        awaited: FuturesUnordered::new(),
+        progress: Progress::new(cx.terminal.is_watched() && !source.is_one(), source.size()),
+    };
+    let result = feed.run(&mut source, cx).await;
+    feed.progress.end();
+    if !feed.one && result.is_ok() {
+        let whole =
+            if feed.stopped { format!("stopped; {}", feed.left()) } else { feed.tally.to_string() };
+        cx.terminal.say(whole);
+    }
+    result
+}
+
+impl Feed<'_> {
+    async fn run(&mut self, source: &mut Source, cx: &mut Context) -> Result<Exit, Error> {
+        let mut flow = Flow::On;
+        while flow == Flow::On {
+            let (jobs, next) = self.fill(source, cx).await?;
+            if next == Flow::Interrupted {
+                return Err(Error::interrupted(self.left()));
+            }
+            self.enqueue(jobs, cx).await?;
+            flow = if self.stopped { Flow::Over } else { next };
+        }
+        while !self.awaited.is_empty() {
+            let remedy = match self.last {
+                Some(job) if self.one => answer::resume(job),
+                _ => format!("{}; what is not over goes on", self.tally),
+            };
+            let ended = cx.unless_interrupted(self.awaited.next(), remedy).await?;
+            self.ended(ended, cx)?;
+        }
+        if self.tally.refused > 0 {
+            return Ok(Exit::Usage);
+        }
+        match self.worst.take() {
+            Some(error) if self.one => Err(error),
+            Some(error) if error.exit() == Exit::Upstream => Ok(Exit::Job),
+            Some(error) => Ok(error.exit()),
+            None => Ok(Exit::Ok),
+        }
+    }
+
+    /// Where the input was left, as a remedy.
+    fn left(&self) -> String {
+        match self.one {
+            false => self.tally.left(self.args.idempotency_prefix.as_deref()),
+            true if self.tally.unknown.is_empty() => "nothing is enqueued".to_owned(),
+            true => "whether the job is enqueued is not known; with --idempotency-key it can be \
+                     enqueued again without harm"
+                .to_owned(),
+        }
+    }
+
+    /// Reads a batch, while answers that are awaited come in.
+    async fn fill(
+        &mut self,
+        source: &mut Source,
+        cx: &mut Context,
+    ) -> Result<(Vec<(u64, Job)>, Flow), Error> {
+        let mut jobs: Vec<(u64, Job)> = Vec::new();
+        let (mut linger, mut first) = (Instant::now(), None);
+        loop {
+            let room = !self.args.wait || self.awaited.len() + jobs.len() < AT_ONCE;
+            if jobs.len() >= self.batch || (!room && !jobs.is_empty()) {
+                return Ok((jobs, Flow::On));
+            }
+            let next = tokio::select! {
+                biased;
+                () = cx.interrupt.cancelled() => Next::Interrupted,
+                Some(ended) = self.awaited.next(), if !self.awaited.is_empty() => Next::Ended(ended),
+                item = source.next(), if room => Next::Item(item),
+                () = sleep_until(linger), if !jobs.is_empty() => Next::Linger,
+            };
+            let item = match next {
+                Next::Interrupted => return Ok((jobs, Flow::Interrupted)),
+                Next::Linger => return Ok((jobs, Flow::On)),
+                Next::Ended(ended) => {
+                    self.ended(Some(ended), cx)?;
+                    continue;
+                }
+                Next::Item(Ok(None)) => return Ok((jobs, Flow::Over)),
+                Next::Item(Ok(Some(item))) => item,
+                Next::Item(Err(error)) => {
+                    let cause = format!("cannot read the input: {error}");
+                    return Err(Error::new(Exit::Unexpected, cause, self.left()));
+                }
+            };
+            let (offset, begin) = (item.offset, *first.get_or_insert(item.offset));
+            self.progress.show(offset, || self.tally.to_string());
+            match item.job {
+                Ok(job) => jobs.push((item.line, job)),
+                Err(invalid) => self.refuse(item.line, invalid.into(), cx)?,
+            }
+            if self.stopped {
+                return Ok((jobs, Flow::Over));
+            }
+            if jobs.len() == 1 {
+                linger = Instant::now() + LINGER;
+            }
+            if offset - begin >= BATCH_BYTES {
+                return Ok((jobs, Flow::On));
+            }
+        }
+    }
+
+    /// Reports a line that cannot be accepted, which may stop everything.
+    fn refuse(&mut self, line: u64, error: producer::Error, cx: &mut Context) -> Result<(), Error> {
+        let error = Error::from(error);
+        if self.one {
+            return Err(error);
+        }
+        self.tally.refused += 1;
+        self.stopped |= self.args.on_error == OnError::Stop;
+        self.progress.around(|| cx.terminal.fail(format_args!("line {line}: {error}")));
+        Ok(())
+    }
+
+    /// Enqueues a batch. Every job's fate is noted before anything ends the feed.
+    async fn enqueue(&mut self, jobs: Vec<(u64, Job)>, cx: &mut Context) -> Result<(), Error> {
+        let fresh: BTreeSet<QueueName> = jobs.iter().map(|(_, job)| job.queue.clone()).collect();
+        let fresh: Vec<QueueName> = fresh.difference(&self.queues).cloned().collect();
+        if !fresh.is_empty() {
+            let prepared = self.broker.prepare(&fresh).await;
+            prepared.map_err(|error| Error::from(error).and(self.left()))?;
+        }
+        let told: Vec<(u64, Option<String>)> =
+            jobs.iter().map(|(line, job)| (*line, job.custom_id.clone())).collect();
+        let jobs = jobs.into_iter().map(|(_, job)| job).collect();
+        let results = self.producer.enqueue_all(jobs).await;
+        let states = self.states(&results).await;
+        let (mut lost, mut unwritten) = (None, None);
+        for (((line, custom_id), result), state) in told.into_iter().zip(results).zip(states) {
+            self.tally.through = line;
+            match result {
+                Ok(receipt) => {
+                    let written = self.accepted(line, custom_id, receipt, state, cx);
+                    unwritten = unwritten.or(written.err());
+                }
+                Err(producer::Error::Broker(error)) if concerns_all(&error) => {
+                    match error {
+                        broker::Error::Full { .. } => self.tally.no_room.push(line),
+                        _ => self.tally.unknown.push(line),
+                    }
+                    lost.get_or_insert(error);
+                }
+                Err(error) => self.refuse(line, error, cx)?,
+            }
+        }
+        if let Some(error) = lost {
+            return Err(Error::from(error).and(self.left()));
+        }
+        if let Some(error) = unwritten {
+            let cause = format!("cannot write to standard output: {error}");
+            return Err(Error::new(Exit::Unexpected, cause, self.left()));
+        }
+        for queue in fresh {
+            warn_unserved(&self.producer, &queue, cx).await;
+            self.queues.insert(queue);
+        }
+        Ok(())
+    }
+
+    /// The state of each enqueued job; one that was there already may be anywhere.
+    async fn states(&self, results: &[Result<Receipt, producer::Error>]) -> Vec<&'static str> {
+        let mut states = Vec::with_capacity(results.len());
+        let asks = !self.args.wait && self.args.output == Output::Json;
+        for some in results.chunks(LOOKUPS) {
+            let one = |result: &Result<Receipt, producer::Error>| {
+                let receipt = result.as_ref().ok().copied();
+                async move {
+                    let Some(receipt) = receipt else { return "unknown" };
+                    let enqueued = if receipt.parked { "parked" } else { "waiting" };
+                    if !(asks && receipt.duplicate) {
+                        return enqueued;
+                    }
+                    let record = self.broker.shared.job(receipt.id).await.ok().flatten();
+                    record.map_or(enqueued, |record| record.state.as_str())
+                }
+            };
+            states.extend(join_all(some.iter().map(one)).await);
+        }
+        states
+    }
+
+    fn accepted(
+        &mut self,
+        line: u64,
+        custom_id: Option<String>,
+        receipt: Receipt,
+        state: &str,
+        cx: &mut Context,
+    ) -> std::io::Result<()> {
+        self.tally.enqueued += 1;
+        self.tally.duplicates += u64::from(receipt.duplicate);
+        let id = receipt.id;
+        self.last = Some(id);
+        if self.args.wait {
+            let listen = self.listener.listen(id).idle_timeout(None);
+            self.awaited.push(Ended::of(listen, id, line, custom_id).boxed());
+            return Ok(());
+        }
+        self.progress.around(|| match self.args.output {
+            Output::Text => cx.terminal.line(id),
+            Output::Json => {
+                let custom_id = custom_id.as_deref();
+                cx.terminal.json(&Enqueued { id: Some(id), line, state, custom_id })
+            }
+        })
+    }
+
+    /// Reports the end of a job.
+    fn ended(&mut self, ended: Option<Ended>, cx: &mut Context) -> Result<(), Error> {
+        let Some(mut ended) = ended else { return Ok(()) };
+        self.tally.ended += 1;
+        self.tally.failed += u64::from(ended.state != "done");
+        let terminal = &mut cx.terminal;
+        let one = self.one;
+        self.progress.around(|| match self.args.output {
+            Output::Json => terminal.json(&ended),
+            Output::Text if !one => ended.write(terminal),
+            Output::Text if ended.text.is_empty() => Ok(()),
+            Output::Text => terminal.line(ended.text.trim_end_matches('\n')),
+        })?;
+        if self.worst.is_none() {
+            self.worst = ended.fault.take();
+        }
+        Ok(())
+    }
+}
+
+/// Whether an error is the broker's rather than one job's.
+fn concerns_all(error: &broker::Error) -> bool {
+    !matches!(error, broker::Error::Conflict { .. })
+}
+
+/// Warns when nobody is there to run the jobs of a queue.
+pub(super) async fn warn_unserved(producer: &Producer, queue: &QueueName, cx: &mut Context) {
+    if producer.live_workers(queue).await.is_ok_and(|workers| workers == 0) {
+        cx.terminal.warn(format_args!(
+            "no live worker serves queue `{queue}`; jobs wait until one does (millstream-worker \
+             --queues {queue})"
+        ));
+    }
+}
+
+/// Checks everything that would be enqueued.
+pub(super) async fn dry(
+    args: &Args,
+    config: &Config,
+    producer: &Producer,
+    cx: &mut Context,
+) -> Result<Exit, Error> {
+    let mut source = Source::open(args, config).await?;
+    let (mut valid, mut refused) = (0_u64, 0_u64);
+    loop {
+        let item = cx.unless_interrupted(source.next(), "nothing is enqueued").await?;
+        let item = item.map_err(|e| Error::new(Exit::Unexpected, e, "nothing is enqueued"))?;
+        let Some(Item { line, job, .. }) = item else { break };
+        let checked = job.map_err(Into::into).and_then(|j| producer.check(j, Timestamp::now()));
+        match checked {
+            Ok(submission) => {
+                valid += 1;
+                let id = submission.job.idempotency_key.is_some().then_some(submission.id);
+                let custom_id = submission.job.custom_id.as_deref();
+                if args.output == Output::Json {
+                    cx.terminal.json(&Enqueued { id, line, state: "valid", custom_id })?;
+                }
+            }
+            Err(error) if source.is_one() => return Err(error.into()),
+            Err(error) => {
+                refused += 1;
+                cx.terminal.fail(format_args!("line {line}: {error}"));
+                if args.on_error == OnError::Stop {
+                    break;
+                }
+            }
+        }
+    }
+    cx.terminal.say(format_args!("nothing enqueued: {valid} jobs valid, {refused} lines refused"));
+    Ok(if refused > 0 { Exit::Usage } else { Exit::Ok })
+}

@@ -1,0 +1,110 @@
+//! Where a command writes.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+};
+
+/// Standard output and standard error, or what stands for them.
+pub struct Terminal {
+    out: Box<dyn Write + Send>,
+    err: Box<dyn Write + Send>,
+    is_watched: bool,
+}
+
+impl fmt::Debug for Terminal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terminal").finish_non_exhaustive()
+    }
+}
+
+impl Terminal {
+    /// This process's own; colours are left out where they cannot be shown.
+    pub fn standard() -> Self {
+        Self {
+            out: Box::new(anstream::stdout()),
+            err: Box::new(anstream::stderr()),
+            is_watched: io::stderr().is_terminal(),
+        }
+    }
+
+    /// Other writers, as in tests.
+    pub fn new(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>) -> Self {
+        Self { out, err, is_watched: false }
+    }
+
+    /// Whether a person may be watching standard error.
+    pub(super) fn is_watched(&self) -> bool {
+        self.is_watched
+    }
+
+    /// Standard output.
+    pub(super) fn out(&mut self) -> &mut dyn Write {
+        &mut *self.out
+    }
+
+    /// A line on standard output.
+    pub(super) fn line(&mut self, line: impl fmt::Display) -> io::Result<()> {
+        writeln!(self.out, "{line}")
+    }
+
+    /// A JSON object on one line of standard output.
+    pub(super) fn json(&mut self, value: &impl serde::Serialize) -> io::Result<()> {
+        let line = serde_json::to_string(value)?;
+        writeln!(self.out, "{line}")
+    }
+
+    /// Part of a line on standard output, at once.
+    pub(super) fn show(&mut self, text: &str) -> io::Result<()> {
+        self.out.write_all(text.as_bytes())?;
+        self.out.flush()
+    }
+
+    /// A line for people, on standard error. Nobody listens where it cannot be written.
+    pub(super) fn say(&mut self, line: impl fmt::Display) {
+        let _ = writeln!(self.err, "{line}");
+    }
+
+    /// A warning for people, on standard error.
+    pub(super) fn warn(&mut self, line: impl fmt::Display) {
+        self.say(format_args!("\x1b[1;33mwarning:\x1b[0m {line}"));
+    }
+
+    /// What went wrong, on standard error.
+    pub(super) fn fail(&mut self, line: impl fmt::Display) {
+        self.say(format_args!("\x1b[1;31merror:\x1b[0m {line}"));
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// What was written, to be read by a test.
+    #[derive(Debug, Clone, Default)]
+    pub(in crate::cli) struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Paper {
+        pub(in crate::cli) fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A terminal that a test reads: the terminal, its output, its errors.
+    pub(in crate::cli) fn paper() -> (Terminal, Paper, Paper) {
+        let (out, err) = (Paper::default(), Paper::default());
+        (Terminal::new(Box::new(out.clone()), Box::new(err.clone())), out, err)
+    }
+}

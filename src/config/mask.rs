@@ -1,0 +1,73 @@
+//! Secrets, kept out of what is shown.
+
+use serde_json::Value;
+
+use super::Config;
+
+/// Keys whose whole value is a secret.
+const SECRETS: [&str; 2] = ["upstream.api_key", "simulator.api_key"];
+/// What stands for a secret.
+const MASK: &str = "***";
+
+/// The value of a key, without its secret.
+pub(super) fn masked(key: &str, value: &str) -> String {
+    match key {
+        _ if SECRETS.contains(&key) && !value.is_empty() => MASK.to_owned(),
+        "redis.url" => masked_url(value),
+        _ => value.to_owned(),
+    }
+}
+
+/// A decoder's message, unless it may repeat a secret.
+pub(super) fn without_value(key: &str, message: &str) -> String {
+    if SECRETS.contains(&key) || key == "redis.url" {
+        "text".to_owned()
+    } else {
+        message.to_owned()
+    }
+}
+
+/// A URL without its password.
+pub fn masked_url(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(s, rest)| (s, rest));
+    let (rest, query) = rest.split_once('?').map_or((rest, None), |(r, query)| (r, Some(query)));
+    // The last @ ends the password, which may hold others that should have been encoded.
+    let mut shown = match rest.rsplit_once('@') {
+        Some((user, host)) => match user.split_once(':') {
+            Some((name, _)) => format!("{name}:{MASK}@{host}"),
+            None => rest.to_owned(),
+        },
+        None => rest.to_owned(),
+    };
+    if !scheme.is_empty() {
+        shown = format!("{scheme}://{shown}");
+    }
+    let parts = query.map(|query| {
+        let hide = |part: &str| match part.split_once('=') {
+            Some((name, _)) if name.starts_with("pass") => format!("{name}={MASK}"),
+            _ => part.to_owned(),
+        };
+        query.split('&').map(hide).collect::<Vec<_>>().join("&")
+    });
+    parts.map_or(shown.clone(), |query| format!("{shown}?{query}"))
+}
+
+/// The configuration as TOML, without secrets. A key that is not set is left out.
+pub fn printed(config: &Config) -> String {
+    let mut tree = serde_json::to_value(config).unwrap_or_default();
+    hide(&mut tree, "");
+    toml::to_string(&tree).unwrap_or_default()
+}
+
+fn hide(tree: &mut Value, above: &str) {
+    let Value::Object(fields) = tree else { return };
+    fields.retain(|_, value| !value.is_null());
+    for (name, value) in fields {
+        let key = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+        match value {
+            Value::String(text) => *text = masked(&key, text),
+            Value::Object(_) => hide(value, &key),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,238 @@
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::{layers::leaves, *};
+
+fn with(environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, Error> {
+    let own = |pair: &(&str, &str)| (pair.0.to_owned(), pair.1.to_owned());
+    Layers {
+        file: None,
+        directory: PathBuf::from("/nonexistent"),
+        environment: environment.iter().map(own).collect(),
+        flags: flags.iter().map(|(key, value)| Flag::new("--set", key, *value)).collect(),
+    }
+    .load()
+}
+
+fn with_file(text: &str, environment: &[(&str, &str)]) -> Result<Loaded, Error> {
+    let path = std::env::temp_dir().join(format!("ms-config-{}.toml", uuid::Uuid::new_v4()));
+    std::fs::write(&path, text).unwrap();
+    let own = |pair: &(&str, &str)| (pair.0.to_owned(), pair.1.to_owned());
+    let environment = environment.iter().map(own).collect();
+    let loaded = Layers { file: Some(path.clone()), environment, ..Layers::default() }.load();
+    std::fs::remove_file(path).unwrap();
+    loaded
+}
+
+fn tree(config: &Config) -> Value {
+    serde_json::to_value(config).unwrap()
+}
+
+fn message(result: Result<Loaded, Error>) -> String {
+    let message = result.unwrap_err().to_string();
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+/// Another valid value of every key.
+const OTHERS: [(&str, &str); 52] = [
+    ("redis.url", "redis://u:p@localhost:1/2"),
+    ("redis.prefix", "other"),
+    ("redis.connect_timeout", "3s"),
+    ("redis.response_timeout", "7s"),
+    ("redis.pool_size", "3"),
+    ("redis.job_ttl", "2h"),
+    ("redis.result_ttl", "5m"),
+    ("redis.dead_max", "7"),
+    ("redis.dead_ttl", "1h"),
+    ("redis.auto_migrate", "false"),
+    ("embedded.max_jobs", "5"),
+    ("embedded.max_bytes", "2000000"),
+    ("embedded.result_ttl", "9m"),
+    ("embedded.dead_max", "11"),
+    ("producer.trim_every", "10"),
+    ("producer.max_payload", "2048"),
+    ("producer.batch", "2"),
+    ("listener.ping", "1s"),
+    ("listener.buffer", "3"),
+    ("listener.page", "9"),
+    ("listener.idle_timeout", "5s"),
+    ("worker.queues", "a, b"),
+    ("worker.concurrency", "2"),
+    ("worker.name", "123"),
+    ("worker.weights", "3,2,1"),
+    ("worker.block", "2s"),
+    ("worker.flush_interval", "20ms"),
+    ("worker.flush_bytes", "100"),
+    ("worker.codec", "messagepack"),
+    ("worker.drain", "0s"),
+    ("worker.ack_batch", "1"),
+    ("worker.first_token_timeout", "2s"),
+    ("worker.idle_timeout", "3s"),
+    ("worker.total_timeout", "2m"),
+    ("worker.buffer_bytes", "100000"),
+    ("worker.retry.max_attempts", "1"),
+    ("worker.retry.initial", "10ms"),
+    ("worker.retry.multiplier", "3"),
+    ("worker.retry.max", "2s"),
+    ("worker.retry.jitter", "0.5"),
+    ("upstream.base_url", "http://127.0.0.1:9/v1"),
+    ("upstream.api_key", "12345"),
+    ("upstream.connect_timeout", "1s"),
+    ("simulator.listen", "127.0.0.1:0"),
+    ("simulator.ttft", "1ms"),
+    ("simulator.rate", "0"),
+    ("simulator.tokens", "3"),
+    ("simulator.vary", "true"),
+    ("simulator.fault", "drop:3"),
+    ("simulator.api_key", "secret"),
+    ("log.format", "json"),
+    ("log.filter", "debug"),
+];
+
+#[test]
+fn every_key_is_set_by_its_variable_and_by_a_flag() {
+    let defaults = tree(&Config::default());
+    let keys: Vec<String> = leaves(&defaults).into_iter().map(|(key, _)| key).collect();
+    let listed: Vec<&str> = OTHERS.iter().map(|(key, _)| *key).collect();
+    for key in &keys {
+        assert!(listed.contains(&key.as_str()), "{key} is not in OTHERS");
+    }
+    assert_eq!(keys.len(), listed.len(), "a key is gone or stands twice");
+    for (key, value) in OTHERS {
+        let variable = format!("MILLSTREAM_{}", key.to_uppercase().replace('.', "__"));
+        let variable = tree(&with(&[(&variable, value)], &[]).unwrap().config);
+        let flag = tree(&with(&[], &[(key, value)]).unwrap().config);
+        assert_eq!(variable, flag, "{key}");
+        let changed: Vec<String> = leaves(&flag)
+            .into_iter()
+            .filter(|leaf| !leaves(&defaults).contains(leaf))
+            .map(|leaf| leaf.0)
+            .collect();
+        assert_eq!(changed, [key], "{key} = {value}");
+    }
+}
+
+#[test]
+fn the_example_holds_every_key_at_its_default() {
+    let text = include_str!("../../config.example.toml");
+    let parsed: Config = toml::from_str(text).unwrap();
+    assert_eq!(tree(&parsed), tree(&Config::default()));
+    let written = serde_json::to_value(text.parse::<toml::Table>().unwrap()).unwrap();
+    let written: Vec<String> = leaves(&written).into_iter().map(|leaf| leaf.0).collect();
+    for (key, value) in leaves(&tree(&Config::default())) {
+        if value.is_null() {
+            let name = key.rsplit('.').next().unwrap();
+            assert!(text.contains(&format!("\n# {name} = ")), "{key} is not mentioned");
+        } else {
+            assert!(written.contains(&key), "{key} is missing");
+        }
+    }
+}
+
+#[test]
+fn flags_overrule_the_environment_and_it_the_file_and_it_the_defaults() {
+    let file = "[worker]\nconcurrency = 2\n[redis]\nurl = \"redis://file\"\n";
+    let of = |env: &[(&str, &str)]| with_file(file, env).unwrap().config;
+    assert_eq!(of(&[]).worker.concurrency, 2);
+    assert_eq!(of(&[]).worker.ack_batch, 128);
+    assert_eq!(of(&[("MILLSTREAM_WORKER__CONCURRENCY", "3")]).worker.concurrency, 3);
+    assert_eq!(of(&[("REDIS_URL", "redis://env")]).redis.url, "redis://env");
+    assert_eq!(of(&[("REDIS_URL", "")]).redis.url, "redis://file");
+    let long = [("MILLSTREAM_REDIS__URL", "redis://long"), ("REDIS_URL", "redis://env")];
+    assert_eq!(of(&long).redis.url, "redis://long");
+    let flag = with(&[("MILLSTREAM_WORKER__CONCURRENCY", "3")], &[("worker.concurrency", "4")]);
+    assert_eq!(flag.unwrap().config.worker.concurrency, 4);
+}
+
+#[test]
+fn a_file_is_named_by_a_variable_and_must_then_exist() {
+    let error = with(&[("MILLSTREAM_CONFIG", "/nonexistent/c.toml")], &[]);
+    assert!(message(error).contains("/nonexistent/c.toml"));
+    assert!(with(&[], &[]).unwrap().file.is_none());
+}
+
+#[test]
+fn each_refusal_names_key_value_place_and_what_is_allowed() {
+    for (key, value, words) in [
+        ("worker.concurrency", "0", "1 to 65536"),
+        ("worker.concurrency", "many", "1 to 65536"),
+        ("worker.concurrency", "-1", "1 to 65536"),
+        ("worker.block", "soon", "10ms to 30s"),
+        ("worker.block", "31s", "10ms to 30s"),
+        ("worker.codec", "xml", "messagepack"),
+        ("worker.queues", "", "1 to 64 different names"),
+        ("worker.queues", "a,a", "different"),
+        ("worker.queues", "a b", "letters"),
+        ("worker.weights", "1,2", "three numbers"),
+        ("worker.idle_timeout", "20m", "at most worker.total_timeout (15m)"),
+        ("worker.retry.max", "10ms", "at most worker.retry.max (10ms)"),
+        ("worker.retry.jitter", "NaN", "0 to 1"),
+        ("redis.url", "localhost:6379", "redis://"),
+        ("redis.auto_migrate", "maybe", "boolean"),
+        ("upstream.base_url", "api.openai.com", "https://"),
+        ("simulator.fault", "explode", "status:CODE"),
+        ("simulator.listen", "here", "socket address"),
+        ("log.filter", "a=b=c", "directives"),
+    ] {
+        let variable = format!("MILLSTREAM_{}", key.to_uppercase().replace('.', "__"));
+        let text = message(with(&[(&variable, value)], &[]));
+        assert!(text.contains(words), "{text} should contain {words}");
+        if !words.contains("worker.retry.max") {
+            assert!(text.contains(key) && text.contains(&variable), "{text}");
+            assert!(text.contains(&format!("`{value}`")), "{text}");
+        }
+        assert!(with(&[], &[(key, value)]).unwrap_err().is_usage() || words.contains("retry.max"));
+    }
+}
+
+#[test]
+fn unknown_keys_and_variables_are_refused() {
+    let text = message(with_file("[worker]\nconcurency = 2\n", &[]));
+    assert!(text.contains("worker.concurency") && text.contains("concurrency, name"), "{text}");
+    assert!(text.contains("ms-config-"), "{text}");
+    let text = message(with_file("[wroker]\nconcurrency = 2\n", &[]));
+    assert!(text.contains("`wroker`") && text.contains("redis, embedded"), "{text}");
+    assert!(message(with_file("worker = 3\n", &[])).contains("worker is `3`"));
+    let text = message(with_file("[worker]\nblock = = 3\n", &[]));
+    assert!(text.contains("line 2"), "{text}");
+    let text = message(with(&[("MILLSTREAM_WORKER_CONCURRENCY", "2")], &[]));
+    assert!(text.contains("MILLSTREAM_WORKER__CONCURRENCY is probably meant"), "{text}");
+    assert!(message(with(&[("MILLSTREAM_NONSENSE", "2")], &[])).contains("MILLSTREAM_NONSENSE"));
+    assert!(message(with(&[], &[("worker", "2")])).contains("worker.block"));
+    for link in ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP_ADDR", "REDIS_PORT"] {
+        with(&[(&format!("MILLSTREAM_{link}"), "tcp://10.0.0.1:80")], &[]).unwrap();
+    }
+}
+
+#[test]
+fn secrets_are_masked() {
+    let loaded = with(
+        &[
+            ("REDIS_URL", "rediss://user:p@ss@host:6380/1"),
+            ("OPENAI_API_KEY", "sk-secret"),
+            ("MILLSTREAM_SIMULATOR__API_KEY", "sim-secret"),
+        ],
+        &[],
+    );
+    let printed = printed(&loaded.unwrap().config);
+    assert!(printed.contains("rediss://user:***@host:6380/1"), "{printed}");
+    assert!(!printed.contains("secret") && !printed.contains("p@ss"), "{printed}");
+    assert_eq!(masked_url("redis://:pw@h"), "redis://:***@h");
+    assert_eq!(masked_url("unix:///r.sock?db=1&pass=pw"), "unix:///r.sock?db=1&pass=***");
+    assert_eq!(masked_url("redis://h:1"), "redis://h:1");
+    for (variable, value) in
+        [("REDIS_URL", "http://u:hunter2@h"), ("OPENAI_API_KEY", "hunter2 with space")]
+    {
+        let text = message(with(&[(variable, value)], &[]));
+        assert!(!text.contains("hunter2") && text.contains(variable), "{text}");
+    }
+}
+
+#[test]
+fn what_is_printed_can_be_read_again() {
+    let config = with(&[], &[("worker.retry.max", "5s"), ("simulator.fault", "drop:3")]).unwrap();
+    let printed = printed(&config.config);
+    assert_eq!(tree(&toml::from_str(&printed).unwrap()), tree(&config.config), "{printed}");
+}

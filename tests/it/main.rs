@@ -16,8 +16,10 @@
 mod bad_input;
 mod conformance;
 mod cost;
+mod examples;
 mod listen;
 mod migrate;
 mod programs;
+mod redis_loss;
 mod support;
 mod trim;

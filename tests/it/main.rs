@@ -20,6 +20,7 @@ mod examples;
 mod listen;
 mod migrate;
 mod programs;
+mod readme;
 mod redis_loss;
 mod support;
 mod trim;

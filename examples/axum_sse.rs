@@ -30,7 +30,7 @@ struct App {
 }
 
 /// A frame holds ID, name and data together, so that a resume never splits one.
-fn frame(event: Result<Event, Error>) -> Result<sse::Event, Infallible> {
+fn frame(event: Result<Event, Error>) -> sse::Event {
     let frame = match event {
         Ok(event) => {
             let name = event.body.kind().to_owned();
@@ -38,7 +38,7 @@ fn frame(event: Result<Event, Error>) -> Result<sse::Event, Infallible> {
         }
         Err(error) => sse::Event::default().event("interrupted").json_data(error.to_string()),
     };
-    Ok(frame.unwrap_or_else(|error| sse::Event::default().comment(error.to_string())))
+    frame.unwrap_or_else(|error| sse::Event::default().comment(error.to_string()))
 }
 
 async fn follow(State(app): State<App>, Path(id): Path<String>, headers: HeaderMap) -> Response {
@@ -62,7 +62,9 @@ async fn follow(State(app): State<App>, Path(id): Path<String>, headers: HeaderM
         // Nothing is left to send; any other status makes an EventSource reconnect for ever.
         return StatusCode::NO_CONTENT.into_response();
     }
-    Sse::new(events.map(frame)).keep_alive(sse::KeepAlive::default()).into_response()
+    Sse::new(events.map(|event| Ok::<_, Infallible>(frame(event))))
+        .keep_alive(sse::KeepAlive::default())
+        .into_response()
 }
 
 #[tokio::main]

@@ -158,7 +158,7 @@ async fn a_redis_older_than_seven_is_named() {
                     let reply = if text.contains("INFO") {
                         format!("${}\r\n{info}\r\n", info.len())
                     } else {
-                        "+OK\r\n".repeat(text.matches("\r\n$").count().min(1).max(1))
+                        "+OK\r\n".to_owned()
                     };
                     if stream.write_all(reply.as_bytes()).await.is_err() {
                         return;

@@ -54,7 +54,7 @@ fn read(body: &str) -> (String, Vec<EventId>) {
     let (mut text, mut ids) = (String::new(), Vec::new());
     for block in body.split("\n\n").filter(|block| block.contains("id:")) {
         let field = |name: &str| {
-            block.lines().find_map(|line| line.strip_prefix(name)).map(|rest| rest.trim_start())
+            block.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start)
         };
         ids.push(field("id:").unwrap().parse().unwrap());
         let data: serde_json::Value = serde_json::from_str(field("data:").unwrap()).unwrap();
@@ -85,7 +85,8 @@ async fn axum_sse_streams_resumes_and_checks_the_owner() {
     let whole = part.rfind("\n\n").unwrap() + 2;
     let (seen, ids) = read(&part[..whole]);
     let last = ids.last().unwrap().to_string();
-    let (rest, more) = read(&web.get(&id, &[mine, ("last-event-id", &last)]).await.text().await.unwrap());
+    let (rest, more) =
+        read(&web.get(&id, &[mine, ("last-event-id", &last)]).await.text().await.unwrap());
     assert_eq!(seen + &rest, expected("m?tokens=60", "over the web"));
     assert!(more.first() > ids.last());
 

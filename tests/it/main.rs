@@ -10,7 +10,17 @@
 #![allow(
     clippy::missing_panics_doc,
     clippy::must_use_candidate,
+    clippy::missing_errors_doc,
     reason = "nothing here is exported"
+)]
+#![allow(
+    clippy::default_trait_access,
+    clippy::items_after_statements,
+    clippy::cast_precision_loss,
+    clippy::float_cmp,
+    clippy::print_stdout,
+    clippy::too_many_lines,
+    reason = "a test reads from top to bottom"
 )]
 
 mod bad_input;

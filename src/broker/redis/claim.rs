@@ -239,9 +239,8 @@ impl Claimer for RedisClaimer {
                     // so it is ended again until it has.
                     loop {
                         pool.command(redis::cmd("CLIENT").arg("UNBLOCK").arg(id)).await?;
-                        match tokio::time::timeout(UNBLOCK_AGAIN, &mut read).await {
-                            Ok(reply) => break reply,
-                            Err(_) => continue,
+                        if let Ok(reply) = tokio::time::timeout(UNBLOCK_AGAIN, &mut read).await {
+                            break reply;
                         }
                     }
                 }

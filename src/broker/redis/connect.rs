@@ -43,7 +43,7 @@ pub struct Pooled {
 /// The pool for everything that does not block.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    pool: bb8::Pool<Connector>,
+    connections: bb8::Pool<Connector>,
     connector: Connector,
     last_error: LastError,
 }
@@ -218,7 +218,7 @@ impl Pool {
     /// A pool that connects on demand.
     pub fn new(connector: Connector, size: u32) -> Self {
         let last_error = LastError::default();
-        let pool = bb8::Pool::builder()
+        let connections = bb8::Pool::builder()
             .max_size(size)
             .min_idle(2.min(size))
             .test_on_check_out(false)
@@ -228,13 +228,13 @@ impl Pool {
             .retry_connection(false)
             .error_sink(Box::new(last_error.clone()))
             .build_unchecked(connector.clone());
-        Self { pool, connector, last_error }
+        Self { connections, connector, last_error }
     }
 
     /// A connection that nobody has called broken. The pool itself looks only as one comes back.
     async fn connection(&self) -> Result<Pooled> {
         loop {
-            let pooled = self.pool.get().await.map_err(|e| match e {
+            let pooled = self.connections.get().await.map_err(|e| match e {
                 bb8::RunError::User(error) => error,
                 bb8::RunError::TimedOut => self.last_error.take().unwrap_or_else(|| {
                     self.connector.unavailable("no connection within the time allowed", None)

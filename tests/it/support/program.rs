@@ -125,14 +125,12 @@ impl Running {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
-                Ok(line) => {
-                    self.said.push(line.clone());
-                    if line.contains(words) {
-                        return line;
-                    }
-                }
-                Err(_) => panic!("never said `{words}`, but: {:#?}", self.said),
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("never said `{words}`, but: {:#?}", self.said);
+            };
+            self.said.push(line.clone());
+            if line.contains(words) {
+                return line;
             }
         }
     }

@@ -25,8 +25,8 @@ pub(super) struct Common {
     #[arg(long, global = true, value_name = "PATH")]
     config: Option<PathBuf>,
 
-    /// Address of Redis, redis://[user:password@]host[:port][/db]; overrules REDIS_URL. Other
-    /// users of the machine can see a password given here
+    /// Address of Redis, such as redis://user:password@host:6379/0; overrules REDIS_URL. Other users
+    /// of the machine can see a password given here
     #[arg(long, global = true, value_name = "URL")]
     redis_url: Option<String>,
 

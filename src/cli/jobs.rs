@@ -116,7 +116,9 @@ async fn show(
         }
         Output::Text => {
             tables::record(&record, &mut cx.terminal)?;
-            tables::named(&mut cx.terminal, "\n", text.as_deref().unwrap_or_default())?;
+            if let Some(text) = text.filter(|text| !text.is_empty()) {
+                cx.terminal.line(format_args!("\n{text}"))?;
+            }
         }
     }
     Ok(Exit::Ok)

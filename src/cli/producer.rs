@@ -62,7 +62,8 @@ pub struct Args {
     idempotency_prefix: Option<String>,
 
     /// What to do about a line that cannot be accepted: stop there, or skip it; either way the exit
-    /// code is 2
+    /// code is 2. Only an idempotency key that is taken shows when the lines of its batch
+    /// (producer.batch) are enqueued already
     #[arg(help_heading = "Many jobs", long, value_enum, default_value_t, value_name = "WHAT")]
     on_error: OnError,
 

@@ -193,8 +193,9 @@ fn table(header: &[&str], numbers: usize) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().map(|name| Cell::new(name.to_uppercase())));
-    if numbers > 0 {
-        for column in table.column_iter_mut().skip(numbers) {
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if numbers > 0 && index >= numbers {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }

@@ -2,18 +2,17 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use futures_util::{
-    StreamExt,
-    future::{BoxFuture, FutureExt, join_all},
-    stream::FuturesUnordered,
+use futures_util::future::join_all;
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep_until},
 };
-use tokio::time::{Instant, sleep_until};
 
 use super::{
     Args, OnError,
     input::{Item, Source},
     progress::Progress,
-    report::{Enqueued, Tally},
+    report::{Enqueued, Tally, counted},
 };
 use crate::{
     broker::{self, Receipt},
@@ -54,14 +53,16 @@ struct Feed<'a> {
     last: Option<JobId>,
     /// The first failure of a job.
     worst: Option<Error>,
-    awaited: FuturesUnordered<BoxFuture<'static, Ended>>,
+    /// Tasks of their own: while a batch is enqueued they go on, and give back the connections
+    /// that it may be waiting for.
+    awaited: JoinSet<Ended>,
     progress: Progress,
 }
 
 /// What a batch waits for.
 enum Next {
     Item(std::io::Result<Option<Item>>),
-    Ended(Ended),
+    Ended(Result<Ended, JoinError>),
     Linger,
     Interrupted,
 }
@@ -95,7 +96,7 @@ pub(super) async fn run(
         stopped: false,
         last: None,
         worst: None,
-        awaited: FuturesUnordered::new(),
+        awaited: JoinSet::new(),
         progress: Progress::new(cx.terminal.is_watched() && !source.is_one(), source.size()),
     };
     let result = feed.run(&mut source, cx).await;
@@ -124,7 +125,9 @@ impl Feed<'_> {
                 Some(job) if self.one => answer::resume(job),
                 _ => format!("{}; what is not over goes on", self.tally),
             };
-            let ended = cx.unless_interrupted(self.awaited.next(), remedy).await?;
+            let Some(ended) = cx.unless_interrupted(self.awaited.join_next(), remedy).await? else {
+                break;
+            };
             self.ended(ended, cx)?;
         }
         if self.tally.refused > 0 {
@@ -165,7 +168,7 @@ impl Feed<'_> {
             let next = tokio::select! {
                 biased;
                 () = cx.interrupt.cancelled() => Next::Interrupted,
-                Some(ended) = self.awaited.next(), if !self.awaited.is_empty() => Next::Ended(ended),
+                Some(ended) = self.awaited.join_next(), if !self.awaited.is_empty() => Next::Ended(ended),
                 item = source.next(), if room => Next::Item(item),
                 () = sleep_until(linger), if !jobs.is_empty() => Next::Linger,
             };
@@ -173,7 +176,7 @@ impl Feed<'_> {
                 Next::Interrupted => return Ok((jobs, Flow::Interrupted)),
                 Next::Linger => return Ok((jobs, Flow::On)),
                 Next::Ended(ended) => {
-                    self.ended(Some(ended), cx)?;
+                    self.ended(ended, cx)?;
                     continue;
                 }
                 Next::Item(Ok(None)) => return Ok((jobs, Flow::Over)),
@@ -185,9 +188,11 @@ impl Feed<'_> {
             };
             let (offset, begin) = (item.offset, *first.get_or_insert(item.offset));
             self.progress.show(offset, || self.tally.to_string());
-            match item.job {
-                Ok(job) => jobs.push((item.line, job)),
-                Err(invalid) => self.refuse(item.line, invalid.into(), cx)?,
+            // What can be refused is refused before anything behind it is sent.
+            let now = Timestamp::now();
+            match item.job.map_err(Into::into).and_then(|job| self.producer.check(job, now)) {
+                Ok(submission) => jobs.push((item.line, submission.job)),
+                Err(error) => self.refuse(item.line, error, cx)?,
             }
             if self.stopped {
                 return Ok((jobs, Flow::Over));
@@ -294,7 +299,7 @@ impl Feed<'_> {
         self.last = Some(id);
         if self.args.wait {
             let listen = self.listener.listen(id).idle_timeout(None);
-            self.awaited.push(Ended::of(listen, id, line, custom_id).boxed());
+            self.awaited.spawn(Ended::of(listen, id, line, custom_id));
             return Ok(());
         }
         self.progress.around(|| match self.args.output {
@@ -307,8 +312,8 @@ impl Feed<'_> {
     }
 
     /// Reports the end of a job.
-    fn ended(&mut self, ended: Option<Ended>, cx: &mut Context) -> Result<(), Error> {
-        let Some(mut ended) = ended else { return Ok(()) };
+    fn ended(&mut self, ended: Result<Ended, JoinError>, cx: &mut Context) -> Result<(), Error> {
+        let mut ended = ended.map_err(|error| Error::new(Exit::Unexpected, error, self.left()))?;
         self.tally.ended += 1;
         self.tally.failed += u64::from(ended.state != "done");
         let terminal = &mut cx.terminal;
@@ -374,6 +379,10 @@ pub(super) async fn dry(
             }
         }
     }
-    cx.terminal.say(format_args!("nothing enqueued: {valid} jobs valid, {refused} lines refused"));
+    cx.terminal.say(format_args!(
+        "nothing enqueued: {} valid, {} refused",
+        counted(valid, "job"),
+        counted(refused, "line")
+    ));
     Ok(if refused > 0 { Exit::Usage } else { Exit::Ok })
 }

@@ -16,6 +16,11 @@ pub(super) struct Enqueued<'a> {
     pub(super) custom_id: Option<&'a str>,
 }
 
+/// A number of things.
+pub(super) fn counted(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Lines, as ranges.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Ranges(Vec<(u64, u64)>);
@@ -100,11 +105,12 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let jobs = if self.enqueued == 1 { "job" } else { "jobs" };
-        write!(f, "{} {jobs} enqueued", self.enqueued)?;
+        write!(f, "{} enqueued", counted(self.enqueued, "job"))?;
+        if self.refused > 0 {
+            write!(f, ", {} refused", counted(self.refused, "line"))?;
+        }
         for (count, what) in [
             (self.duplicates, "of them there already"),
-            (self.refused, "lines refused"),
             (self.ended, "over"),
             (self.failed, "of these failed"),
         ] {

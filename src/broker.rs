@@ -107,7 +107,7 @@ pub trait Claim: Send + Sync {
 
     /// Opens an attempt: checks that this entry carries the job, raises the fence, sets `running`,
     /// and appends and publishes `started`, all or nothing. Repeating it (a lost reply) by the same
-    /// worker for the same entry gives the same attempt.
+    /// worker for the same entry gives the same attempt, as long as nothing follows its `started`.
     async fn begin(&self, entry: &Entry, worker: &WorkerId) -> Result<Begin>;
 
     /// Moves up to `most` jobs whose time has come to their lanes; each exactly once however many
@@ -168,7 +168,8 @@ pub enum Written {
 #[async_trait]
 pub trait Settle: Send + Sync {
     /// Ends an attempt: appends and publishes `frames`, of which the last is the `done`, `failed`
-    /// or `retrying` event, and sets the state, all or nothing. Repeating it is harmless.
+    /// or `retrying` event, and sets the state, all or nothing. Repeating it is harmless. Sessions
+    /// count as in [`Log::append`].
     async fn conclude(
         &self,
         attempt: &Attempt,
@@ -235,7 +236,13 @@ pub struct Opened {
 /// The job's log and its live messages.
 #[async_trait]
 pub trait Log: Send + Sync {
+    /// A number that rises whenever the broker may have forgotten something, because a connection
+    /// to it was made. A writer shows the number under which it last saw the log whole.
+    fn session(&self) -> u64;
+
     /// Appends and publishes frames of a running attempt, which follow the log's last event.
+    /// [`Written::Behind`] also where the attempt's session is over: the broker may have forgotten
+    /// events, and would take these without those.
     async fn append(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written>;
 
     /// The ID of the log's last event.

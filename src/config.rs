@@ -17,7 +17,9 @@ mod ranges;
 use std::{fmt, path::PathBuf};
 
 pub use layers::{Flag, Layers, environment};
-pub use mask::{masked_url, printed};
+pub use mask::printed;
+
+pub use crate::broker::redis::masked_url;
 use serde::{Deserialize, Serialize};
 
 use crate::{broker, listener, producer, simulator, upstream, worker};

@@ -211,10 +211,16 @@ impl Worker {
             context.options.ack_batch,
             context.abandon.clone(),
         ));
+        shutdown.cancelled().await;
+        let drain = async {
+            loops.wait().await;
+            jobs.close();
+            jobs.wait().await;
+        };
+        let drained = tokio::time::timeout(context.options.drain, drain).await.is_ok();
+        context.abandon.cancel();
         loops.wait().await;
         jobs.close();
-        let drained = tokio::time::timeout(context.options.drain, jobs.wait()).await.is_ok();
-        context.abandon.cancel();
         jobs.wait().await;
         let unfinished = context.held().values().copied().collect();
         let finished = context.finished.load(Ordering::Relaxed);

@@ -141,8 +141,9 @@ impl Entry {
     }
 }
 
-/// A running attempt: what its worker shows at every write.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A running attempt: what its worker shows at every write. Attempts are equal whatever session
+/// they were last seen in.
+#[derive(Debug, Clone, Eq)]
 pub struct Attempt {
     /// The job.
     pub job: JobId,
@@ -156,6 +157,16 @@ pub struct Attempt {
     pub number: u32,
     /// Failures before this attempt.
     pub failures: u32,
+    /// The broker's session under which the log was last seen whole; see
+    /// [`Log::session`](super::Log::session).
+    pub session: u64,
+}
+
+impl PartialEq for Attempt {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |a: &Self| (a.job, a.fence, a.number, a.failures);
+        key(self) == key(other) && self.place == other.place && self.worker == other.worker
+    }
 }
 
 /// A job that ran out of attempts or can never succeed.

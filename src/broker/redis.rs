@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::{Error, Result};
 
 /// How to reach Redis, and how long it keeps what is over.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
     /// `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS.
@@ -73,6 +73,15 @@ impl Default for Options {
     }
 }
 
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("url", &masked_url(&self.url))
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The Redis adapter. Clones share the pool.
 #[derive(Clone)]
 pub struct Redis {
@@ -111,6 +120,31 @@ impl Redis {
     pub fn keys(&self) -> &Keys {
         &self.keys
     }
+}
+
+/// A URL without its password.
+pub fn masked_url(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(s, rest)| (s, rest));
+    let (rest, query) = rest.split_once('?').map_or((rest, None), |(r, query)| (r, Some(query)));
+    // The last @ ends the password, which may hold others that should have been encoded.
+    let mut shown = match rest.rsplit_once('@') {
+        Some((user, host)) => match user.split_once(':') {
+            Some((name, _)) => format!("{name}:***@{host}"),
+            None => rest.to_owned(),
+        },
+        None => rest.to_owned(),
+    };
+    if !scheme.is_empty() {
+        shown = format!("{scheme}://{shown}");
+    }
+    let parts = query.map(|query| {
+        let hide = |part: &str| match part.split_once('=') {
+            Some((name, _)) if name.starts_with("pass") => format!("{name}=***"),
+            _ => part.to_owned(),
+        };
+        query.split('&').map(hide).collect::<Vec<_>>().join("&")
+    });
+    parts.map_or(shown.clone(), |query| format!("{shown}?{query}"))
 }
 
 /// Valkey reports the Redis version that it is compatible with, too.

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Config;
+use crate::broker::redis::masked_url;
 
 /// Keys whose whole value is a secret.
 const SECRETS: [&str; 2] = ["upstream.api_key", "simulator.api_key"];
@@ -25,31 +26,6 @@ pub(super) fn without_value(key: &str, message: &str) -> String {
     } else {
         message.to_owned()
     }
-}
-
-/// A URL without its password.
-pub fn masked_url(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").map_or(("", url), |(s, rest)| (s, rest));
-    let (rest, query) = rest.split_once('?').map_or((rest, None), |(r, query)| (r, Some(query)));
-    // The last @ ends the password, which may hold others that should have been encoded.
-    let mut shown = match rest.rsplit_once('@') {
-        Some((user, host)) => match user.split_once(':') {
-            Some((name, _)) => format!("{name}:{MASK}@{host}"),
-            None => rest.to_owned(),
-        },
-        None => rest.to_owned(),
-    };
-    if !scheme.is_empty() {
-        shown = format!("{scheme}://{shown}");
-    }
-    let parts = query.map(|query| {
-        let hide = |part: &str| match part.split_once('=') {
-            Some((name, _)) if name.starts_with("pass") => format!("{name}={MASK}"),
-            _ => part.to_owned(),
-        };
-        query.split('&').map(hide).collect::<Vec<_>>().join("&")
-    });
-    parts.map_or(shown.clone(), |query| format!("{shown}?{query}"))
 }
 
 /// The configuration as TOML, without secrets. A key that is not set is left out.

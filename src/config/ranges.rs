@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use humantime_serde::re::humantime::format_duration;
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, mask};
+use super::Config;
 use crate::{retry::Schedule, worker};
 
 /// What is allowed for one key, and whether its value is.
@@ -75,7 +75,7 @@ fn brokers(c: &Config) -> Vec<Rule> {
     vec![
         text(
             "redis.url",
-            &mask::masked_url(url),
+            &crate::broker::redis::masked_url(url),
             url.is_empty() || is_url,
             "redis://[user:password@]host[:port][/db], rediss:// for TLS, unix:///path, or empty \
              for the embedded broker",

@@ -125,10 +125,12 @@ impl Chunk {
 
     /// Roughly how many bytes it takes on the wire, counted while it grows.
     pub fn weight(&self) -> usize {
-        self.choices
-            .iter()
-            .map(|piece| 32 + piece.delta.values().map(value_weight).sum::<usize>())
-            .sum()
+        let fields = |map: &Map<String, Value>| -> usize {
+            map.iter().map(|(name, value)| name.len() + value_weight(value)).sum()
+        };
+        let pieces = self.choices.iter();
+        pieces.map(|piece| 32 + fields(&piece.delta) + fields(&piece.extra)).sum::<usize>()
+            + fields(&self.extra)
     }
 }
 

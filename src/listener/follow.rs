@@ -73,9 +73,10 @@ impl Follow {
     }
 
     async fn next(&mut self) -> Option<Result<Event, Error>> {
+        // A reader that was away is not the job's silence.
+        self.last = Instant::now();
         loop {
             if let Some(event) = self.queue.pop_front() {
-                self.last = Instant::now();
                 self.ended |= event.body.is_terminal() && self.queue.is_empty();
                 return Some(Ok(event));
             }
@@ -235,10 +236,12 @@ impl Follow {
         tokio::select! {
             () = tokio::time::sleep(delay) => {
                 match self.read().await {
-                    Ok(_) => {
+                    Ok(more) => {
                         if !self.queue.is_empty() {
                             self.backoff.reset();
                         }
+                        // Only a read had failed, perhaps, and messages arrive all the same.
+                        self.settle(more);
                     }
                     Err(error) if error.is_transient() => {
                         tracing::debug!(%error, "log not read; trying again");

@@ -11,7 +11,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -56,6 +59,8 @@ struct Table {
     topics: Mutex<HashMap<Topic, Wanted>>,
     changed: Notify,
     buffer: usize,
+    /// There is no connection, and the last attempt to make one failed.
+    down: AtomicBool,
 }
 
 struct Wanted {
@@ -91,6 +96,7 @@ impl Hub {
             topics: Mutex::default(),
             changed: Notify::new(),
             buffer: buffer.max(1),
+            down: AtomicBool::new(false),
         });
         let task = tokio::spawn(keep_connected(broker, Arc::clone(&table), ping));
         Self { table, _task: Arc::new(AbortOnDropHandle::new(task)) }
@@ -102,7 +108,7 @@ impl Hub {
         let wanted = topics.entry(topic.clone()).or_insert_with(|| Wanted {
             readers: 0,
             messages: broadcast::Sender::new(self.table.buffer),
-            link: watch::Sender::new(Link::Pending),
+            link: watch::Sender::new(self.table.unknown()),
         });
         wanted.readers += 1;
         let (messages, link) = (wanted.messages.subscribe(), wanted.link.subscribe());
@@ -171,6 +177,11 @@ impl Table {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The link of a topic that is not subscribed yet.
+    fn unknown(&self) -> Link {
+        if self.down.load(Ordering::Relaxed) { Link::Down } else { Link::Pending }
+    }
+
     fn hand_on(&self, topic: &Topic, bytes: &[u8]) {
         if let Some(wanted) = self.lock().get(topic) {
             // No reader: the last one has just gone.
@@ -178,9 +189,12 @@ impl Table {
         }
     }
 
-    fn set_all(&self, link: Link) {
-        for wanted in self.lock().values() {
-            wanted.link.send_replace(link);
+    /// Nothing arrives any more, for no topic.
+    fn disconnected(&self) {
+        let topics = self.lock();
+        self.down.store(true, Ordering::Relaxed);
+        for wanted in topics.values() {
+            wanted.link.send_replace(Link::Down);
         }
     }
 
@@ -227,12 +241,13 @@ async fn keep_connected(broker: Shared, table: Arc<Table>, ping: Duration) {
             Ok(feed) => {
                 number += 1;
                 backoff.reset();
+                table.down.store(false, Ordering::Relaxed);
                 serve(feed.as_ref(), &table, number, ping, &closed).await;
                 tracing::warn!("subscriber connection lost; reading logs until it is back");
             }
             Err(error) => tracing::warn!(%error, "no subscriber connection; reading logs"),
         }
-        table.set_all(Link::Down);
+        table.disconnected();
         tokio::time::sleep(backoff.next_delay()).await;
     }
 }

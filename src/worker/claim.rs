@@ -26,6 +26,11 @@ impl Weights {
         Self { weights: weights.map(|weight| weight.max(1)), credits: [0; 3] }
     }
 
+    /// The jobs of one full round.
+    fn round(&self) -> usize {
+        self.weights.iter().map(|weight| *weight as usize).sum()
+    }
+
     /// How many of `slots` each open lane gets.
     fn share(&mut self, slots: usize, open: [bool; 3]) -> [usize; 3] {
         let mut shares = [0; 3];
@@ -58,6 +63,8 @@ pub(super) struct Reader {
     weights: Weights,
     /// Lanes that may have entries: all but those whose last read came back short.
     open: [bool; 3],
+    /// Jobs started since all lanes were last looked at.
+    started: usize,
     /// Claimed and not started; they go before anything else.
     surplus: VecDeque<Entry>,
 }
@@ -65,7 +72,8 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn new(context: Arc<Context>, partition: Partition, jobs: TaskTracker) -> Self {
         let weights = Weights::new(context.options.weights);
-        Self { context, partition, jobs, weights, open: [true; 3], surplus: VecDeque::new() }
+        let (open, surplus) = ([true; 3], VecDeque::new());
+        Self { context, partition, jobs, weights, open, started: 0, surplus }
     }
 
     /// Claims and starts jobs until `stop`. What is claimed by then is started.
@@ -80,16 +88,28 @@ impl Reader {
             }
         }
         while let Some(entry) = self.surplus.pop_front() {
-            let Ok(slot) = Arc::clone(&self.context.slots).acquire_owned().await else { return };
-            self.start(entry, slot);
+            tokio::select! {
+                slot = Arc::clone(&self.context.slots).acquire_owned() => match slot {
+                    Ok(slot) => self.start(entry, slot),
+                    Err(_) => return,
+                },
+                () = self.context.abandon.cancelled() => return,
+            }
         }
     }
 
     async fn serve(&mut self, stop: &CancellationToken, backoff: &mut Backoff) -> Result<()> {
         let context = Arc::clone(&self.context);
-        let mut claimer = context.broker.claimer(&self.partition, &context.id).await?;
-        // What a lost reply carried is still this worker's.
-        let pending = claimer.pending().await?;
+        let opened = async {
+            let mut claimer = context.broker.claimer(&self.partition, &context.id).await?;
+            // What a lost reply carried is still this worker's.
+            let pending = claimer.pending().await?;
+            Ok::<_, crate::broker::Error>((claimer, pending))
+        };
+        let (mut claimer, pending) = tokio::select! {
+            opened = opened => opened?,
+            () = stop.cancelled() => return Ok(()),
+        };
         self.keep(pending);
         self.open = [true; 3];
         loop {
@@ -103,6 +123,11 @@ impl Reader {
             if let Some(entry) = self.surplus.pop_front() {
                 self.start(entry, slot);
             } else if self.open.contains(&true) {
+                // A lane that was empty is looked at again, however busy the others are.
+                if self.started >= self.weights.round() {
+                    self.open = [true; 3];
+                    self.started = 0;
+                }
                 self.read(claimer.as_mut(), slot).await?;
             } else {
                 drop(slot);
@@ -150,7 +175,8 @@ impl Reader {
         }
     }
 
-    fn start(&self, entry: Entry, slot: OwnedSemaphorePermit) {
+    fn start(&mut self, entry: Entry, slot: OwnedSemaphorePermit) {
+        self.started += 1;
         let context = Arc::clone(&self.context);
         self.jobs.spawn(async move {
             execute::run(&context, entry).await;

@@ -35,19 +35,26 @@ enum Owed {
     },
     /// It belongs to another worker.
     Nothing,
+    /// The job has to start again, by this worker.
+    Again,
     /// It stays in this worker's hands: the worker stops.
     Unfinished,
 }
 
 /// Runs an entry to its end.
 pub(super) async fn run(context: &Context, entry: Entry) {
-    let owed = match persist(context, "begin", || begin(context, &entry)).await {
-        None => Owed::Unfinished,
-        Some(Begin::Begun(attempt)) => match &entry.job {
-            Ok(job) => attempt_job(context, &entry, job, attempt).await,
-            Err(_) => Owed::Unfinished,
-        },
-        Some(verdict) => owed(verdict),
+    let owed = loop {
+        let owed = match persist(context, "begin", || begin(context, &entry)).await {
+            None => Owed::Unfinished,
+            Some(Begin::Begun(attempt)) => match &entry.job {
+                Ok(job) => attempt_job(context, &entry, job, attempt).await,
+                Err(_) => Owed::Unfinished,
+            },
+            Some(verdict) => owed(verdict),
+        };
+        if !matches!(owed, Owed::Again) {
+            break owed;
+        }
     };
     if !matches!(owed, Owed::Unfinished) && settle(context, &entry, owed).await {
         context.held().remove(&entry.place);
@@ -59,7 +66,8 @@ async fn begin(context: &Context, entry: &Entry) -> broker::Result<Begin> {
     let Err(invalid) = &entry.job else {
         return context.broker.begin(entry, &context.id).await;
     };
-    tracing::warn!(job = %entry.id, error = %invalid, "unreadable entry becomes a dead letter");
+    // The decoder's words may quote the prompt: they go to the job's own history only.
+    tracing::warn!(job = %entry.id, "unreadable entry becomes a dead letter");
     let error = Failure::new(Code::InvalidJob, invalid.to_string());
     let attempts = entry.attempt;
     let body = Body::Failed(Failed {
@@ -82,8 +90,8 @@ fn owed(verdict: Begin) -> Owed {
     }
 }
 
-/// Repeats a step until the broker takes it; `None` when the worker stops first, or the broker
-/// refuses it for good.
+/// Repeats a step until the broker takes it; `None` when the worker stops first. One that the
+/// broker refuses for good keeps its slot: a worker that cannot settle must not claim the queue dry.
 async fn persist<T, F>(context: &Context, step: &str, call: impl Fn() -> F) -> Option<T>
 where
     F: Future<Output = broker::Result<T>>,
@@ -95,10 +103,7 @@ where
             Err(error) if error.is_transient() => {
                 tracing::warn!(step, %error, "trying again");
             }
-            Err(error) => {
-                tracing::error!(step, %error, "the broker refuses a step; its entry stays pending");
-                return None;
-            }
+            Err(error) => tracing::error!(step, %error, "the broker refuses a step; trying again"),
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.next_delay()) => {}
@@ -110,7 +115,7 @@ where
 /// The second step. Whether it was taken.
 async fn settle(context: &Context, entry: &Entry, owed: Owed) -> bool {
     match owed {
-        Owed::Nothing | Owed::Unfinished => true,
+        Owed::Nothing | Owed::Again | Owed::Unfinished => true,
         Owed::Remove => context.acks.send(entry.place.clone()).await.is_ok(),
         Owed::Park { attempt, due } => {
             let park = async || {
@@ -175,7 +180,8 @@ fn given_up(entry: &Entry, over: &Over) -> Owed {
     tracing::warn!(job = %entry.id, reason = %over, "attempt given up");
     match over {
         Over::Fenced => Owed::Nothing,
-        Over::Abandoned | Over::Refused(_) => Owed::Unfinished,
+        Over::Lost => Owed::Again,
+        Over::Abandoned | Over::Unspeakable(_) => Owed::Unfinished,
     }
 }
 

@@ -29,11 +29,11 @@ pub(super) struct Ended {
 }
 
 /// An append on its way; it gives the publisher back.
-type Appending = Pin<Box<dyn Future<Output = (Publisher, Result<(), Over>)> + Send>>;
+type Appending = Pin<Box<dyn Future<Output = (Box<Publisher>, Result<(), Over>)> + Send>>;
 
 /// The publisher, at hand or busy with the one append in flight.
 enum Pen {
-    Idle(Publisher),
+    Idle(Box<Publisher>),
     Busy(Appending),
     Gone,
 }
@@ -57,7 +57,7 @@ impl<'a> Generation<'a> {
         Self {
             context,
             job,
-            pen: Pen::Idle(publisher),
+            pen: Pen::Idle(Box::new(publisher)),
             batch: Batch::new(options.flush_interval, options.flush_bytes),
             summary: Summary::default(),
             began: now,
@@ -66,7 +66,7 @@ impl<'a> Generation<'a> {
         }
     }
 
-    pub(super) async fn run(mut self) -> Result<(Ended, Publisher), Over> {
+    pub(super) async fn run(mut self) -> Result<(Ended, Box<Publisher>), Over> {
         let failure = match self.generate().await? {
             Ok(()) if self.summary.finished => None,
             Ok(()) => Some(Failure::new(
@@ -87,7 +87,7 @@ impl<'a> Generation<'a> {
     }
 
     /// Waits for the append in flight.
-    async fn rest(&mut self) -> Result<Publisher, Over> {
+    async fn rest(&mut self) -> Result<Box<Publisher>, Over> {
         match std::mem::replace(&mut self.pen, Pen::Gone) {
             Pen::Idle(publisher) => Ok(publisher),
             Pen::Busy(append) => {

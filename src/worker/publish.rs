@@ -1,8 +1,9 @@
 //! Writes an attempt's events under its fence: one append in flight, and a frame once made never
 //! changes.
 //!
-//! After an error it is not known whether a frame was written. The log's last ID tells: under the
-//! own fence, what is missing is appended; under a higher one, the attempt is over; behind what was
+//! After an error it is not known whether a frame was written, and after a new connection it is not
+//! known whether the broker still has what it acknowledged. The log's last ID tells: under the own
+//! fence, what is missing is appended; under a higher one, the attempt is over; behind what was
 //! acknowledged, or gone, the log is rebuilt from the frames that are kept.
 
 use std::collections::VecDeque;
@@ -10,7 +11,7 @@ use std::collections::VecDeque;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Attempt, Error, Outcome, Result, Shared, Written},
+    broker::{Attempt, Error, Outcome, Shared, Written},
     event::{Body, Codec, Frame, Started},
     retry::Backoff,
 };
@@ -18,15 +19,18 @@ use crate::{
 /// Why nothing more can be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Over {
-    /// A higher fence rules, or what the broker has forgotten is no longer kept.
+    /// A higher fence rules.
     #[error("fenced")]
     Fenced,
+    /// The broker has forgotten more of the answer than is kept: the job is to start again.
+    #[error("the log lost more than is kept")]
+    Lost,
     /// The worker gives up: it must stop.
     #[error("abandoned")]
     Abandoned,
-    /// An event could not be encoded, or the broker refuses it for good.
+    /// An event cannot be encoded.
     #[error("{0}")]
-    Refused(String),
+    Unspeakable(String),
 }
 
 /// The events of one attempt.
@@ -73,7 +77,7 @@ impl Publisher {
     /// Makes the next frame.
     fn keep(&mut self, body: &Body) -> std::result::Result<(), Over> {
         let frame = Frame::new(self.next_seq, body, self.codec)
-            .map_err(|error| Over::Refused(error.to_string()))?;
+            .map_err(|error| Over::Unspeakable(error.to_string()))?;
         self.next_seq += 1;
         self.bytes += frame.bytes.len();
         self.frames.push_back(frame);
@@ -98,11 +102,17 @@ impl Publisher {
     /// Appends one event. Returns when it is in the log.
     pub(super) async fn append(&mut self, body: &Body) -> std::result::Result<(), Over> {
         self.keep(body)?;
-        let first = self.broker.append(&self.attempt, &self.from(self.acknowledged)).await;
-        if first.as_ref().is_ok_and(|written| *written == Written::Yes) {
-            self.acknowledged = self.next_seq;
-        } else {
-            self.synchronise(first).await?;
+        let mut backoff = Backoff::connecting();
+        while self.acknowledged < self.next_seq {
+            let frames = self.from(self.acknowledged);
+            match self.broker.append(&self.attempt, &frames).await {
+                Ok(Written::Yes) => self.acknowledged = self.next_seq,
+                Ok(_) => self.verify().await?,
+                Err(error) => {
+                    self.pause(&mut backoff, &error).await?;
+                    self.verify().await?;
+                }
+            }
         }
         self.forget();
         Ok(())
@@ -115,92 +125,87 @@ impl Publisher {
         last: &Body,
         outcome: &Outcome,
     ) -> std::result::Result<(), Over> {
+        let first = self.acknowledged;
         if let Some(chunk) = chunk {
             self.keep(&chunk)?;
         }
         self.keep(last)?;
-        let frames = self.from(self.acknowledged);
+        let frames = self.from(first);
         let mut backoff = Backoff::connecting();
-        let mut healed = false;
+        let mut refusals = 0;
         loop {
             match self.broker.conclude(&self.attempt, &frames, outcome).await {
                 Ok(Written::Yes) => return Ok(()),
-                Ok(_) if healed => return Err(Over::Fenced),
-                // Fenced, or the broker has forgotten something: healing tells, as it is refused
-                // under a higher fence.
-                Ok(_) => {
-                    healed = true;
-                    self.heal(self.acknowledged).await?;
+                // A log that was just seen whole, and is refused again and again, is another's.
+                Ok(_) if refusals == 3 => return Err(Over::Fenced),
+                Ok(Written::Fenced) => self.heal(first).await?,
+                Ok(Written::Behind | Written::Missing) => self.verify().await?,
+                Err(error) => {
+                    self.pause(&mut backoff, &error).await?;
+                    continue;
                 }
-                Err(error) if error.is_transient() => self.pause(&mut backoff, &error).await?,
-                Err(error) => return Err(Over::Refused(error.to_string())),
             }
+            refusals += 1;
         }
     }
 
-    /// Finds out what is in the log, and appends what is missing.
-    async fn synchronise(&mut self, mut met: Result<Written>) -> std::result::Result<(), Over> {
+    /// Finds out what is in the log, and writes again what is missing of what was acknowledged.
+    async fn verify(&mut self) -> std::result::Result<(), Over> {
         let mut backoff = Backoff::connecting();
         loop {
-            if let Err(error) = &met {
-                if !error.is_transient() {
-                    return Err(Over::Refused(error.to_string()));
-                }
-                self.pause(&mut backoff, error).await?;
-            }
-            met = self.catch_up().await;
-            match met {
-                Ok(Written::Yes) => {
-                    self.acknowledged = self.next_seq;
+            // Taken before the reading: what is forgotten in between counts as a later session.
+            let session = self.broker.session();
+            match self.broker.last(self.attempt.job).await {
+                Ok(Some(id)) if id.fence > self.attempt.fence => return Err(Over::Fenced),
+                Ok(Some(id))
+                    if id.fence == self.attempt.fence && id.seq + 1 >= self.acknowledged =>
+                {
+                    if id.seq >= self.next_seq {
+                        return Err(Over::Fenced);
+                    }
+                    self.acknowledged = id.seq + 1;
+                    self.attempt.session = session;
                     return Ok(());
                 }
-                Ok(Written::Fenced) => return Err(Over::Fenced),
-                _ => {}
-            }
-        }
-    }
-
-    async fn catch_up(&self) -> Result<Written> {
-        let last = self.broker.last(self.attempt.job).await?;
-        match last {
-            Some(id) if id.fence > self.attempt.fence => Ok(Written::Fenced),
-            Some(id) if id.fence == self.attempt.fence && id.seq + 1 >= self.acknowledged => {
-                let missing = self.from(id.seq + 1);
-                if missing.is_empty() {
-                    return Ok(Written::Yes);
+                Ok(_) => {
+                    self.heal(self.acknowledged).await?;
+                    self.attempt.session = session;
+                    return Ok(());
                 }
-                self.broker.append(&self.attempt, &missing).await
+                Err(error) => self.pause(&mut backoff, &error).await?,
             }
-            _ => self.rebuild(self.next_seq).await,
         }
     }
 
-    /// Writes again the kept frames below `end`.
-    async fn rebuild(&self, end: u64) -> Result<Written> {
+    /// Writes again the kept frames below `end`, and the record with them.
+    async fn heal(&self, end: u64) -> std::result::Result<(), Over> {
         if self.frames.front().is_some_and(|frame| frame.seq > 0) {
-            tracing::warn!(job = %self.attempt.job, "log lost beyond what is kept");
-            return Ok(Written::Fenced);
+            return Err(Over::Lost);
         }
-        tracing::warn!(job = %self.attempt.job, "log rebuilt from memory");
         let frames: Vec<Frame> =
             self.frames.iter().filter(|frame| frame.seq < end).cloned().collect();
-        self.broker.heal(&self.attempt, &frames).await
-    }
-
-    async fn heal(&self, end: u64) -> std::result::Result<(), Over> {
         let mut backoff = Backoff::connecting();
         loop {
-            match self.rebuild(end).await {
-                Ok(Written::Yes) => return Ok(()),
+            match self.broker.heal(&self.attempt, &frames).await {
+                Ok(Written::Yes) => {
+                    tracing::warn!(job = %self.attempt.job, "log rebuilt from memory");
+                    return Ok(());
+                }
                 Ok(_) => return Err(Over::Fenced),
-                Err(error) if error.is_transient() => self.pause(&mut backoff, &error).await?,
-                Err(error) => return Err(Over::Refused(error.to_string())),
+                Err(error) => self.pause(&mut backoff, &error).await?,
             }
         }
     }
 
+    /// Waits before another try. Whatever the error, the answer is kept: a broker that refuses for
+    /// good needs an operator's hand, and the answer is paid for.
     async fn pause(&self, backoff: &mut Backoff, error: &Error) -> std::result::Result<(), Over> {
-        tracing::warn!(job = %self.attempt.job, %error, "events kept until the broker is back");
+        let job = self.attempt.job;
+        if error.is_transient() {
+            tracing::warn!(%job, %error, "events kept until the broker is back");
+        } else {
+            tracing::error!(%job, %error, "events kept until the broker takes them");
+        }
         tokio::select! {
             () = tokio::time::sleep(backoff.next_delay()) => Ok(()),
             () = self.abandon.cancelled() => Err(Over::Abandoned),

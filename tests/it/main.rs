@@ -24,6 +24,7 @@
 )]
 
 mod bad_input;
+mod claim;
 mod conformance;
 mod cost;
 mod examples;

@@ -69,3 +69,53 @@ async fn an_answer_under_way_outlives_a_restart_that_forgot_its_log() {
         .collect();
     assert_eq!(text, answer.text);
 }
+
+/// Redis comes back with the state of a moment ago, as after a crash with AOF `everysec`: every log
+/// is behind what its writer knows to be acknowledged, on connections that report no error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_under_way_fill_what_a_crash_took_from_their_logs() {
+    let mut stack = Stack::start(paced(40.0)).await;
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    let listener = stack.listener();
+    let mut readers = Vec::new();
+    for n in 0..12 {
+        let question = format!("crash {n}");
+        let id = stack.ask("m?tokens=120", &question).await;
+        let mut events = listener.listen(id).events();
+        readers.push(tokio::spawn(async move {
+            let mut seen: Vec<Event> = Vec::new();
+            while let Some(event) = events.next().await {
+                seen.push(event.unwrap());
+            }
+            (id, question, seen)
+        }));
+    }
+    let length = |stack: &Stack, id| -> u64 {
+        stack.server.command(&["XLEN", &format!("ms:{{job:{id}}}:log")]).parse().unwrap()
+    };
+    let last = stack.ask("m?tokens=120", "the last").await;
+    while length(&stack, last) < 5 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stack.server.command(&["SAVE"]);
+    while length(&stack, last) < 9 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stack.server.stop();
+    stack.server.restart().await;
+    for reader in readers {
+        let (id, question, seen) = reader.await.unwrap();
+        let log: Vec<Event> =
+            stack.listener().listen(id).events().map(Result::unwrap).collect().await;
+        assert!(log.windows(2).all(|pair| pair[0].id.precedes(pair[1].id)), "a hole: {log:?}");
+        assert_eq!(seen, log, "what was seen is what is kept");
+        let text: String = log
+            .iter()
+            .filter_map(|event| match &event.body {
+                Body::Delta(chunk) => Some(chunk.text()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(text, expected("m?tokens=120", &question));
+    }
+}

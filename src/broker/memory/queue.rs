@@ -180,6 +180,15 @@ impl Queue {
         }
     }
 
+    /// Parks a job that is to be retried, in place of what a repeated enqueue may have parked.
+    pub(super) fn repark(&mut self, id: JobId, parked: Parked) {
+        if let Some(stale) = self.parked.remove(&id) {
+            self.by_due.remove(&(stale.due, id));
+            self.bytes -= stale.payload.len();
+        }
+        self.park(id, parked);
+    }
+
     /// Takes out the job that is due first, if its time has come.
     pub(super) fn unpark(&mut self, now: Timestamp) -> Option<(JobId, Parked)> {
         let (due, id) = *self.by_due.first()?;

@@ -116,7 +116,13 @@ impl Run {
             fence: self.record.fence,
             number: self.record.attempt,
             failures: self.record.failures,
+            session: 0,
         }
+    }
+
+    /// Whether nothing follows the `started` of the attempt that is open.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.top() == Some(EventId { fence: self.record.fence, seq: 0 })
     }
 
     /// Ends the job from outside any attempt.

@@ -339,7 +339,7 @@ impl State {
         if !queue.remove(&entry.place) {
             return false;
         }
-        queue.park(entry.id, Parked::of_entry(entry, attempt, due));
+        queue.repark(entry.id, Parked::of_entry(entry, attempt, due));
         self.wake(&entry.place.partition);
         true
     }

@@ -11,7 +11,7 @@ use crate::{
 pub(super) enum Verdict {
     /// A new attempt may open.
     Open,
-    /// This worker's attempt is open already: the reply was lost.
+    /// This worker's attempt is open already and nothing follows its start: the reply was lost.
     Again,
     /// The run is over, or another entry carries it.
     Remove,
@@ -26,7 +26,8 @@ pub(super) enum Verdict {
 pub(super) fn verdict(run: Option<&Run>, entry: &Entry, worker: Option<&WorkerId>) -> Verdict {
     let Some(run) = run else { return Verdict::Open };
     let here = run.place.as_ref() == Some(&entry.place);
-    let mine = worker.is_some_and(|id| run.record.worker.as_deref() == Some(id.as_str()));
+    let mine = worker.is_some_and(|id| run.record.worker.as_deref() == Some(id.as_str()))
+        && run.is_fresh();
     let behind = entry.attempt < run.record.attempt;
     match (run.record.state, here, mine, behind) {
         // state             here   mine   behind
@@ -46,6 +47,7 @@ mod tests {
     use super::*;
     use crate::{
         broker::{Partition, Place},
+        event::{EventId, Frame},
         job::{JobId, Lane, QueueName, Timestamp},
     };
 
@@ -82,6 +84,8 @@ mod tests {
             run.record.state = state;
             run.record.attempt = 1;
             run.record.worker = Some(if mine { &me } else { &other }.to_string());
+            let frame = Frame { seq: 0, kind: "started", bytes: Vec::new() };
+            run.log = Some(vec![(EventId { fence: run.record.fence, seq: 0 }, frame)]);
             run.place = Some(place(if here { "1-0" } else { "2-0" }));
             let mut entry = Entry::read(place("1-0"), "key", Vec::new());
             entry.attempt = attempt;

@@ -102,6 +102,7 @@ impl Claim for Redis {
     }
 
     async fn begin(&self, entry: &Entry, worker: &WorkerId) -> Result<Begin> {
+        let session = self.pool.session();
         let payload = format!("\"worker\":\"{worker}\"}}");
         let reply =
             self.open_fence(entry, ("started", payload.as_bytes()), worker.as_str(), "").await?;
@@ -112,6 +113,7 @@ impl Claim for Redis {
             fence,
             number,
             failures,
+            session,
         })
     }
 
@@ -155,11 +157,12 @@ impl RedisClaimer {
             None => {
                 let connector = self.redis.pool.connector();
                 let mut connection = connector.dedicated(LONGEST_BLOCK).await?;
-                let id = redis::cmd("CLIENT")
-                    .arg("ID")
-                    .query_async(&mut connection)
-                    .await
-                    .map_err(|e| connector.classify(e))?;
+                let mut command = redis::cmd("CLIENT");
+                let id = command.arg("ID").query_async(&mut connection);
+                let id = match tokio::time::timeout(self.response_timeout(), id).await {
+                    Ok(id) => id.map_err(|e| connector.classify(e))?,
+                    Err(_) => return Err(connector.silent()),
+                };
                 Link { connection, id }
             }
         };
@@ -238,7 +241,10 @@ impl Claimer for RedisClaimer {
                     // given to a connection that nobody reads. It may not have arrived there yet,
                     // so it is ended again until it has.
                     loop {
-                        pool.command(redis::cmd("CLIENT").arg("UNBLOCK").arg(id)).await?;
+                        let unblock = redis::cmd("CLIENT").arg("UNBLOCK").arg(id).clone();
+                        if let Err(error) = pool.command(&unblock).await {
+                            tracing::debug!(%error, "blocking read not ended");
+                        }
                         if let Ok(reply) = tokio::time::timeout(UNBLOCK_AGAIN, &mut read).await {
                             break reply;
                         }

@@ -42,6 +42,29 @@ pub fn named(value: Value) -> Result<Vec<(String, Value)>> {
     pairs(array(value, "names")?).map(|(name, value)| Ok((read(name, "name")?, value))).collect()
 }
 
+/// Fields in one value: netstrings, name and value in turn.
+pub fn pack(fields: &Fields) -> Vec<u8> {
+    let mut packed = Vec::new();
+    for part in fields.iter().flat_map(|(name, value)| [name, value]) {
+        packed.extend_from_slice(format!("{}:", part.len()).as_bytes());
+        packed.extend_from_slice(part);
+        packed.push(b',');
+    }
+    packed
+}
+
+/// What [`pack`] has packed; what cannot be read ends it.
+pub fn unpack(mut packed: &[u8]) -> Fields {
+    let mut next = || {
+        let colon = packed.iter().position(|byte| *byte == b':')?;
+        let length: usize = std::str::from_utf8(&packed[..colon]).ok()?.parse().ok()?;
+        let part = packed.get(colon + 1..colon + 1 + length)?.to_vec();
+        packed = packed.get(colon + 2 + length..)?;
+        Some(part)
+    };
+    std::iter::from_fn(|| Some((next()?, next()?))).collect()
+}
+
 /// The entries of one stream.
 pub fn entries(value: Value) -> Result<Vec<RawEntry>> {
     array(value, "entries")?
@@ -76,6 +99,13 @@ mod tests {
 
     fn text(text: &str) -> Value {
         Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn packed_fields_come_back() {
+        let fields = vec![(b"a:,".to_vec(), b"\xff".to_vec()), (Vec::new(), b"x".to_vec())];
+        assert_eq!(unpack(&pack(&fields)), fields);
+        assert!(unpack(b"9:x,").is_empty());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,7 +20,7 @@ use redis::{
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 
-use super::Options;
+use super::{Options, masked_url};
 use crate::broker::{Error, Result};
 
 /// Opens connections to one server.
@@ -30,6 +30,9 @@ pub struct Connector {
     shown: String,
     connect_timeout: Duration,
     response_timeout: Duration,
+    /// Pooled connections opened so far.
+    opened: Arc<AtomicU64>,
+    last_error: LastError,
 }
 
 /// A pooled connection. Its clones share the socket, on which requests of many callers follow one
@@ -38,6 +41,8 @@ pub struct Connector {
 pub struct Pooled {
     inner: MultiplexedConnection,
     poisoned: Arc<AtomicBool>,
+    /// Which of the pool's connections it is, from 1.
+    born: u64,
 }
 
 /// The pool for everything that does not block.
@@ -45,7 +50,6 @@ pub struct Pooled {
 pub struct Pool {
     connections: bb8::Pool<Connector>,
     connector: Connector,
-    last_error: LastError,
 }
 
 impl Connector {
@@ -53,7 +57,7 @@ impl Connector {
     pub fn new(options: &Options) -> Result<Self> {
         crate::install_tls_provider();
         let url = options.url.as_str();
-        let shown = shown(url);
+        let shown = masked_url(url);
         let info = url.into_connection_info().map_err(|_| {
             Error::Address(format!(
                 "`{shown}` is not a Redis URL; allowed: redis://[user:password@]host[:port][/db], \
@@ -75,6 +79,8 @@ impl Connector {
             shown,
             connect_timeout: options.connect_timeout,
             response_timeout: options.response_timeout,
+            opened: Arc::default(),
+            last_error: LastError::default(),
         })
     }
 
@@ -125,42 +131,35 @@ impl Connector {
         }
     }
 
-    /// What a client error means here.
+    /// What a client error means here. Whatever a server may recover from by itself or by its
+    /// operator's hand is worth waiting for: a full memory or disk, a replica, a restart.
     pub fn classify(&self, error: RedisError) -> Error {
-        use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, NoPerm, ReadOnly, TryAgain};
         let text = error.to_string();
+        let passing = ["LOADING", "max number of clients"].iter().any(|word| text.contains(word));
+        let code = error.code().unwrap_or_default().to_owned();
         match error.kind() {
-            ErrorKind::AuthenticationFailed | ErrorKind::Server(NoPerm) => self.denied(&text),
-            ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain) => {
-                self.unavailable(&text, Some(error))
-            }
-            ErrorKind::Io => self.unavailable(&text, Some(error)),
+            _ if passing => self.unavailable(&text, Some(error)),
+            _ if matches!(code.as_str(), "NOAUTH" | "WRONGPASS" | "NOPERM") => self.denied(&text),
+            ErrorKind::AuthenticationFailed => self.denied(&text),
             ErrorKind::InvalidClientConfig => Error::Address(format!("{}: {text}", self.shown)),
             ErrorKind::RESP3NotSupported => Error::TooOld { met: text },
-            _ if error.code().is_some_and(|code| matches!(code, "NOAUTH" | "WRONGPASS")) => {
-                self.denied(&text)
+            ErrorKind::Parse | ErrorKind::UnexpectedReturnType | ErrorKind::Client => {
+                Error::Protocol(text)
             }
-            _ if text.contains("NOAUTH") || text.contains("WRONGPASS") => self.denied(&text),
-            _ if error.code() == Some("UNBLOCKED") || error.is_unrecoverable_error() => {
-                self.unavailable(&text, Some(error))
+            _ if matches!(code.as_str(), "ERR" | "WRONGTYPE" | "CROSSSLOT" | "NOPROTO") => {
+                Error::Protocol(text)
             }
-            _ => Error::Protocol(text),
+            _ => self.unavailable(&text, Some(error)),
         }
+    }
+
+    /// The server took the connection and says nothing.
+    pub fn silent(&self) -> Error {
+        self.unavailable("no answer", None)
     }
 
     fn denied(&self, text: &str) -> Error {
         Error::Denied(format!("{text} ({}); check user, password and ACL", self.shown))
-    }
-}
-
-/// The address without its password.
-fn shown(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if at > scheme => {
-            let user = url[scheme + 3..at].split(':').next().unwrap_or_default();
-            format!("{}://{user}:***{}", &url[..scheme], &url[at..])
-        }
-        _ => url.to_owned(),
     }
 }
 
@@ -170,7 +169,9 @@ impl bb8::ManageConnection for Connector {
 
     async fn connect(&self) -> Result<Pooled> {
         let inner = self.open(self.info.clone(), &self.config(self.response_timeout)).await?;
-        Ok(Pooled { inner, poisoned: Arc::default() })
+        self.last_error.take();
+        let born = self.opened.fetch_add(1, Ordering::SeqCst) + 1;
+        Ok(Pooled { inner, poisoned: Arc::default(), born })
     }
 
     async fn is_valid(&self, connection: &mut Pooled) -> Result<()> {
@@ -217,7 +218,6 @@ impl bb8::ErrorSink<Error> for LastError {
 impl Pool {
     /// A pool that connects on demand.
     pub fn new(connector: Connector, size: u32) -> Self {
-        let last_error = LastError::default();
         let connections = bb8::Pool::builder()
             .max_size(size)
             .min_idle(2.min(size))
@@ -225,10 +225,9 @@ impl Pool {
             .max_lifetime(None)
             .idle_timeout(None)
             .connection_timeout(connector.connect_timeout * 2)
-            .retry_connection(false)
-            .error_sink(Box::new(last_error.clone()))
+            .error_sink(Box::new(connector.last_error.clone()))
             .build_unchecked(connector.clone());
-        Self { connections, connector, last_error }
+        Self { connections, connector }
     }
 
     /// A connection that nobody has called broken. The pool itself looks only as one comes back.
@@ -236,7 +235,7 @@ impl Pool {
         loop {
             let pooled = self.connections.get().await.map_err(|e| match e {
                 bb8::RunError::User(error) => error,
-                bb8::RunError::TimedOut => self.last_error.take().unwrap_or_else(|| {
+                bb8::RunError::TimedOut => self.connector.last_error.take().unwrap_or_else(|| {
                     self.connector.unavailable("no connection within the time allowed", None)
                 }),
             })?;
@@ -257,15 +256,68 @@ impl Pool {
     pub async fn pipeline(
         &self,
         pipeline: &mut Pipeline,
-    ) -> Result<Vec<std::result::Result<Value, RedisError>>> {
-        let mut connection = self.connection().await?;
-        let result = pipeline.ignore_errors().query_async(&mut connection.inner).await;
+    ) -> Result<Vec<redis::RedisResult<Value>>> {
+        let connection = self.connection().await?;
+        self.pipeline_on(connection, pipeline).await
+    }
+
+    /// As [`Pool::pipeline`], but only on a connection that is no younger than `session`; `None`
+    /// otherwise, with nothing sent.
+    pub async fn pipeline_within(
+        &self,
+        session: u64,
+        pipeline: &mut Pipeline,
+    ) -> Result<Option<Vec<redis::RedisResult<Value>>>> {
+        let connection = self.connection().await?;
+        if connection.born > session {
+            return Ok(None);
+        }
+        self.pipeline_on(connection, pipeline).await.map(Some)
+    }
+
+    async fn pipeline_on(
+        &self,
+        mut connection: Pooled,
+        pipeline: &mut Pipeline,
+    ) -> Result<Vec<redis::RedisResult<Value>>> {
+        let result: redis::RedisResult<Vec<redis::RedisResult<Value>>> =
+            pipeline.ignore_errors().query_async(&mut connection.inner).await;
+        if result.iter().flatten().filter_map(|reply| reply.as_ref().err()).any(poisons) {
+            connection.poisoned.store(true, Ordering::Relaxed);
+        }
         self.finish(&connection, result)
+    }
+
+    /// The newest connection's number: what is known to be whole now was seen within it.
+    pub fn session(&self) -> u64 {
+        self.connector.opened.load(Ordering::SeqCst)
     }
 
     /// Runs a script, loading it where the server does not know it.
     pub async fn script(&self, script: &ScriptInvocation<'_>) -> Result<Value> {
-        let mut connection = self.connection().await?;
+        let connection = self.connection().await?;
+        self.script_on(connection, script).await
+    }
+
+    /// As [`Pool::script`], but only on a connection that is no younger than `session`; `None`
+    /// otherwise, with nothing sent.
+    pub async fn script_within(
+        &self,
+        session: u64,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<Option<Value>> {
+        let connection = self.connection().await?;
+        if connection.born > session {
+            return Ok(None);
+        }
+        self.script_on(connection, script).await.map(Some)
+    }
+
+    async fn script_on(
+        &self,
+        mut connection: Pooled,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<Value> {
         let result = script.invoke_async(&mut connection.inner).await;
         self.finish(&connection, result)
     }
@@ -288,12 +340,6 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_password_is_never_shown() {
-        assert_eq!(shown("redis://u:s3@cret@h:1/0"), "redis://u:***@h:1/0");
-        assert_eq!(shown("redis://h:1"), "redis://h:1");
-    }
 
     #[test]
     fn a_wrong_address_says_what_is_allowed() {

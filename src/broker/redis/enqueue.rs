@@ -3,7 +3,7 @@
 //! The `XADD` is the commit point: the entry carries everything. The record's immutable fields
 //! follow in the same pipeline; state, attempt and fence are written by job-slot scripts only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -49,6 +49,8 @@ enum Step {
     Add,
     /// Settled already: there before, refused or unreachable.
     Answered(Result<Receipt>),
+    /// The same job as an earlier one of the batch, whose result is its own.
+    Repeat(usize),
 }
 
 impl Redis {
@@ -172,15 +174,28 @@ impl Redis {
 
 /// One error for a whole batch: nothing is known of any of its jobs.
 fn refuse_all(count: usize, error: &Error) -> Vec<Result<()>> {
-    let copy = || match error {
+    (0..count).map(|_| Err(copy(error))).collect()
+}
+
+/// The same error once more, without its source.
+fn copy(error: &Error) -> Error {
+    match error {
         Error::Denied(text) => Error::Denied(text.clone()),
         Error::Protocol(text) => Error::Protocol(text.clone()),
+        Error::Conflict { id } => Error::Conflict { id: *id },
         Error::Unavailable { message, .. } => {
             Error::Unavailable { message: message.clone(), source: None }
         }
         other => Error::Unavailable { message: other.to_string(), source: None },
-    };
-    (0..count).map(|_| Err(copy())).collect()
+    }
+}
+
+/// The result of a job that the batch holds a second time.
+fn repeated(first: &Result<Receipt>) -> Result<Receipt> {
+    match first {
+        Ok(receipt) => Ok(Receipt { duplicate: true, ..*receipt }),
+        Err(error) => Err(copy(error)),
+    }
 }
 
 #[async_trait]
@@ -210,10 +225,11 @@ impl Enqueue for Redis {
             .collect();
         let mut added =
             if to_add.is_empty() { Vec::new() } else { self.add(&to_add, now).await }.into_iter();
-        jobs.iter()
-            .zip(steps)
-            .map(|(submission, step)| match step {
+        let mut results: Vec<Result<Receipt>> = Vec::with_capacity(jobs.len());
+        for (submission, step) in jobs.iter().zip(steps) {
+            let result = match step {
                 Step::Answered(result) => result,
+                Step::Repeat(first) => repeated(&results[first]),
                 Step::Add => {
                     let receipt = Receipt { id: submission.id, parked: false, duplicate: false };
                     added
@@ -221,8 +237,10 @@ impl Enqueue for Redis {
                         .unwrap_or_else(|| Err(Error::Protocol("a reply is missing".to_owned())))
                         .map(|()| receipt)
                 }
-            })
-            .collect()
+            };
+            results.push(result);
+        }
+        results
     }
 
     async fn trim(&self, partition: &Partition, lane: Lane) -> Result<u64> {
@@ -238,10 +256,11 @@ fn drop_repeats(jobs: &[Submission], steps: &mut [Step]) {
         if submission.job.idempotency_key.is_none() || !matches!(steps[index], Step::Add) {
             continue;
         }
-        if first.insert(submission.id, index).is_some() {
-            let parked = submission.job.not_before.is_some();
-            let receipt = Receipt { id: submission.id, parked, duplicate: true };
-            steps[index] = Step::Answered(Ok(receipt));
+        match first.entry(submission.id) {
+            Entry::Occupied(first) => steps[index] = Step::Repeat(*first.get()),
+            Entry::Vacant(slot) => {
+                slot.insert(index);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use async_trait::async_trait;
 use redis::Value;
 
-use super::{Redis, claim::read_failure, codec, keys::GROUP};
+use super::{Redis, claim::read_failure, codec, keys::GROUP, settle::PACKED_FIELDS};
 use crate::{
     broker::{DeadLetter, Depth, Error, Inspect, LaneDepth, Partition, Record, Result, WorkerSeen},
     error::{Code, Failure},
@@ -23,9 +23,13 @@ pub(super) fn record(id: JobId, value: Value) -> Result<Option<Record>> {
     let number = |name: &str| fields.get(name).and_then(|value| value.parse::<u64>().ok());
     let time = |name: &str| number(name).map(Timestamp);
     let small = |name: &str| number(name).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
-    let due = time("due").max(time("not_before"));
     let stored = text("state").map(|state| state.parse::<State>());
-    let held_back = matches!(stored, None | Some(Ok(State::Parked)));
+    // Its schedule before the first attempt, the time of the next one between two.
+    let due = match stored {
+        None => time("not_before"),
+        Some(Ok(State::Parked)) => time("due"),
+        Some(_) => None,
+    };
     let state = match stored {
         Some(Ok(State::Parked)) | None => match due {
             Some(due) if due > Timestamp::now() => State::Parked,
@@ -50,7 +54,7 @@ pub(super) fn record(id: JobId, value: Value) -> Result<Option<Record>> {
         fence: number("fence").unwrap_or(0),
         worker: text("worker"),
         enqueued_at: time("at").unwrap_or_default(),
-        due: due.filter(|_| held_back),
+        due,
         began_at: time("began"),
         ended_at: time("ended").filter(|_| state.is_terminal()),
         finish_reason: text("finish_reason"),
@@ -81,8 +85,10 @@ fn dead_letter(fields: &codec::Fields) -> DeadLetter {
         lane: text("lane").and_then(|lane| lane.parse().ok()).unwrap_or_default(),
         fields: fields
             .iter()
-            .filter_map(|(name, value)| {
-                Some((name.strip_prefix(b"entry:")?.to_vec(), value.clone()))
+            .flat_map(|(name, value)| match name.strip_prefix(b"entry:") {
+                Some(name) => vec![(name.to_vec(), value.clone())],
+                None if name == PACKED_FIELDS.as_bytes() => codec::unpack(value),
+                None => Vec::new(),
             })
             .collect(),
     }

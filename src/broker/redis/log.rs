@@ -38,6 +38,10 @@ impl Redis {
 
 #[async_trait]
 impl Log for Redis {
+    fn session(&self) -> u64 {
+        self.pool.session()
+    }
+
     async fn append(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
         let (log, channel) = (self.keys.log(attempt.job), self.keys.job(attempt.job));
         let mut pipe = redis::pipe();
@@ -47,7 +51,10 @@ impl Log for Redis {
             pipe.cmd("PUBLISH").arg(&channel).arg(frame.message(attempt.fence));
         }
         // A PUBLISH that is refused (an ACL) costs readers the fast path, not the event.
-        for reply in self.pool.pipeline(&mut pipe).await?.into_iter().step_by(2) {
+        let Some(replies) = self.pool.pipeline_within(attempt.session, &mut pipe).await? else {
+            return Ok(Written::Behind);
+        };
+        for reply in replies.into_iter().step_by(2) {
             match reply {
                 Ok(Value::Nil) => return Ok(Written::Missing),
                 Ok(_) => {}

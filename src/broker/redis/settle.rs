@@ -21,6 +21,12 @@ use crate::{
 /// A log of at most this many events is rewritten into its least space when its job ends.
 const SMALL_LOG: u64 = 32;
 
+/// An entry of more fields is kept in one: a script takes only so many arguments.
+const MANY_FIELDS: usize = 256;
+
+/// The name of that field.
+pub(super) const PACKED_FIELDS: &str = "entries";
+
 /// The answer of a script that writes under a fence.
 pub(super) fn written(reply: redis::Value, script: &str) -> Result<Written> {
     let reply: String = codec::read(reply, script)?;
@@ -79,7 +85,10 @@ impl Settle for Redis {
         for frame in frames {
             call.arg(frame.seq).arg(frame.kind).arg(&frame.bytes);
         }
-        written(self.pool.script(&call).await?, "conclude")
+        match self.pool.script_within(attempt.session, &call).await? {
+            Some(reply) => written(reply, "conclude"),
+            None => Ok(Written::Behind),
+        }
     }
 
     async fn refuse(&self, entry: &Entry, error: &Failure, frame: &Frame) -> Result<Begin> {
@@ -92,6 +101,7 @@ impl Settle for Redis {
             fence,
             number,
             failures,
+            session: 0,
         })
     }
 
@@ -151,10 +161,14 @@ impl Settle for Redis {
             .arg(letter.at.0)
             .arg("lane")
             .arg(letter.lane.as_str());
-        for (field, value) in &letter.fields {
-            let mut name = b"entry:".to_vec();
-            name.extend_from_slice(field);
-            call.arg(name).arg(value);
+        if letter.fields.len() > MANY_FIELDS {
+            call.arg(PACKED_FIELDS).arg(codec::pack(&letter.fields));
+        } else {
+            for (field, value) in &letter.fields {
+                let mut name = b"entry:".to_vec();
+                name.extend_from_slice(field);
+                call.arg(name).arg(value);
+            }
         }
         codec::read(self.pool.script(&call).await?, "bury")
     }

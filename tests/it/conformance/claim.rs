@@ -15,6 +15,7 @@ use millstream::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::log::deltas;
 use crate::support::subject::{DEADLINE, Subject, begun, done, far, job, soon, worker};
 
 const JOB: &[u8] = br#"{"model":"m","messages":[{"role":"user","content":"plain"}]}"#;
@@ -169,6 +170,18 @@ pub async fn a_repeated_begin_gives_the_same_attempt(s: &Subject) {
     let (entry, attempt) = s.running(&me).await;
     assert_eq!(s.begin(&entry, &me).await.unwrap(), Begin::Begun(attempt.clone()));
     assert_eq!(s.kinds(attempt.job).await, ["started"]);
+}
+
+pub async fn a_begin_repeated_behind_deltas_opens_a_new_attempt(s: &Subject) {
+    let me = worker("a");
+    let (entry, first) = s.running(&me).await;
+    assert_eq!(s.append(&first, &deltas(2)).await.unwrap(), Written::Yes);
+    // The text of a second run could not be told from what is there.
+    let second = begun(s.begin(&entry, &me).await.unwrap());
+    assert_eq!(second.number, 2);
+    assert!(second.fence > first.fence);
+    let third = deltas(3).split_off(2);
+    assert_eq!(s.append(&first, &third).await.unwrap(), Written::Behind);
 }
 
 pub async fn another_worker_takes_over(s: &Subject) {

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use millstream::{
-    broker::{Begin, DeadLetter, Depth, Outcome, Topic, Written},
+    broker::{Begin, DeadLetter, Depth, Outcome, Submission, Topic, Written},
     error::{Code, Failure},
     event::EventId,
-    job::{Lane, Timestamp},
+    job::{Job, Lane, Timestamp},
     state::State,
 };
 
@@ -103,6 +103,20 @@ pub async fn a_retry_is_parked_by_whoever_is_next(s: &Subject) {
     assert_eq!(listening.next().await.0, Topic::Wake(s.partition.clone()));
     assert!(!s.park(&entry, 1, due).await.unwrap());
     assert_eq!(s.depth(&s.partition).await.unwrap(), Depth { parked: 1, ..Depth::default() });
+}
+
+pub async fn a_retry_replaces_a_stale_parked_copy(s: &Subject) {
+    let me = worker("a");
+    let (entry, attempt) = s.running(&me).await;
+    // A repeated enqueue has parked the job once more, for another time and without its attempt.
+    let job = Job { not_before: Some(far()), ..entry.job.clone().unwrap() };
+    let stale = Submission { id: entry.id, ..s.submission(job) };
+    assert!(s.enqueue(&[stale]).await.remove(0).unwrap().parked);
+    s.retry(&attempt, Duration::from_millis(1)).await;
+    let again = s.promoted(&entry).await;
+    assert_eq!((again.id, again.attempt), (entry.id, 1));
+    assert_eq!(begun(s.begin(&again, &me).await.unwrap()).number, 2);
+    assert_eq!(s.depth(&s.partition).await.unwrap().parked, 0);
 }
 
 pub async fn a_retried_job_runs_again(s: &Subject) {

@@ -232,6 +232,10 @@ impl Feed for RecordedFeed {
 
 #[async_trait]
 impl Log for Recorder {
+    fn session(&self) -> u64 {
+        self.inner.session()
+    }
+
     async fn append(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
         self.seen.call("Log::append");
         self.inner.append(attempt, frames).await

@@ -12,8 +12,9 @@
 --   remove   the run is over, or another entry carries the job
 --   park     the last attempt asked for a retry, and this is its entry: park it until `due`
 --   bury     the job has failed, and this is its entry
--- Replay: by the same worker for the same entry it answers `begun` with the fence that it has and
--- writes nothing; a replayed refusal answers `bury`.
+-- Replay: by the same worker for the same entry, while the log ends in its `started`, it answers
+-- `begun` with the fence that it has and writes nothing. Once more was written a new attempt opens:
+-- its text could not be told from the old one's. A replayed refusal answers `bury`.
 local record, log = KEYS[1], KEYS[2]
 local event, payload, worker, place = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local r = redis.call('HMGET', record,
@@ -31,7 +32,10 @@ if state == 'failed' then return answer(same and 'bury' or 'remove') end
 if state == 'running' and not same then return answer('remove') end
 if state == 'parked' and same then return answer('park') end
 if not same and tonumber(ARGV[5]) < attempt then return answer('remove') end
-if state == 'running' and r[6] == worker and event == 'started' then return answer('begun') end
+if state == 'running' and r[6] == worker and event == 'started' then
+  local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  if top and top[1] == string.format('%.0f-0', fence) then return answer('begun') end
+end
 
 if event == 'started' then
   attempt = attempt + 1

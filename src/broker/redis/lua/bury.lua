@@ -5,8 +5,9 @@
 -- ARGV[4…] field, value, …
 --
 -- Returns 1 when the entry was buried, 0 when it was gone. Replay: changes nothing.
-if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+local there = redis.call('XDEL', KEYS[1], ARGV[1])
 redis.call('XACK', KEYS[1], 'workers', ARGV[1])
+if there == 0 then return 0 end
 local fields = {}
 for i = 4, #ARGV do fields[#fields + 1] = ARGV[i] end
 redis.call('XADD', KEYS[2], 'MAXLEN', '=', ARGV[2], '*', unpack(fields))

@@ -18,7 +18,10 @@ for i = first, #ARGV, 3 do
   local added = redis.pcall('XADD', log, 'NOMKSTREAM', id, ARGV[i + 1], ARGV[i + 2])
   -- Only the first can be refused: the sequence rises within a call.
   if not added then return 'missing' end
-  if type(added) == 'table' and added.err then return 'behind' end
+  if type(added) == 'table' and added.err then
+    if string.find(added.err, 'equal or smaller', 1, true) then return 'behind' end
+    return redis.error_reply(added.err)
+  end
 end
 
 local set = {'state', state}

@@ -7,10 +7,14 @@
 -- Returns 1 when the job is parked, 0 when the entry was gone.
 -- Replay: an entry that is gone changes nothing; a new job that is parked already stays as it is.
 if ARGV[1] ~= '' then
-  if redis.call('XDEL', KEYS[3], ARGV[1]) == 0 then return 0 end
+  local there = redis.call('XDEL', KEYS[3], ARGV[1])
   redis.call('XACK', KEYS[3], 'workers', ARGV[1])
+  if there == 0 then return 0 end
+  -- It replaces what a repeated enqueue may have parked: this one has the attempts.
+  redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
+  redis.call('ZADD', KEYS[1], ARGV[4], ARGV[3])
+elseif redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[5]) == 1 then
+  redis.call('ZADD', KEYS[1], ARGV[4], ARGV[3])
 end
-redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[5])
-redis.call('ZADD', KEYS[1], 'NX', ARGV[4], ARGV[3])
 redis.pcall('PUBLISH', ARGV[2], 'parked')
 return 1

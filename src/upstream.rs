@@ -1,5 +1,6 @@
 //! The upstream's port: a model endpoint that answers chat requests.
 
+mod gate;
 pub mod openai;
 
 use std::pin::Pin;

@@ -20,9 +20,10 @@ pub(super) enum Level {
 /// Starts logging. A second start changes nothing.
 pub(super) fn start(log: &Log, level: Level) {
     let default = match level {
-        Level::Info => "info",
-        Level::Warn => "warn",
-        Level::Quiet => "warn,millstream::worker=error",
+        // async-openai logs what it cannot decode, which may be the answer itself.
+        Level::Info => "info,async_openai=off",
+        Level::Warn => "warn,async_openai=off",
+        Level::Quiet => "warn,millstream::worker=error,async_openai=off",
     };
     let filter = if log.filter.is_empty() { default } else { &log.filter };
     let builder = fmt()

@@ -6,6 +6,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -18,7 +19,7 @@ use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{Part, Parts, Upstream};
+use super::{Part, Parts, Upstream, gate::Gate};
 use crate::{
     error::{Code, Failure},
     event::Piece,
@@ -105,8 +106,11 @@ impl Upstream for OpenAi {
     async fn answer(&self, request: &ChatRequest, stream: bool) -> Result<Parts, Failure> {
         let body = shaped(request, stream);
         if stream {
-            let chunks = self.client.chat().create_stream_byot::<_, Box<RawValue>>(body).await;
-            let parts = chunks.map_err(failure)?.map(|chunk| part(&chunk.map_err(failure)?));
+            let gate = Arc::new(Gate::default());
+            let chat = self.client.chat();
+            let call = chat.create_stream_byot::<_, Box<RawValue>>(body);
+            let chunks = GATE.scope(Arc::clone(&gate), call).await.map_err(failure)?;
+            let parts = gate.reader(chunks).map(|chunk| part(&chunk.map_err(failure)?));
             return Ok(Box::pin(parts));
         }
         let whole: Result<Box<RawValue>, _> = self.client.chat().create_byot(body).await;
@@ -265,11 +269,27 @@ impl tower::Service<HttpRequestFactory> for OneCall {
                 OpenAIError::Boxed(Box::new(Failure::new(Code::UpstreamConnection, text)))
             })?;
             if response.status().is_success() {
-                return Ok(response);
+                return Ok(gated(response));
             }
             Err(OpenAIError::Boxed(Box::new(refused(response).await)))
         })
     }
+}
+
+tokio::task_local! {
+    /// The gate of the answer that this task asks for.
+    static GATE: Arc<Gate>;
+}
+
+/// The response, read no further ahead than its gate allows.
+fn gated(response: reqwest::Response) -> reqwest::Response {
+    let Ok(gate) = GATE.try_with(Arc::clone) else { return response };
+    let (status, headers) = (response.status(), response.headers().clone());
+    let body = reqwest::Body::wrap_stream(gate.body(Box::pin(response.bytes_stream())));
+    let mut gated = http::Response::new(body);
+    *gated.status_mut() = status;
+    *gated.headers_mut() = headers;
+    gated.into()
 }
 
 /// Most bytes of an error's body that are read.

@@ -4,7 +4,7 @@
 //! applications test with. Every answer is the one that Redis gives, down to entry IDs and fences;
 //! the conformance suite runs each behaviour on both.
 //!
-//! All of it is one [`State`] behind one `std::sync::Mutex`. Each operation holds the lock from its
+//! All of it is one `State` behind one `std::sync::Mutex`. Each operation holds the lock from its
 //! first check to its last effect and never across an `.await`, so it is as indivisible as a
 //! script. That includes publishing: sinks run under the lock, which keeps messages in the order
 //! of their events. A sink therefore must not block, and must not call the broker.

@@ -113,6 +113,67 @@ pub trait Claim: Send + Sync {
     /// Moves up to `most` jobs whose time has come to their lanes; each exactly once however many
     /// workers promote. Time is the broker's.
     async fn promote(&self, partition: &Partition, most: usize) -> Result<Promoted>;
+
+    /// Renews the leases of entries of one partition that this worker runs; never of one that has
+    /// gone to another. Returns those that are not its own any more.
+    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Vec<Place>>;
+
+    /// Takes over up to `most` entries whose lease has run out, and tells every worker of the
+    /// partition that it has looked. Takes nothing within one lease of the last disturbance of its
+    /// own connection: the time an entry lay idle runs on while the broker is away, and live
+    /// workers need time to renew. With `ask` it also tells whether anything is in flight.
+    async fn sweep(
+        &self,
+        partition: &Partition,
+        worker: &WorkerId,
+        lease: Duration,
+        most: usize,
+        ask: bool,
+    ) -> Result<Swept>;
+
+    /// Tells the workers of a partition that there is something to do.
+    async fn wake(&self, partition: &Partition, why: Wake) -> Result<()>;
+}
+
+/// What a sweep found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Swept {
+    /// Entries that are this worker's now.
+    pub entries: Vec<Entry>,
+    /// Whether any entry is in a worker's hands; `None` when that was not asked.
+    pub in_flight: Option<bool>,
+}
+
+/// Why a partition's workers are woken: the message of [`Topic::Wake`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// A job was parked.
+    Parked,
+    /// An idle worker holds work: somebody must sweep from now on.
+    Claimed,
+    /// A worker has swept: nobody else need do it now.
+    Swept,
+    /// An entry was released: it can be taken over at once.
+    Released,
+}
+
+impl Wake {
+    const ALL: [Self; 4] = [Self::Parked, Self::Claimed, Self::Swept, Self::Released];
+
+    /// The message.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Parked => "parked",
+            Self::Claimed => "claimed",
+            Self::Swept => "swept",
+            Self::Released => "released",
+        }
+    }
+
+    /// Reads a message; `None` for one of a newer version.
+    pub fn read(message: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|wake| wake.as_str().as_bytes() == message)
+    }
 }
 
 /// Reads one partition for one worker.
@@ -187,6 +248,15 @@ pub trait Settle: Send + Sync {
 
     /// Moves an entry to the parked jobs until `due`. `false` when the entry was gone.
     async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool>;
+
+    /// Gives an entry back, which keeps its place: the next sweep takes it. The `attempt`, where one
+    /// runs, is not counted; its fence stays. `false` when the entry was not this worker's.
+    async fn release(
+        &self,
+        worker: &WorkerId,
+        place: &Place,
+        attempt: Option<&Attempt>,
+    ) -> Result<bool>;
 
     /// Moves an entry to the dead letters. `false` when the entry was gone.
     async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool>;

@@ -43,13 +43,15 @@ pub enum Code {
     Truncated,
     /// The upstream sent what cannot be read.
     UpstreamProtocol,
+    /// The workers that ran it died, as often as it may be tried.
+    Poison,
     /// A code of a newer version.
     #[serde(other)]
     Unknown,
 }
 
 /// The one table of failures: name, and whether another attempt may succeed.
-const CODES: [(Code, &str, bool); 10] = [
+const CODES: [(Code, &str, bool); 11] = [
     (Code::InvalidJob, "invalid_job", false),
     (Code::InvalidRequest, "invalid_request", false),
     (Code::UpstreamAuth, "upstream_auth", false),
@@ -59,6 +61,7 @@ const CODES: [(Code, &str, bool); 10] = [
     (Code::Timeout, "timeout", true),
     (Code::Truncated, "truncated", true),
     (Code::UpstreamProtocol, "upstream_protocol", true),
+    (Code::Poison, "poison", false),
     (Code::Unknown, "unknown", false),
 ];
 

@@ -34,6 +34,8 @@ pub enum Transition {
     Begin,
     /// The attempt failed and another follows.
     Retry,
+    /// The worker gives the job back unfinished.
+    Release,
     /// The answer is whole.
     Finish,
     /// The attempt failed and none follows.
@@ -43,13 +45,14 @@ pub enum Transition {
 }
 
 /// Every transition there is: from, what happens, to. `None` is a job that does not exist yet.
-pub const TRANSITIONS: [(Option<State>, Transition, State); 10] = [
+pub const TRANSITIONS: [(Option<State>, Transition, State); 11] = [
     (None, Transition::Enqueue, State::Waiting),
     (None, Transition::Schedule, State::Parked),
     (Some(State::Parked), Transition::Promote, State::Waiting),
     (Some(State::Waiting), Transition::Begin, State::Running),
     (Some(State::Running), Transition::Begin, State::Running),
     (Some(State::Running), Transition::Retry, State::Parked),
+    (Some(State::Running), Transition::Release, State::Waiting),
     (Some(State::Running), Transition::Finish, State::Done),
     (Some(State::Running), Transition::Fail, State::Failed),
     (Some(State::Waiting), Transition::Refuse, State::Failed),

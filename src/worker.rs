@@ -2,15 +2,18 @@
 //!
 //! One file per task: `claim` reads a partition's lanes, `execute` runs one entry, `generate`
 //! reads the upstream, `batch` gathers deltas, `publish` writes events under the fence, `settle` acknowledges in batches,
-//! `promoter` moves parked jobs to their lanes.
+//! `lease` renews what is held, `sweeper` takes over what ran out of lease, `promoter` moves parked
+//! jobs to their lanes.
 
 mod batch;
 mod claim;
 mod execute;
 mod generate;
+mod lease;
 mod promoter;
 mod publish;
 mod settle;
+mod sweeper;
 
 use std::{
     collections::HashMap,
@@ -23,11 +26,11 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    broker::{Partition, Place, Shared, WorkerId},
+    broker::{Attempt, Entry, Partition, Place, Shared, WorkerId},
     event::Codec,
     job::{JobId, QueueName},
     listener::Hub,
@@ -70,6 +73,15 @@ pub struct Options {
     pub total_timeout: Duration,
     /// Most bytes of an attempt that are kept while the broker has not taken them.
     pub buffer_bytes: usize,
+    /// How long an entry stays with a worker that does not renew it.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// How often leases are renewed; less than half of `lease`.
+    #[serde(with = "humantime_serde")]
+    pub renewal: Duration,
+    /// How often leases that ran out are looked for, while anything is in flight.
+    #[serde(with = "humantime_serde")]
+    pub sweep: Duration,
     /// How long running jobs may go on after the worker was told to stop.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
@@ -93,6 +105,9 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(60),
             total_timeout: Duration::from_mins(15),
             buffer_bytes: 4 * 1024 * 1024,
+            lease: Duration::from_secs(6),
+            renewal: Duration::from_secs(2),
+            sweep: Duration::from_secs(1),
             drain: Duration::from_secs(25),
             retry: Schedule::default(),
         }
@@ -106,7 +121,7 @@ pub struct Stopped {
     pub reason: Reason,
     /// Attempts that it ended, well or badly.
     pub finished: u64,
-    /// Jobs that were still running.
+    /// Jobs that were still running: given back, for other workers to start again.
     pub unfinished: Vec<JobId>,
 }
 
@@ -152,11 +167,33 @@ struct Context {
     held: Mutex<HashMap<Place, JobId>>,
     acks: settle::Sender,
     finished: AtomicU64,
+    /// Jobs given back.
+    released: Mutex<Vec<JobId>>,
     /// Ends everything at once: the drain is over.
     abandon: CancellationToken,
 }
 
+/// Runs an entry in a task of its own, in this slot.
+fn start(context: &Arc<Context>, jobs: &TaskTracker, entry: Entry, slot: OwnedSemaphorePermit) {
+    let context = Arc::clone(context);
+    jobs.spawn(async move {
+        execute::run(&context, entry).await;
+        drop(slot);
+    });
+}
+
 impl Context {
+    /// Gives an entry back, so that another worker can start it at once.
+    async fn release(&self, place: &Place, job: JobId, attempt: Option<&Attempt>) {
+        self.released.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+        let call = self.broker.release(&self.id, place, attempt);
+        match tokio::time::timeout(self.options.renewal, call).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%job, %error, "not released; its lease runs out"),
+            Err(_) => tracing::warn!(%job, "not released in time; its lease runs out"),
+        }
+    }
+
     fn held(&self) -> MutexGuard<'_, HashMap<Place, JobId>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -176,6 +213,7 @@ impl Worker {
             held: Mutex::default(),
             acks: sender,
             finished: AtomicU64::new(0),
+            released: Mutex::default(),
             abandon: CancellationToken::new(),
         };
         Self { context: Arc::new(context), hub, acks }
@@ -197,6 +235,13 @@ impl Worker {
             tracing::info!(worker = %context.id, %partition, "serving");
             let reader = claim::Reader::new(Arc::clone(&context), partition.clone(), jobs.clone());
             loops.spawn(reader.run(shutdown.clone()));
+            loops.spawn(sweeper::run(
+                Arc::clone(&context),
+                hub.clone(),
+                partition.clone(),
+                jobs.clone(),
+                shutdown.clone(),
+            ));
             loops.spawn(promoter::run(
                 context.broker.clone(),
                 hub.clone(),
@@ -204,6 +249,8 @@ impl Worker {
                 shutdown.clone(),
             ));
         }
+        let idle = CancellationToken::new();
+        let renewing = tokio::spawn(lease::run(Arc::clone(&context), idle.clone()));
         loops.close();
         let acking = tokio::spawn(settle::run(
             context.broker.clone(),
@@ -222,7 +269,11 @@ impl Worker {
         loops.wait().await;
         jobs.close();
         jobs.wait().await;
-        let unfinished = context.held().values().copied().collect();
+        idle.cancel();
+        if renewing.await.is_err() {
+            tracing::error!("the renewing task failed");
+        }
+        let unfinished = context.released.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let finished = context.finished.load(Ordering::Relaxed);
         // The last sender goes with the context; what is queued is acknowledged first.
         drop(context);

@@ -32,8 +32,8 @@ use tokio::sync::Notify;
 use self::{feed::Subscriber, read::Reader, state::State};
 use super::{
     Attempt, Begin, Claim, Claimer, DeadLetter, Depth, Enqueue, Entry, Feed, Inspect, Log, Opened,
-    Outcome, Partition, Place, Promoted, Receipt, Record, Result, Settle, Sink, Submission,
-    WorkerId, WorkerSeen, Written,
+    Outcome, Partition, Place, Promoted, Receipt, Record, Result, Settle, Sink, Submission, Swept,
+    Wake, WorkerId, WorkerSeen, Written,
 };
 use crate::{
     error::Failure,
@@ -167,6 +167,35 @@ impl Claim for Memory {
         }
         Ok(promoted)
     }
+
+    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Vec<Place>> {
+        let mut state = self.inner.lock();
+        let lost = |place: &&Place| !state.queue(&place.partition).renew(worker, place);
+        Ok(places.iter().filter(lost).cloned().collect())
+    }
+
+    async fn sweep(
+        &self,
+        partition: &Partition,
+        worker: &WorkerId,
+        lease: Duration,
+        most: usize,
+        ask: bool,
+    ) -> Result<Swept> {
+        let (taken, in_flight) = {
+            let mut state = self.inner.lock();
+            let queue = state.queue(partition);
+            let found = (queue.take_over(worker, lease, most), ask.then(|| queue.in_flight()));
+            state.wake(partition, Wake::Swept);
+            found
+        };
+        Ok(Swept { entries: read::entries(partition, taken), in_flight })
+    }
+
+    async fn wake(&self, partition: &Partition, why: Wake) -> Result<()> {
+        self.inner.lock().wake(partition, why);
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -191,6 +220,15 @@ impl Settle for Memory {
 
     async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
         Ok(self.inner.lock().park(entry, attempt, due))
+    }
+
+    async fn release(
+        &self,
+        worker: &WorkerId,
+        place: &Place,
+        attempt: Option<&Attempt>,
+    ) -> Result<bool> {
+        Ok(self.inner.lock().release(worker, place, attempt))
     }
 
     async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {

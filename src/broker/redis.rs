@@ -9,6 +9,7 @@ mod connect;
 mod enqueue;
 mod inspect;
 pub mod keys;
+mod lease;
 mod log;
 pub mod migrate;
 mod pubsub;

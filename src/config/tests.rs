@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 52] = [
+const OTHERS: [(&str, &str); 55] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
@@ -66,6 +66,9 @@ const OTHERS: [(&str, &str); 52] = [
     ("worker.flush_interval", "20ms"),
     ("worker.flush_bytes", "100"),
     ("worker.codec", "messagepack"),
+    ("worker.lease", "7s"),
+    ("worker.renewal", "1s"),
+    ("worker.sweep", "2s"),
     ("worker.drain", "0s"),
     ("worker.ack_batch", "1"),
     ("worker.first_token_timeout", "2s"),

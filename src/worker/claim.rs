@@ -6,9 +6,9 @@ use std::{collections::VecDeque, sync::Arc};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Context, execute};
+use super::{Context, start};
 use crate::{
-    broker::{Claimer, Entry, Partition, Result},
+    broker::{Claimer, Entry, Partition, Result, Wake},
     job::Lane,
     retry::Backoff,
 };
@@ -93,7 +93,9 @@ impl Reader {
                     Ok(slot) => self.start(entry, slot),
                     Err(_) => return,
                 },
-                () = self.context.abandon.cancelled() => return,
+                () = self.context.abandon.cancelled() => {
+                    self.context.release(&entry.place, entry.id, None).await;
+                }
             }
         }
     }
@@ -110,7 +112,7 @@ impl Reader {
             opened = opened => opened?,
             () = stop.cancelled() => return Ok(()),
         };
-        self.keep(pending);
+        self.keep(pending).await;
         self.open = [true; 3];
         loop {
             let slot = tokio::select! {
@@ -135,7 +137,7 @@ impl Reader {
                 for entry in &entries {
                     self.open[entry.place.lane.index()] = true;
                 }
-                self.keep(entries);
+                self.keep(entries).await;
             }
         }
     }
@@ -151,7 +153,7 @@ impl Reader {
         for (lane, share) in Lane::ALL.into_iter().zip(shares).filter(|(_, share)| *share > 0) {
             let entries = claimer.read(lane, share).await?;
             self.open[lane.index()] = entries.len() >= share;
-            self.keep(entries);
+            self.keep(entries).await;
         }
         while let Some(entry) = self.surplus.pop_front() {
             match free.pop() {
@@ -165,23 +167,30 @@ impl Reader {
         Ok(())
     }
 
-    /// Takes entries into this worker's hands, unless they are there.
-    fn keep(&mut self, entries: Vec<Entry>) {
-        let mut held = self.context.held();
-        for entry in entries {
-            if held.insert(entry.place.clone(), entry.id).is_none() {
-                self.surplus.push_back(entry);
+    /// Takes entries into this worker's hands, unless they are there. From idle to holding work it
+    /// tells the partition's workers, so that one of them sweeps.
+    async fn keep(&mut self, entries: Vec<Entry>) {
+        if entries.is_empty() {
+            return;
+        }
+        let idle = {
+            let mut held = self.context.held();
+            let idle = !held.keys().any(|place| place.partition == self.partition);
+            for entry in entries {
+                if held.insert(entry.place.clone(), entry.id).is_none() {
+                    self.surplus.push_back(entry);
+                }
             }
+            idle
+        };
+        if idle && let Err(error) = self.context.broker.wake(&self.partition, Wake::Claimed).await {
+            tracing::debug!(%error, "nobody woken");
         }
     }
 
     fn start(&mut self, entry: Entry, slot: OwnedSemaphorePermit) {
         self.started += 1;
-        let context = Arc::clone(&self.context);
-        self.jobs.spawn(async move {
-            execute::run(&context, entry).await;
-            drop(slot);
-        });
+        start(&self.context, &self.jobs, entry, slot);
     }
 }
 

@@ -43,11 +43,15 @@ enum Owed {
 
 /// Runs an entry to its end.
 pub(super) async fn run(context: &Context, entry: Entry) {
+    let mut running = None;
     let owed = loop {
         let owed = match persist(context, "begin", || begin(context, &entry)).await {
             None => Owed::Unfinished,
             Some(Begin::Begun(attempt)) => match &entry.job {
-                Ok(job) => attempt_job(context, &entry, job, attempt).await,
+                Ok(job) => {
+                    running = Some(attempt.clone());
+                    attempt_job(context, &entry, job, attempt).await
+                }
                 Err(_) => Owed::Unfinished,
             },
             Some(verdict) => owed(verdict),
@@ -56,7 +60,9 @@ pub(super) async fn run(context: &Context, entry: Entry) {
             break owed;
         }
     };
-    if !matches!(owed, Owed::Unfinished) && settle(context, &entry, owed).await {
+    if matches!(owed, Owed::Unfinished) {
+        context.release(&entry.place, entry.id, running.as_ref()).await;
+    } else if settle(context, &entry, owed).await {
         context.held().remove(&entry.place);
     }
 }
@@ -145,6 +151,7 @@ async fn recorded_due(context: &Context, entry: &Entry) -> broker::Result<Timest
 async fn attempt_job(context: &Context, entry: &Entry, job: &Job, attempt: Attempt) -> Owed {
     let (fence, number, failures) = (attempt.fence, attempt.number, attempt.failures);
     let options = &context.options;
+    let most = job.max_attempts.unwrap_or(options.retry.max_attempts);
     let publisher = Publisher::new(
         context.broker.clone(),
         attempt,
@@ -153,6 +160,8 @@ async fn attempt_job(context: &Context, entry: &Entry, job: &Job, attempt: Attem
         context.abandon.clone(),
     );
     let result = match publisher {
+        // More attempts than are allowed begin only where workers died with the earlier ones.
+        Ok(publisher) if number > most => Ok((Ended::poison(most), Box::new(publisher))),
         Ok(publisher) => Generation::new(context, job, publisher).run().await,
         Err(over) => Err(over),
     };

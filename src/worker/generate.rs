@@ -28,6 +28,20 @@ pub(super) struct Ended {
     pub(super) took: Duration,
 }
 
+impl Ended {
+    /// What comes of a job whose workers died with it, as often as it may be tried.
+    pub(super) fn poison(most: u32) -> Self {
+        let text = format!("its workers died with it; {most} attempts are allowed");
+        Self {
+            failure: Some(Failure::new(Code::Poison, text)),
+            summary: Summary::default(),
+            chunk: None,
+            ttft: None,
+            took: Duration::ZERO,
+        }
+    }
+}
+
 /// An append on its way; it gives the publisher back.
 type Appending = Pin<Box<dyn Future<Output = (Box<Publisher>, Result<(), Over>)> + Send>>;
 

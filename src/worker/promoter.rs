@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Partition, Shared, Topic},
+    broker::{Partition, Shared, Topic, Wake},
     listener::{Heard, Hub, Link, Subscription},
     retry::Backoff,
 };
@@ -41,7 +41,7 @@ pub(super) async fn run(broker: Shared, hub: Hub, partition: Partition, stop: Ca
         };
         tokio::select! {
             () = sleep(pause, wakes.current()) => {}
-            () = woken(&mut wakes) => {}
+            () = parked(&mut wakes) => {}
             () = stop.cancelled() => {}
         }
     }
@@ -60,8 +60,11 @@ async fn sleep(pause: Option<Duration>, link: Link) {
 
 /// Something was parked, or something may have been missed. Losing the connection wakes as well,
 /// so that the pause is chosen anew.
-async fn woken(wakes: &mut Subscription) {
-    match wakes.next().await {
-        Heard::Message(_) | Heard::Lagged | Heard::Link(_) => {}
+async fn parked(wakes: &mut Subscription) {
+    loop {
+        match wakes.next().await {
+            Heard::Message(message) if Wake::read(&message) != Some(Wake::Parked) => {}
+            Heard::Message(_) | Heard::Lagged | Heard::Link(_) => return,
+        }
     }
 }

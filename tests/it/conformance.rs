@@ -8,6 +8,7 @@
 mod claim;
 mod enqueue;
 mod inspect;
+mod lease;
 mod log;
 mod settle;
 
@@ -148,6 +149,16 @@ behaviours! {
         promote_goes_by_time_and_stops_at_what_is_asked,
         a_promoted_job_runs_and_its_parked_copy_is_gone,
         a_wait_ends_when_a_job_is_promoted,
+    }
+    lease {
+        what_ran_out_of_lease_is_taken_over,
+        a_renewed_lease_does_not_run_out,
+        renewing_steals_nothing_back,
+        of_two_sweepers_one_takes_an_entry,
+        a_sweep_takes_no_more_than_asked_and_tells_whether_anything_is_in_flight,
+        a_released_entry_keeps_its_place_and_its_budget,
+        an_entry_that_never_began_can_be_released,
+        a_wake_is_heard_by_all_and_so_is_a_sweep,
     }
     settle {
         done_ends_a_job_once,

@@ -33,7 +33,14 @@ async fn settled(stack: &Stack) {
 #[tokio::test]
 async fn five_hundred_tokens_in_ten_seconds_stay_within_the_budget() {
     let stack = Stack::start(paced(50.0)).await;
-    let (stop, worker) = stack.worker(worker::Options::default());
+    // Leases and sweeps are counted by themselves, below.
+    let quiet = worker::Options {
+        lease: Duration::from_hours(1),
+        renewal: Duration::from_secs(1000),
+        sweep: Duration::from_secs(1000),
+        ..worker::Options::default()
+    };
+    let (stop, worker) = stack.worker(quiet);
     settled(&stack).await;
     let (listener, producer) = (stack.listener(), stack.producer());
     stack.reset_counts();
@@ -52,6 +59,29 @@ async fn five_hundred_tokens_in_ten_seconds_stay_within_the_budget() {
 }
 
 const JOBS: u64 = 200;
+
+#[tokio::test]
+async fn leases_and_sweeps_of_a_busy_worker_stay_within_the_budget() {
+    let stack = Stack::start(paced(20.0)).await;
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    settled(&stack).await;
+    for n in 0..20 {
+        // Whole answers: while they are generated, nothing else speaks to the server.
+        let request = ChatRequest::ask("m?tokens=220", &format!("busy {n}"));
+        let job = Job { stream: false, ..Job::new(request) };
+        stack.producer().enqueue(job).await.unwrap();
+    }
+    while stack.broker.depth(&stack.partition).await.unwrap().lanes[1].pending < 20 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stack.reset_counts();
+    const SECONDS: u64 = 8;
+    tokio::time::sleep(Duration::from_secs(SECONDS)).await;
+    let counts = stack.command_counts();
+    let each = total(&counts) as f64 / SECONDS as f64;
+    println!("leases and sweeps of a busy worker: {each} commands a second: {counts:?}");
+    assert!(each > 2.0 && each <= 6.0, "{counts:?}");
+}
 
 #[tokio::test]
 async fn a_job_that_does_not_stream_stays_within_the_budget() {

@@ -27,6 +27,7 @@ mod bad_input;
 mod claim;
 mod conformance;
 mod cost;
+mod crash;
 mod examples;
 mod listen;
 mod migrate;

@@ -24,6 +24,8 @@ const MOST_WORKERS: usize = 1_000;
 struct Held {
     fields: Fields,
     owner: Option<WorkerId>,
+    /// When the owner's lease was last renewed; `None` once it was given back.
+    leased: Option<Instant>,
 }
 
 /// A lane: a stream with one group. What lies beyond `read` is unread; the rest is pending.
@@ -92,7 +94,7 @@ impl Queue {
         let stream = &mut self.lanes[lane.index()];
         let (ms, seq) = stream.top;
         stream.top = if now.0 > ms { (now.0, 0) } else { (ms, seq + 1) };
-        stream.entries.insert(stream.top, Held { fields, owner: None });
+        stream.entries.insert(stream.top, Held { fields, owner: None, leased: None });
         format!("{}-{}", stream.top.0, stream.top.1)
     }
 
@@ -109,6 +111,7 @@ impl Queue {
         let mut taken = Vec::new();
         for (id, held) in stream.entries.range_mut(unread).take(most) {
             held.owner = Some(worker.clone());
+            held.leased = Some(Instant::now());
             stream.read = *id;
             stream.pending += 1;
             taken.push((format!("{}-{}", id.0, id.1), held.fields.clone()));
@@ -151,6 +154,49 @@ impl Queue {
                 .map(move |(id, held)| (lane, format!("{}-{}", id.0, id.1), held.fields.clone()))
         };
         Lane::ALL.into_iter().flat_map(of_lane).collect()
+    }
+
+    fn held(&mut self, place: &Place) -> Option<&mut Held> {
+        self.lanes[place.lane.index()].entries.get_mut(&parse(&place.entry)?)
+    }
+
+    /// Renews a worker's lease; `false` when the entry is not its own.
+    pub(super) fn renew(&mut self, worker: &WorkerId, place: &Place) -> bool {
+        let held = self.held(place).filter(|held| held.owner.as_ref() == Some(worker));
+        held.map(|held| held.leased = Some(Instant::now())).is_some()
+    }
+
+    /// Ends a worker's lease; `false` when the entry is not its own.
+    pub(super) fn release(&mut self, worker: &WorkerId, place: &Place) -> bool {
+        let held = self.held(place).filter(|held| held.owner.as_ref() == Some(worker));
+        held.map(|held| held.leased = None).is_some()
+    }
+
+    /// Gives a worker up to `most` entries whose lease has run out.
+    pub(super) fn take_over(
+        &mut self,
+        worker: &WorkerId,
+        lease: Duration,
+        most: usize,
+    ) -> Vec<(Lane, String, Fields)> {
+        let mut taken = Vec::new();
+        for lane in Lane::ALL {
+            let stream = &mut self.lanes[lane.index()];
+            for (id, held) in stream.entries.range_mut(..=stream.read) {
+                let expired = held.leased.is_none_or(|since| since.elapsed() >= lease);
+                if taken.len() < most && held.owner.is_some() && expired {
+                    held.owner = Some(worker.clone());
+                    held.leased = Some(Instant::now());
+                    taken.push((lane, format!("{}-{}", id.0, id.1), held.fields.clone()));
+                }
+            }
+        }
+        taken
+    }
+
+    /// Whether any entry is in a worker's hands.
+    pub(super) fn in_flight(&self) -> bool {
+        self.lanes.iter().any(|stream| stream.pending > 0)
     }
 
     /// Whether an entry is still in its lane.

@@ -38,16 +38,20 @@ impl Reader {
         self.entries(taken)
     }
 
-    /// Parses what was taken; after the lock is released, since payloads may be large.
     fn entries(&self, taken: Vec<(Lane, String, Fields)>) -> Vec<Entry> {
-        let read = |(lane, entry, fields): (Lane, String, Fields)| {
-            // The same text as the lane's key in Redis: a derived job ID is the same on both.
-            let Partition { queue, index } = &self.partition;
-            let key = format!("ms:{{q:{queue}:{index}}}:{lane}");
-            Entry::read(Place { partition: self.partition.clone(), lane, entry }, &key, fields)
-        };
-        taken.into_iter().map(read).collect()
+        entries(&self.partition, taken)
     }
+}
+
+/// Parses what was taken; after the lock is released, since payloads may be large.
+pub(super) fn entries(partition: &Partition, taken: Vec<(Lane, String, Fields)>) -> Vec<Entry> {
+    let read = |(lane, entry, fields): (Lane, String, Fields)| {
+        // The same text as the lane's key in Redis: a derived job ID is the same on both.
+        let Partition { queue, index } = partition;
+        let key = format!("ms:{{q:{queue}:{index}}}:{lane}");
+        Entry::read(Place { partition: partition.clone(), lane, entry }, &key, fields)
+    };
+    taken.into_iter().map(read).collect()
 }
 
 #[async_trait]

@@ -125,6 +125,15 @@ impl Run {
         self.top() == Some(EventId { fence: self.record.fence, seq: 0 })
     }
 
+    /// Gives back the attempt's budget, never its fence; `false` when another fence rules.
+    pub(super) fn release(&mut self, fence: u64) -> bool {
+        if self.record.fence == fence && self.record.state == State::Running {
+            self.record.state = State::Waiting;
+            self.record.attempt -= 1;
+        }
+        self.record.fence == fence && self.record.state == State::Waiting
+    }
+
     /// Ends the job from outside any attempt.
     pub(super) fn refuse(&mut self, entry: &Entry, now: Timestamp) -> u64 {
         self.carry(&entry.place);

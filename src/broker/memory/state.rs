@@ -12,7 +12,7 @@ use super::{
 use crate::{
     broker::{
         Attempt, Begin, DeadLetter, Depth, Entry, Error, Outcome, Partition, Place, Promoted,
-        Receipt, Record, Result, Submission, Topic, WorkerId, WorkerSeen, Written,
+        Receipt, Record, Result, Submission, Topic, Wake, WorkerId, WorkerSeen, Written,
     },
     error::{Code, Failure},
     event::{Body, Codec, Frame, Started},
@@ -161,7 +161,7 @@ impl State {
             let parked =
                 Parked { due, lane: job.lane, payload: payload.clone(), at: now, attempt: 0 };
             self.queue(partition).park(*id, parked);
-            self.wake(partition);
+            self.wake(partition, Wake::Parked);
         } else {
             self.queue(partition).add(job.lane, fields, now);
         }
@@ -190,8 +190,8 @@ impl State {
         self.runs.entry(entry.id).or_insert_with(|| Run::of_entry(entry))
     }
 
-    fn wake(&self, partition: &Partition) {
-        self.topics.publish(&Topic::Wake(partition.clone()), b"parked");
+    pub(super) fn wake(&self, partition: &Partition, why: Wake) {
+        self.topics.publish(&Topic::Wake(partition.clone()), why.as_str().as_bytes());
     }
 
     pub(super) fn promote(
@@ -334,13 +334,32 @@ impl State {
         }
     }
 
+    pub(super) fn release(
+        &mut self,
+        worker: &WorkerId,
+        place: &Place,
+        attempt: Option<&Attempt>,
+    ) -> bool {
+        if let Some(attempt) = attempt {
+            let run = self.runs.get_mut(&attempt.job);
+            if !run.is_some_and(|run| run.release(attempt.fence)) {
+                return false;
+            }
+        }
+        let released = self.queue(&place.partition).release(worker, place);
+        if released {
+            self.wake(&place.partition, Wake::Released);
+        }
+        released
+    }
+
     pub(super) fn park(&mut self, entry: &Entry, attempt: u32, due: Timestamp) -> bool {
         let queue = self.queue(&entry.place.partition);
         if !queue.remove(&entry.place) {
             return false;
         }
         queue.repark(entry.id, Parked::of_entry(entry, attempt, due));
-        self.wake(&entry.place.partition);
+        self.wake(&entry.place.partition, Wake::Parked);
         true
     }
 

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Redis, codec, enqueue::record_fields, keys::GROUP, migrate::create_lanes, millis};
 use crate::{
     broker::{
-        Attempt, Begin, Claim, Claimer, Entry, Error, Partition, Place, Promoted, Result, WorkerId,
+        Attempt, Begin, Claim, Claimer, Entry, Error, Partition, Place, Promoted, Result, Swept,
+        Wake, WorkerId,
     },
     error::{Code, Failure},
     job::{Lane, Timestamp},
@@ -126,6 +127,27 @@ impl Claim for Redis {
         call.arg(most);
         let (count, next): (usize, i64) = codec::read(self.pool.script(&call).await?, "promote")?;
         Ok(Promoted { count, next_in: u64::try_from(next).ok().map(Duration::from_millis) })
+    }
+
+    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Vec<Place>> {
+        self.renew_leases(worker, places).await
+    }
+
+    async fn sweep(
+        &self,
+        partition: &Partition,
+        worker: &WorkerId,
+        lease: Duration,
+        most: usize,
+        ask: bool,
+    ) -> Result<Swept> {
+        self.take_over(partition, worker, lease, most, ask).await
+    }
+
+    async fn wake(&self, partition: &Partition, why: Wake) -> Result<()> {
+        let mut command = redis::cmd("PUBLISH");
+        command.arg(self.keys.wake(partition)).arg(why.as_str());
+        self.pool.command(&command).await.map(drop)
     }
 }
 

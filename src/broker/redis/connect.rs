@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bb8_redis::bb8;
@@ -32,6 +32,8 @@ pub struct Connector {
     response_timeout: Duration,
     /// Pooled connections opened so far.
     opened: Arc<AtomicU64>,
+    /// Since when no connection has broken; `None` between a break and the next connection.
+    calm: Arc<Mutex<Option<Instant>>>,
     last_error: LastError,
 }
 
@@ -80,6 +82,7 @@ impl Connector {
             connect_timeout: options.connect_timeout,
             response_timeout: options.response_timeout,
             opened: Arc::default(),
+            calm: Arc::default(),
             last_error: LastError::default(),
         })
     }
@@ -158,6 +161,15 @@ impl Connector {
         self.unavailable("no answer", None)
     }
 
+    /// Since when the server has been in reach without interruption.
+    pub fn calm_since(&self) -> Option<Instant> {
+        *self.calm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn disturbed(&self) {
+        *self.calm.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn denied(&self, text: &str) -> Error {
         Error::Denied(format!("{text} ({}); check user, password and ACL", self.shown))
     }
@@ -170,6 +182,7 @@ impl bb8::ManageConnection for Connector {
     async fn connect(&self) -> Result<Pooled> {
         let inner = self.open(self.info.clone(), &self.config(self.response_timeout)).await?;
         self.last_error.take();
+        self.calm.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
         let born = self.opened.fetch_add(1, Ordering::SeqCst) + 1;
         Ok(Pooled { inner, poisoned: Arc::default(), born })
     }
@@ -283,7 +296,7 @@ impl Pool {
         let result: redis::RedisResult<Vec<redis::RedisResult<Value>>> =
             pipeline.ignore_errors().query_async(&mut connection.inner).await;
         if result.iter().flatten().filter_map(|reply| reply.as_ref().err()).any(poisons) {
-            connection.poisoned.store(true, Ordering::Relaxed);
+            self.poison(&connection);
         }
         self.finish(&connection, result)
     }
@@ -325,10 +338,16 @@ impl Pool {
     fn finish<T>(&self, connection: &Pooled, result: redis::RedisResult<T>) -> Result<T> {
         result.map_err(|error| {
             if poisons(&error) {
-                connection.poisoned.store(true, Ordering::Relaxed);
+                self.poison(connection);
             }
             self.connector.classify(error)
         })
+    }
+
+    /// No more requests on this connection; what is opened next begins a new calm.
+    fn poison(&self, connection: &Pooled) {
+        connection.poisoned.store(true, Ordering::Relaxed);
+        self.connector.disturbed();
     }
 
     /// How connections of their own are opened.

@@ -32,6 +32,12 @@ scripts! {
     promote: "promote.lua",
     /// Moves an entry to the dead letters.
     bury: "bury.lua",
+    /// Renews leases.
+    renew: "renew.lua",
+    /// Gives back a running attempt.
+    release: "release.lua",
+    /// Ends a lease.
+    hand_back: "hand_back.lua",
     /// Removes what nobody needs from a lane.
     trim: "trim.lua",
     /// Reserves an ID for one request.

@@ -12,7 +12,9 @@ use super::{
     millis,
 };
 use crate::{
-    broker::{Attempt, Begin, DeadLetter, Entry, Error, Outcome, Place, Result, Settle, Written},
+    broker::{
+        Attempt, Begin, DeadLetter, Entry, Error, Outcome, Place, Result, Settle, WorkerId, Written,
+    },
     error::Failure,
     event::Frame,
     job::Timestamp,
@@ -139,6 +141,15 @@ impl Settle for Redis {
             .arg(due.0)
             .arg(stored);
         codec::read(self.pool.script(&call).await?, "park")
+    }
+
+    async fn release(
+        &self,
+        worker: &WorkerId,
+        place: &Place,
+        attempt: Option<&Attempt>,
+    ) -> Result<bool> {
+        self.give_back(worker, place, attempt).await
     }
 
     async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {

@@ -13,7 +13,7 @@ use millstream::{
     broker::{
         Attempt, Begin, Claim, Claimer, DeadLetter, Depth, Enqueue, Entry, Feed, Inspect, Log,
         Opened, Outcome, Partition, Place, Promoted, Receipt, Record, Result, Settle, Shared, Sink,
-        Submission, Topic, WorkerId, WorkerSeen, Written,
+        Submission, Swept, Topic, Wake, WorkerId, WorkerSeen, Written,
     },
     error::Failure,
     event::{Event, EventId, Frame},
@@ -129,6 +129,28 @@ impl Claim for Recorder {
         }
         Ok(promoted)
     }
+
+    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Vec<Place>> {
+        self.seen.call("Claim::renew");
+        self.inner.renew(worker, places).await
+    }
+
+    async fn sweep(
+        &self,
+        partition: &Partition,
+        worker: &WorkerId,
+        lease: Duration,
+        most: usize,
+        ask: bool,
+    ) -> Result<Swept> {
+        self.seen.call("Claim::sweep");
+        self.inner.sweep(partition, worker, lease, most, ask).await
+    }
+
+    async fn wake(&self, partition: &Partition, why: Wake) -> Result<()> {
+        self.seen.call("Claim::wake");
+        self.inner.wake(partition, why).await
+    }
 }
 
 struct RecordedClaimer {
@@ -199,6 +221,21 @@ impl Settle for Recorder {
     async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
         self.seen.call("Settle::park");
         self.inner.park(entry, attempt, due).await
+    }
+
+    async fn release(
+        &self,
+        worker: &WorkerId,
+        place: &Place,
+        attempt: Option<&Attempt>,
+    ) -> Result<bool> {
+        self.seen.call("Settle::release");
+        let released = self.inner.release(worker, place, attempt).await?;
+        if let (true, Some(attempt)) = (released, attempt) {
+            let after = self.state(attempt.job).await;
+            self.seen.row(Some(State::Running), Transition::Release, after);
+        }
+        Ok(released)
     }
 
     async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {

@@ -1,0 +1,34 @@
+//! Renews the leases of what this worker holds, apart from the jobs themselves.
+
+use std::{collections::HashMap, sync::Arc};
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::Context;
+use crate::broker::{Partition, Place};
+
+/// Renews until `stop`, which comes when nothing runs any more. While nothing is held it costs
+/// nothing.
+pub(super) async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(context.options.renewal);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        let mut held: HashMap<Partition, Vec<Place>> = HashMap::new();
+        for place in context.held().keys() {
+            held.entry(place.partition.clone()).or_default().push(place.clone());
+        }
+        for (partition, places) in held {
+            match context.broker.renew(&context.id, &places).await {
+                Ok(lost) if lost.is_empty() => {}
+                // The fence keeps their attempts from writing; some have just been settled.
+                Ok(lost) => tracing::debug!(%partition, entries = lost.len(), "not held any more"),
+                Err(error) => tracing::warn!(%partition, %error, "leases not renewed"),
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Takes over entries whose worker has died, and starts their jobs again.
+//!
+//! It runs while anything is in flight in the partition, and sleeps until a wake otherwise. Every
+//! sweep is told to all workers of the partition, who then wait their own time again: one of them
+//! sweeps, whoever is first, however many there are.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Context, start};
+use crate::{
+    broker::{Entry, Partition, Topic, Wake},
+    listener::{Heard, Hub, Subscription},
+};
+
+/// Most entries taken over at once.
+const BATCH: usize = 64;
+
+pub(super) async fn run(
+    context: Arc<Context>,
+    hub: Hub,
+    partition: Partition,
+    jobs: TaskTracker,
+    stop: CancellationToken,
+) {
+    let mut wakes = hub.subscribe(Topic::Wake(partition.clone()));
+    // What an earlier time has left behind is found without a wake.
+    let mut next = Some(Instant::now() + context.options.sweep);
+    while !stop.is_cancelled() {
+        tokio::select! {
+            () = until(next) => {
+                let in_flight = sweep(&context, &partition, &jobs).await;
+                next = in_flight.then(|| Instant::now() + spread(context.options.sweep));
+            }
+            why = woken(&mut wakes) => match why {
+                // Another worker has looked; whether anything is in flight is still to be seen.
+                Some(Wake::Swept) => {
+                    next = next.map(|_| Instant::now() + spread(context.options.sweep));
+                }
+                Some(Wake::Released) => next = Some(Instant::now()),
+                Some(Wake::Parked) => {}
+                Some(Wake::Claimed) | None => {
+                    next = next.or_else(|| Some(Instant::now() + spread(context.options.sweep)));
+                }
+            },
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+async fn until(next: Option<Instant>) {
+    match next {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Why the partition was woken; `None` when a wake may have been missed.
+async fn woken(wakes: &mut Subscription) -> Option<Wake> {
+    match wakes.next().await {
+        Heard::Message(message) => Wake::read(&message),
+        Heard::Lagged | Heard::Link(_) => None,
+    }
+}
+
+/// The interval and up to a quarter more, so that of many workers one is first.
+fn spread(interval: Duration) -> Duration {
+    let part = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
+    interval + interval * part / 1024
+}
+
+/// One sweep, for as many entries as there are free slots. Whether anything is in flight.
+async fn sweep(context: &Arc<Context>, partition: &Partition, jobs: &TaskTracker) -> bool {
+    let mut slots = Vec::new();
+    while slots.len() < BATCH
+        && let Ok(slot) = Arc::clone(&context.slots).try_acquire_owned()
+    {
+        slots.push(slot);
+    }
+    let holds = context.held().keys().any(|place| place.partition == *partition);
+    if slots.is_empty() {
+        return holds;
+    }
+    let lease = context.options.lease;
+    let swept = context.broker.sweep(partition, &context.id, lease, slots.len(), !holds).await;
+    match swept {
+        Ok(swept) => {
+            let any = holds || !swept.entries.is_empty() || swept.in_flight == Some(true);
+            for entry in swept.entries {
+                take_over(context, jobs, entry, slots.pop());
+            }
+            any
+        }
+        Err(error) => {
+            tracing::warn!(%partition, %error, "not swept");
+            true
+        }
+    }
+}
+
+fn take_over(
+    context: &Arc<Context>,
+    jobs: &TaskTracker,
+    entry: Entry,
+    slot: Option<OwnedSemaphorePermit>,
+) {
+    let Some(slot) = slot else { return };
+    // An entry that this worker runs already has only been renewed late.
+    if context.held().insert(entry.place.clone(), entry.id).is_none() {
+        tracing::warn!(job = %entry.id, "lease ran out; taken over");
+        start(context, jobs, entry, slot);
+    }
+}

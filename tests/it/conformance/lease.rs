@@ -1,0 +1,149 @@
+//! Leases: renewed by who holds them, taken over when they run out, given back.
+
+use std::{slice::from_ref, time::Duration};
+
+use millstream::{
+    broker::{Attempt, Begin, Entry, Swept, Topic, Wake, WorkerId, Written},
+    job::Lane,
+    state::State,
+};
+
+use crate::support::subject::{DEADLINE, Subject, begun, delta, job, worker};
+
+const NEVER: Duration = Duration::from_hours(1);
+const SOON: Duration = Duration::from_millis(30);
+
+async fn sweep(s: &Subject, worker: &WorkerId, lease: Duration, most: usize) -> Vec<Entry> {
+    s.sweep(&s.partition, worker, lease, most, false).await.unwrap().entries
+}
+
+/// Sweeps until `count` entries were taken over: their leases run out meanwhile.
+async fn swept(s: &Subject, worker: &WorkerId, lease: Duration, count: usize) -> Vec<Entry> {
+    let taken = async {
+        let mut taken = Vec::new();
+        while taken.len() < count {
+            taken.extend(sweep(s, worker, lease, count - taken.len()).await);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        taken
+    };
+    tokio::time::timeout(DEADLINE, taken).await.expect("nothing was taken over")
+}
+
+pub async fn what_ran_out_of_lease_is_taken_over(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (entry, old) = s.running(&me).await;
+    assert_eq!(sweep(s, &other, NEVER, 9).await, []);
+    let taken = swept(s, &other, SOON, 1).await;
+    assert_eq!((taken[0].id, &taken[0].place), (entry.id, &entry.place));
+    assert_eq!(taken[0].job, entry.job);
+    let new = begun(s.begin(&taken[0], &other).await.unwrap());
+    assert_eq!(new.number, 2);
+    // The one that came back late changes nothing.
+    let late = [delta(1, "late", millstream::event::Codec::Json)];
+    assert_eq!(s.append(&old, &late).await.unwrap(), Written::Behind);
+    assert_eq!(s.renew(&me, from_ref(&entry.place)).await.unwrap(), from_ref(&entry.place));
+    assert_eq!(s.renew(&other, &[entry.place]).await.unwrap(), []);
+}
+
+pub async fn a_renewed_lease_does_not_run_out(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let lease = Duration::from_millis(400);
+    let (entry, _) = s.running(&me).await;
+    for _ in 0..10 {
+        assert_eq!(s.renew(&me, from_ref(&entry.place)).await.unwrap(), []);
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        assert_eq!(sweep(s, &other, lease, 9).await, []);
+    }
+}
+
+pub async fn renewing_steals_nothing_back(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (entry, _) = s.running(&me).await;
+    let mine = swept(s, &other, SOON, 1).await;
+    assert_eq!(s.renew(&me, from_ref(&entry.place)).await.unwrap(), from_ref(&entry.place));
+    let mut reader = s.reader(&me).await;
+    assert!(reader.pending().await.unwrap().is_empty());
+    s.remove(&[mine[0].place.clone()]).await.unwrap();
+    // What is settled is nobody's, and renewing does not bring it back.
+    assert_eq!(s.renew(&other, from_ref(&entry.place)).await.unwrap(), [entry.place]);
+    assert_eq!(s.depth(&s.partition).await.unwrap().lanes[1].pending, 0);
+}
+
+pub async fn of_two_sweepers_one_takes_an_entry(s: &Subject) {
+    for lane in Lane::ALL {
+        for n in 0..10 {
+            let mut job = job(&format!("{lane} {n}"));
+            job.lane = lane;
+            s.add(job).await;
+        }
+        s.claim_all(lane, &worker("dead")).await;
+    }
+    let (a, b) = (worker("a"), worker("b"));
+    tokio::time::sleep(SOON * 2).await;
+    let lease = Duration::from_millis(50);
+    let (of_a, of_b) = tokio::join!(sweep(s, &a, lease, 30), sweep(s, &b, lease, 30));
+    let mut places: Vec<_> = of_a
+        .iter()
+        .chain(&of_b)
+        .map(|entry| entry.place.entry.clone() + entry.place.lane.as_str())
+        .collect();
+    places.sort();
+    places.dedup();
+    assert_eq!((places.len(), of_a.len() + of_b.len()), (30, 30));
+}
+
+pub async fn a_sweep_takes_no_more_than_asked_and_tells_whether_anything_is_in_flight(s: &Subject) {
+    let me = worker("a");
+    let ask = async |most| s.sweep(&s.partition, &me, SOON, most, true).await.unwrap();
+    assert_eq!(ask(9).await, Swept { entries: Vec::new(), in_flight: Some(false) });
+    for n in 0..5 {
+        s.add(job(&n.to_string())).await;
+    }
+    assert_eq!(ask(9).await.in_flight, Some(false));
+    s.claim_all(Lane::Normal, &worker("dead")).await;
+    assert_eq!(ask(9).await.in_flight, Some(true));
+    let some = swept(s, &me, SOON, 2).await;
+    assert_eq!(some.len(), 2);
+    assert_eq!(swept(s, &worker("b"), SOON, 5).await.len(), 5);
+}
+
+pub async fn a_released_entry_keeps_its_place_and_its_budget(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (entry, attempt) = s.running(&me).await;
+    let mut listening = s.listen(&[Topic::Wake(s.partition.clone())]).await;
+    for _ in 0..2 {
+        assert!(s.release(&me, &entry.place, Some(&attempt)).await.unwrap());
+    }
+    assert_eq!(listening.next().await.1, Wake::Released.as_str().as_bytes());
+    let record = s.job(entry.id).await.unwrap().unwrap();
+    assert_eq!((record.state, record.attempt, record.fence), (State::Waiting, 0, attempt.fence));
+    // Taken at once, though no lease has run out.
+    let taken = sweep(s, &other, NEVER, 1).await;
+    assert_eq!(taken[0].place, entry.place);
+    let again: Attempt = begun(s.begin(&taken[0], &other).await.unwrap());
+    assert_eq!(again.number, 1);
+    assert!(again.fence > attempt.fence);
+    assert!(!s.release(&me, &entry.place, Some(&attempt)).await.unwrap());
+    assert_eq!(s.finish(&again, 1).await, Written::Yes);
+    assert_eq!(s.begin(&taken[0], &other).await.unwrap(), Begin::Remove);
+}
+
+pub async fn an_entry_that_never_began_can_be_released(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    s.add(job("not begun")).await;
+    let entry = s.claim(&me).await;
+    assert!(!s.release(&other, &entry.place, None).await.unwrap());
+    assert!(s.release(&me, &entry.place, None).await.unwrap());
+    assert_eq!(sweep(s, &other, NEVER, 1).await.len(), 1);
+}
+
+pub async fn a_wake_is_heard_by_all_and_so_is_a_sweep(s: &Subject) {
+    let mut listening = s.listen(&[Topic::Wake(s.partition.clone())]).await;
+    s.wake(&s.partition, Wake::Claimed).await.unwrap();
+    sweep(s, &worker("a"), NEVER, 1).await;
+    for wake in [Wake::Claimed, Wake::Swept] {
+        let (topic, message) = listening.next().await;
+        assert_eq!((topic, Wake::read(&message)), (Topic::Wake(s.partition.clone()), Some(wake)));
+    }
+}

@@ -1,0 +1,184 @@
+//! Workers die, freeze and leave: their jobs go on elsewhere, and nobody writes an answer twice.
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use millstream::{
+    event::{Body, Event},
+    job::{ChatRequest, Job, JobId},
+    worker,
+};
+
+use crate::support::{
+    program::{Running, WORKER},
+    stack::{Stack, expected, paced},
+};
+
+fn process(stack: &Stack, args: &[&str]) -> Running {
+    let url = stack.server.url();
+    let env = [("REDIS_URL", url.as_str()), ("OPENAI_BASE_URL", stack.base_url.as_str())];
+    let mut running = Running::start(WORKER, args, &env);
+    running.wait_for("serving");
+    running
+}
+
+/// Waits until an attempt of the job has written some text.
+async fn speaks(stack: &Stack, id: JobId) {
+    let mut events = stack.listener().listen(id).events();
+    let mut deltas = 0;
+    while deltas < 3 {
+        let event = events.next().await.unwrap().unwrap();
+        deltas += u32::from(matches!(event.body, Body::Delta(_)));
+    }
+}
+
+async fn log(stack: &Stack, id: JobId) -> Vec<Event> {
+    stack.listener().listen(id).events().map(Result::unwrap).collect().await
+}
+
+fn started(events: &[Event]) -> Vec<u32> {
+    let attempt = |event: &Event| match &event.body {
+        Body::Started(started) => Some(started.attempt),
+        _ => None,
+    };
+    events.iter().filter_map(attempt).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_begins_again_within_nine_seconds_of_a_kill() {
+    let stack = Stack::start(paced(40.0)).await;
+    let mut doomed = process(&stack, &["--concurrency", "1"]);
+    let id = stack.ask("m?tokens=600", "within nine").await;
+    speaks(&stack, id).await;
+    let _heir = process(&stack, &[]);
+    // The heir takes nothing within one lease of its start; the doomed one lives on meanwhile.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let mut events = stack.listener().listen(id).events();
+    doomed.child.kill().unwrap();
+    let killed = Instant::now();
+    loop {
+        let event = events.next().await.unwrap().unwrap();
+        if matches!(&event.body, Body::Started(started) if started.attempt == 2) {
+            break;
+        }
+    }
+    let took = killed.elapsed();
+    println!("kill to the first event of the next attempt: {took:?}");
+    assert!(took <= Duration::from_secs(9), "{took:?}");
+    let answer = stack.listener().listen(id).answer().await.unwrap();
+    assert_eq!(answer.text, expected("m?tokens=600", "within nine"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_was_frozen_past_its_lease_changes_nothing() {
+    let stack = Stack::start(paced(40.0)).await;
+    let frozen =
+        process(&stack, &["--set", "worker.lease=1500ms", "--set", "worker.renewal=300ms"]);
+    let id = stack.ask("m?tokens=160", "frozen").await;
+    speaks(&stack, id).await;
+    let lease = Duration::from_millis(1500);
+    let options = worker::Options {
+        lease,
+        renewal: Duration::from_millis(300),
+        sweep: Duration::from_millis(200),
+        ..worker::Options::default()
+    };
+    let (_stop, _worker) = stack.worker(options);
+    tokio::time::sleep(lease).await;
+    frozen.signal("STOP");
+    while stack.broker.job(id).await.unwrap().unwrap().attempt < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    speaks(&stack, id).await;
+    frozen.signal("CONT");
+    let answer = stack.listener().listen(id).answer().await.unwrap();
+    assert_eq!(answer.text, expected("m?tokens=160", "frozen"));
+    let events = log(&stack, id).await;
+    assert_eq!(started(&events), [1, 2]);
+    let second = events.iter().rfind(|event| matches!(event.body, Body::Started(_))).unwrap().id;
+    assert!(events.iter().all(|event| event.id < second || event.id.fence == second.fence));
+    // It lives, and works on.
+    let id = stack.ask("m?tokens=3", "afterwards").await;
+    assert_eq!(
+        stack.listener().listen(id).answer().await.unwrap().text,
+        expected("m?tokens=3", "afterwards")
+    );
+    let depth = stack.broker.depth(&stack.partition).await.unwrap();
+    assert!(depth.lanes.iter().all(|lane| lane.waiting == 0), "{depth:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_outlasts_the_drain_starts_again_elsewhere_within_a_second() {
+    let stack = Stack::start(paced(40.0)).await;
+    let leaving = process(&stack, &["--set", "worker.drain=300ms"]);
+    let id = stack.ask("m?tokens=150", "released").await;
+    speaks(&stack, id).await;
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    leaving.signal("TERM");
+    let (code, said) = tokio::task::spawn_blocking(|| leaving.end()).await.unwrap();
+    let left = Instant::now();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&id.to_string()), "it says what it left: {said}");
+    let mut events = stack.listener().listen(id).events();
+    let mut begun = 0;
+    while begun < 2 {
+        let event = events.next().await.unwrap().unwrap();
+        begun += u32::from(matches!(event.body, Body::Started(_)));
+    }
+    assert!(left.elapsed() <= Duration::from_secs(1), "{:?}", left.elapsed());
+    let answer = stack.listener().listen(id).answer().await.unwrap();
+    assert_eq!(answer.text, expected("m?tokens=150", "released"));
+    assert_eq!(started(&log(&stack, id).await), [1, 1], "the attempt was not counted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_kills_its_workers_is_buried() {
+    let stack = Stack::start(paced(40.0)).await;
+    let quick = [
+        "--set",
+        "worker.lease=600ms",
+        "--set",
+        "worker.renewal=100ms",
+        "--set",
+        "worker.sweep=100ms",
+    ];
+    let job = Job { max_attempts: Some(2), ..Job::new(ChatRequest::ask("m?tokens=400", "poison")) };
+    let id = stack.producer().enqueue(job).await.unwrap().id;
+    for attempt in 1..=2 {
+        let mut worker = process(&stack, &quick);
+        while stack.broker.job(id).await.unwrap().unwrap().attempt < attempt {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        worker.child.kill().unwrap();
+    }
+    let _last = process(&stack, &quick);
+    let answer = stack.listener().listen(id).answer().await.unwrap();
+    let failed = answer.outcome.unwrap_err();
+    assert_eq!((failed.error.code.as_str(), failed.attempts), ("poison", 3));
+    while stack.broker.depth(&stack.partition).await.unwrap().dead < 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_longer_than_the_lease_takes_nobodys_jobs() {
+    let mut stack = Stack::start(paced(20.0)).await;
+    let options = || worker::Options {
+        lease: Duration::from_millis(1500),
+        renewal: Duration::from_millis(300),
+        sweep: Duration::from_millis(200),
+        ..worker::Options::default()
+    };
+    let (_stop, _first) = stack.worker(options());
+    let id = stack.ask("m?tokens=160", "outage").await;
+    speaks(&stack, id).await;
+    let (_stop, _second) = stack.worker(options());
+    tokio::time::sleep(Duration::from_millis(1600)).await;
+    stack.server.command(&["SAVE"]);
+    stack.server.stop();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    stack.server.restart().await;
+    let answer = stack.listener().listen(id).answer().await.unwrap();
+    assert_eq!(answer.text, expected("m?tokens=160", "outage"));
+    assert_eq!(started(&log(&stack, id).await), [1], "a live worker's job was taken");
+}

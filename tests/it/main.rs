@@ -31,6 +31,7 @@ mod crash;
 mod examples;
 mod listen;
 mod migrate;
+mod options;
 mod programs;
 mod readme;
 mod redis_loss;

@@ -157,7 +157,8 @@ impl From<broker::Error> for Error {
             E::Address(_) => (Exit::Configuration, "correct REDIS_URL (redis.url)"),
             E::Denied(_) => (Exit::Broker, "correct REDIS_URL (redis.url)"),
             E::TooOld { .. } => (Exit::Broker, "upgrade it, or set REDIS_URL to another"),
-            E::Schema(_) | E::Full { .. } => (Exit::Broker, ""),
+            E::Schema(_) => (Exit::Configuration, ""),
+            E::Full { .. } => (Exit::Broker, ""),
             E::Conflict { .. } => (Exit::Usage, ""),
             E::Protocol(_) => (Exit::Unexpected, "--set log.filter=debug tells more"),
         };

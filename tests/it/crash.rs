@@ -182,3 +182,20 @@ async fn an_outage_longer_than_the_lease_takes_nobodys_jobs() {
     assert_eq!(answer.text, expected("m?tokens=160", "outage"));
     assert_eq!(started(&log(&stack, id).await), [1], "a live worker's job was taken");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_longer_than_its_lease_stays_where_it_is() {
+    let stack = Stack::start(paced(40.0)).await;
+    let options = || worker::Options {
+        lease: Duration::from_millis(600),
+        renewal: Duration::from_millis(150),
+        sweep: Duration::from_millis(100),
+        ..worker::Options::default()
+    };
+    let (_stop, _first) = stack.worker(options());
+    let (_stop, _second) = stack.worker(options());
+    let id = stack.ask("m?tokens=100", "longer than a lease").await;
+    let answer = stack.listener().listen(id).answer().await.unwrap();
+    assert_eq!(answer.text, expected("m?tokens=100", "longer than a lease"));
+    assert_eq!(started(&log(&stack, id).await), [1]);
+}

@@ -12,6 +12,6 @@ local fields = {}
 for i = 4, #ARGV do fields[#fields + 1] = ARGV[i] end
 redis.call('XADD', KEYS[2], 'MAXLEN', '=', ARGV[2], '*', unpack(fields))
 local t = redis.call('TIME')
-redis.call('XTRIM', KEYS[2], 'MINID', '~',
+redis.call('XTRIM', KEYS[2], 'MINID', '=',
   string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000) - ARGV[3]))
 return 1

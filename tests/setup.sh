@@ -32,6 +32,13 @@ fi
 if ! target/venv/bin/python -c 'import honcho, redis' 2>/dev/null; then
     echo "setup: installing honcho and redis-py into target/venv" >&2
     mkdir -p target
-    python3 -m venv target/venv
+    rm -rf target/venv
+    # Debian keeps what venv needs in a package of its own.
+    if ! python3 -m venv target/venv 2>/dev/null; then
+        rm -rf target/venv
+        as_root apt-get update -qq
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null
+        python3 -m venv target/venv
+    fi
     target/venv/bin/pip install --quiet --disable-pip-version-check 'honcho==2.0.0' 'redis>=5,<8'
 fi

@@ -143,6 +143,7 @@ behaviours! {
         a_begin_repeated_behind_deltas_opens_a_new_attempt,
         another_worker_takes_over,
         a_second_entry_of_a_job_is_removed,
+        a_running_job_has_one_entry_whatever_another_claims,
         an_entry_older_than_the_last_attempt_is_removed,
         a_plain_entry_needs_only_its_job,
         promote_moves_what_is_due_exactly_once,

@@ -163,23 +163,25 @@ async fn a_job_that_kills_its_workers_is_buried() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_longer_than_the_lease_takes_nobodys_jobs() {
     let mut stack = Stack::start(paced(20.0)).await;
-    let options = || worker::Options {
-        lease: Duration::from_millis(1500),
-        renewal: Duration::from_millis(300),
-        sweep: Duration::from_millis(200),
+    let lease = Duration::from_secs(3);
+    // The one that runs the job does not sweep; the one that sweeps looks at once.
+    let options = |sweep| worker::Options {
+        lease,
+        renewal: Duration::from_millis(1400),
+        sweep,
         ..worker::Options::default()
     };
-    let (_stop, _first) = stack.worker(options());
-    let id = stack.ask("m?tokens=160", "outage").await;
+    let (_stop, _first) = stack.worker(options(Duration::from_hours(1)));
+    let id = stack.ask("m?tokens=300", "outage").await;
     speaks(&stack, id).await;
-    let (_stop, _second) = stack.worker(options());
-    tokio::time::sleep(Duration::from_millis(1600)).await;
+    let (_stop, _second) = stack.worker(options(Duration::from_millis(50)));
+    tokio::time::sleep(lease).await;
     stack.server.command(&["SAVE"]);
     stack.server.stop();
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    tokio::time::sleep(lease).await;
     stack.server.restart().await;
     let answer = stack.listener().listen(id).answer().await.unwrap();
-    assert_eq!(answer.text, expected("m?tokens=160", "outage"));
+    assert_eq!(answer.text, expected("m?tokens=300", "outage"));
     assert_eq!(started(&log(&stack, id).await), [1], "a live worker's job was taken");
 }
 

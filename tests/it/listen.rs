@@ -8,8 +8,9 @@ use std::{
 
 use futures_util::{Stream, StreamExt, future::join_all};
 use millstream::{
-    event::{Body, Event, EventId},
-    job::JobId,
+    broker::{Begin, WorkerId, Written},
+    event::{Body, Codec, Event, EventId, Frame},
+    job::{JobId, Lane},
     listener::{self, Error, Listener},
     worker,
 };
@@ -155,6 +156,37 @@ async fn a_reader_too_slow_for_its_buffer_reads_the_log_again() {
         tokio::time::sleep(Duration::from_millis(12)).await;
     }
     assert_eq!(seen, all(stack.listener().listen(id).events()).await);
+}
+
+/// A worker that dies between the two commands of a flush leaves an event that nobody published.
+#[tokio::test]
+async fn an_event_that_was_never_published_is_read_from_the_log() {
+    let stack = Stack::start(instant()).await;
+    let id = stack.ask("m", "unpublished").await;
+    let me = WorkerId::new("test");
+    let mut reader = stack.broker.claimer(&stack.partition, &me).await.unwrap();
+    let entry = reader.read(Lane::Normal, 1).await.unwrap().remove(0);
+    let Begin::Begun(attempt) = stack.broker.begin(&entry, &me).await.unwrap() else {
+        panic!("it does not begin")
+    };
+    let mut events = stack.listener().listen(id).events();
+    assert_eq!(events.next().await.unwrap().unwrap().id.seq, 0);
+    let body = |text: &str| -> Body {
+        let chunk = serde_json::json!({"choices": [{"index": 0, "delta": {"content": text}}]});
+        Body::Delta(serde_json::from_value(chunk).unwrap())
+    };
+    let frame = |seq, text| Frame::new(seq, &body(text), Codec::Json).unwrap();
+    assert_eq!(stack.broker.append(&attempt, &[frame(1, "a")]).await.unwrap(), Written::Yes);
+    assert_eq!(events.next().await.unwrap().unwrap().id.seq, 1);
+    let silent = frame(2, "b");
+    let log = format!("ms:{{job:{id}}}:log");
+    let place = format!("{}-2", attempt.fence);
+    let payload = String::from_utf8(silent.bytes).unwrap();
+    stack.server.command(&["XADD", &log, &place, "delta", &payload]);
+    assert_eq!(stack.broker.append(&attempt, &[frame(3, "c")]).await.unwrap(), Written::Yes);
+    for seq in [2, 3] {
+        assert_eq!(events.next().await.unwrap().unwrap().id.seq, seq);
+    }
 }
 
 /// The server's own time of every command of a kind, until the stream is closed.

@@ -210,6 +210,19 @@ pub async fn a_second_entry_of_a_job_is_removed(s: &Subject) {
     assert_eq!(s.kinds(attempt.job).await, ["started", "done"]);
 }
 
+pub async fn a_running_job_has_one_entry_whatever_another_claims(s: &Subject) {
+    let me = worker("a");
+    let (_, attempt) = s.running(&me).await;
+    let id = attempt.job.to_string();
+    s.add_raw(Lane::Normal, &[("job", JOB), ("id", id.as_bytes()), ("attempt", b"7")]);
+    let second = s.claim(&me).await;
+    assert_eq!((second.id, second.attempt), (attempt.job, 7));
+    for worker in [&me, &worker("b")] {
+        assert_eq!(s.begin(&second, worker).await.unwrap(), Begin::Remove);
+    }
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+}
+
 pub async fn an_entry_older_than_the_last_attempt_is_removed(s: &Subject) {
     let me = worker("a");
     let (entry, attempt) = s.running(&me).await;

@@ -114,7 +114,8 @@ async fn idle_worker_and_idle_listener_over_five_minutes() {
         tokio::time::sleep(TIME).await;
         let counts = stack.command_counts();
         println!("idle worker: {} commands in 5 minutes: {counts:?}", total(&counts));
-        assert!(total(&counts) <= 300 / 12, "{counts:?}");
+        // The last look after the job that warmed it up falls into the time: 7 commands, once.
+        assert!(total(&counts) <= 300 / 12 + 7, "{counts:?}");
     };
     let listener = async {
         let stack = Stack::start(instant()).await;

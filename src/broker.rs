@@ -119,9 +119,9 @@ pub trait Claim: Send + Sync {
     async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Vec<Place>>;
 
     /// Takes over up to `most` entries whose lease has run out, and tells every worker of the
-    /// partition that it has looked. Takes nothing within one lease of the last disturbance of its
-    /// own connection: the time an entry lay idle runs on while the broker is away, and live
-    /// workers need time to renew. With `ask` it also tells whether anything is in flight.
+    /// partition that it has looked. Within one lease of the last disturbance of its own connection
+    /// it takes only what was given back, and tells nobody: the time an entry lay idle runs on while
+    /// the broker is away, and live workers need time to renew. With `ask` it also tells whether anything is in flight.
     async fn sweep(
         &self,
         partition: &Partition,

@@ -88,8 +88,13 @@ async fn sweep(context: &Arc<Context>, partition: &Partition, jobs: &TaskTracker
     match swept {
         Ok(swept) => {
             let any = holds || !swept.entries.is_empty() || swept.in_flight == Some(true);
+            let full = swept.entries.len() == slots.len();
             for entry in swept.entries {
                 take_over(context, jobs, entry, slots.pop());
+            }
+            // There may be more than there was room for: the others need not wait their time.
+            if full && let Err(error) = context.broker.wake(partition, Wake::Released).await {
+                tracing::debug!(%partition, %error, "nobody woken");
             }
             any
         }

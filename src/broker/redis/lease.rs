@@ -58,7 +58,9 @@ impl Redis {
                 pipe.cmd("XPENDING").arg(&lane).arg(GROUP);
             }
         }
-        pipe.cmd("PUBLISH").arg(self.keys.wake(partition)).arg(Wake::Swept.as_str());
+        if !grace {
+            pipe.cmd("PUBLISH").arg(self.keys.wake(partition)).arg(Wake::Swept.as_str());
+        }
         let mut replies = self.pool.pipeline(&mut pipe).await?.into_iter();
         let mut swept = Swept { entries: Vec::new(), in_flight: ask.then_some(false) };
         for lane in Lane::ALL {

@@ -141,7 +141,8 @@ pub async fn an_entry_that_never_began_can_be_released(s: &Subject) {
 pub async fn a_wake_is_heard_by_all_and_so_is_a_sweep(s: &Subject) {
     let mut listening = s.listen(&[Topic::Wake(s.partition.clone())]).await;
     s.wake(&s.partition, Wake::Claimed).await.unwrap();
-    sweep(s, &worker("a"), NEVER, 1).await;
+    // The broker has been in reach for longer than this.
+    sweep(s, &worker("a"), Duration::from_millis(1), 1).await;
     for wake in [Wake::Claimed, Wake::Swept] {
         let (topic, message) = listening.next().await;
         assert_eq!((topic, Wake::read(&message)), (Topic::Wake(s.partition.clone()), Some(wake)));

@@ -185,13 +185,15 @@ fn start(context: &Arc<Context>, jobs: &TaskTracker, entry: Entry, slot: OwnedSe
 impl Context {
     /// Gives an entry back, so that another worker can start it at once.
     async fn release(&self, place: &Place, job: JobId, attempt: Option<&Attempt>) {
-        self.released.lock().unwrap_or_else(PoisonError::into_inner).push(job);
         let call = self.broker.release(&self.id, place, attempt);
         match tokio::time::timeout(self.options.renewal, call).await {
-            Ok(Ok(_)) => {}
+            // It has just ended, or is another's.
+            Ok(Ok(false)) => return,
+            Ok(Ok(true)) => {}
             Ok(Err(error)) => tracing::warn!(%job, %error, "not released; its lease runs out"),
             Err(_) => tracing::warn!(%job, "not released in time; its lease runs out"),
         }
+        self.released.lock().unwrap_or_else(PoisonError::into_inner).push(job);
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<Place, JobId>> {

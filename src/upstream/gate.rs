@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
@@ -19,10 +19,15 @@ use tokio::sync::Notify;
 /// Most bytes that are read ahead.
 const AHEAD: usize = 1024 * 1024;
 
+/// Most bytes of one event: a reader that waits for its end can take nothing before.
+const EVENT: usize = 64 * 1024 * 1024;
+
 /// Shared by the body of a response and the reader of what it becomes.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     unread: AtomicUsize,
+    /// The reader has found nothing since it last took something.
+    waits: AtomicBool,
     room: Notify,
 }
 
@@ -38,7 +43,14 @@ impl Gate {
         E: Send + 'static,
     {
         stream::unfold((body, self), async |(mut body, gate)| {
-            while gate.unread.load(Ordering::Acquire) > AHEAD {
+            // The reader may have been woken and not have come to it yet.
+            for _ in 0..16 {
+                if gate.unread.load(Ordering::Acquire) <= AHEAD {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            while gate.is_full() {
                 gate.room.notified().await;
             }
             let item = body.next().await?;
@@ -47,6 +59,11 @@ impl Gate {
             }
             Some((item, (body, gate)))
         })
+    }
+
+    fn is_full(&self) -> bool {
+        let most = if self.waits.load(Ordering::Acquire) { EVENT } else { AHEAD };
+        self.unread.load(Ordering::Acquire) > most
     }
 
     /// The reader's side.
@@ -67,6 +84,7 @@ impl<S: Stream + Unpin> Stream for Reader<S> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
         let next = self.items.poll_next_unpin(cx);
+        self.gate.waits.store(next.is_pending(), Ordering::Release);
         if next.is_pending() {
             self.gate.unread.store(0, Ordering::Release);
             self.gate.room.notify_one();

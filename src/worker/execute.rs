@@ -61,6 +61,8 @@ pub(super) async fn run(context: &Context, entry: Entry) {
         }
     };
     if matches!(owed, Owed::Unfinished) {
+        // First, lest a renewal undoes it.
+        context.held().remove(&entry.place);
         context.release(&entry.place, entry.id, running.as_ref()).await;
     } else if settle(context, &entry, owed).await {
         context.held().remove(&entry.place);

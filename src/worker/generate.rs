@@ -112,9 +112,9 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// The deadline that comes first, and what passing it means. A job that does not stream answers
-    /// all at once: only its total time counts.
-    fn deadline(&self) -> (Instant, &'static str, Duration) {
+    /// The deadline that comes first, and what passing it means. Only the total time counts for a
+    /// job that does not stream, as it answers all at once, and while there is no room to read.
+    fn deadline(&self, room: bool) -> (Instant, &'static str, Duration) {
         let options = &self.context.options;
         let total = options.total_timeout;
         let total = self.job.deadline().map_or(total, |own| own.min(total));
@@ -124,7 +124,7 @@ impl<'a> Generation<'a> {
             ("no first token came", options.first_token_timeout)
         };
         let (end, next) = (self.began + total, self.heard + limit);
-        if end <= next || !self.job.stream {
+        if end <= next || !self.job.stream || !room {
             (end, "the answer was not whole", total)
         } else {
             (next, silence, limit)
@@ -138,7 +138,7 @@ impl<'a> Generation<'a> {
 
     /// Calls the upstream and reads it to its end. The outer error ends the attempt without a word.
     async fn generate(&mut self) -> Result<Result<(), Failure>, Over> {
-        let (at, what, limit) = self.deadline();
+        let (at, what, limit) = self.deadline(true);
         let call = self.context.upstream.answer(&self.job.request, self.job.stream);
         let mut parts = tokio::select! {
             result = tokio::time::timeout_at(at, call) => match result {
@@ -158,12 +158,12 @@ impl<'a> Generation<'a> {
     /// One step: a part, a flush, the end of an append or a deadline.
     async fn turn(&mut self, parts: &mut Parts) -> Result<Option<Result<(), Failure>>, Over> {
         // Beyond the bound the upstream waits: what it has said is not thrown away, and its silence
-        // is not its own.
-        let room = self.batch.weight() < self.context.options.buffer_bytes;
+        // is not its own. A whole answer comes at once and goes at once.
+        let room = !self.job.stream || self.batch.weight() < self.context.options.buffer_bytes;
         if !room {
             self.heard = Instant::now();
         }
-        let (at, what, limit) = self.deadline();
+        let (at, what, limit) = self.deadline(room);
         let due = self.batch.due().filter(|_| self.job.stream && matches!(self.pen, Pen::Idle(_)));
         let mut part = None;
         tokio::select! {

@@ -23,11 +23,21 @@ pub(super) async fn run(context: Arc<Context>, stop: CancellationToken) {
             held.entry(place.partition.clone()).or_default().push(place.clone());
         }
         for (partition, places) in held {
-            match context.broker.renew(&context.id, &places).await {
-                Ok(lost) if lost.is_empty() => {}
-                // The fence keeps their attempts from writing; some have just been settled.
-                Ok(lost) => tracing::debug!(%partition, entries = lost.len(), "not held any more"),
-                Err(error) => tracing::warn!(%partition, %error, "leases not renewed"),
+            // A connection that died silently must not cost the leases: the second try has another.
+            for _ in 0..2 {
+                let renew = context.broker.renew(&context.id, &places);
+                match tokio::time::timeout(context.options.renewal / 2, renew).await {
+                    // The fence keeps the attempts of lost ones from writing; some have just been
+                    // settled.
+                    Ok(Ok(lost)) => {
+                        if !lost.is_empty() {
+                            tracing::debug!(%partition, entries = lost.len(), "not held any more");
+                        }
+                        break;
+                    }
+                    Ok(Err(error)) => tracing::warn!(%partition, %error, "leases not renewed"),
+                    Err(_) => tracing::warn!(%partition, "leases not renewed in time"),
+                }
             }
         }
     }

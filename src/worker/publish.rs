@@ -134,6 +134,7 @@ impl Publisher {
         let mut backoff = Backoff::connecting();
         let mut refusals = 0;
         loop {
+            let session = self.attempt.session;
             match self.broker.conclude(&self.attempt, &frames, outcome).await {
                 Ok(Written::Yes) => return Ok(()),
                 // A log that was just seen whole, and is refused again and again, is another's.
@@ -145,7 +146,8 @@ impl Publisher {
                     continue;
                 }
             }
-            refusals += 1;
+            // On a new connection nothing was sent, and nothing refused.
+            refusals += u32::from(session == self.attempt.session);
         }
     }
 
@@ -179,7 +181,7 @@ impl Publisher {
 
     /// Writes again the kept frames below `end`, and the record with them.
     async fn heal(&self, end: u64) -> std::result::Result<(), Over> {
-        if self.frames.front().is_some_and(|frame| frame.seq > 0) {
+        if self.frames.front().is_none_or(|frame| frame.seq > 0) {
             return Err(Over::Lost);
         }
         let frames: Vec<Frame> =

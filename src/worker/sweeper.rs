@@ -1,6 +1,6 @@
 //! Takes over entries whose worker has died, and starts their jobs again.
 //!
-//! It runs while anything is in flight in the partition, and sleeps until a wake otherwise. Every
+//! It runs while anything is in flight in the partition, and sleeps for long otherwise. Every
 //! sweep is told to all workers of the partition, who then wait their own time again: one of them
 //! sweeps, whoever is first, however many there are.
 
@@ -12,11 +12,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Context, start};
 use crate::{
     broker::{Entry, Partition, Topic, Wake},
-    listener::{Heard, Hub, Subscription},
+    listener::{Heard, Hub, Link, Subscription},
 };
 
 /// Most entries taken over at once.
 const BATCH: usize = 64;
+
+/// How often it looks while nothing is in flight: an entry may have been given to a worker that died
+/// before it could wake anybody.
+const SLEEP: Duration = Duration::from_mins(10);
+
+/// How often it looks while wakes cannot reach it.
+const BLIND: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(
     context: Arc<Context>,
@@ -27,33 +34,32 @@ pub(super) async fn run(
 ) {
     let mut wakes = hub.subscribe(Topic::Wake(partition.clone()));
     // What an earlier time has left behind is found without a wake.
-    let mut next = Some(Instant::now() + context.options.sweep);
+    let mut next = Instant::now() + context.options.sweep;
     while !stop.is_cancelled() {
         tokio::select! {
-            () = until(next) => {
-                let in_flight = sweep(&context, &partition, &jobs).await;
-                next = in_flight.then(|| Instant::now() + spread(context.options.sweep));
+            () = tokio::time::sleep_until(next) => {
+                let in_flight = tokio::select! {
+                    in_flight = sweep(&context, &partition, &jobs) => in_flight,
+                    () = stop.cancelled() => return,
+                };
+                let pause = match wakes.current() {
+                    _ if in_flight => context.options.sweep,
+                    Link::Live(_) => SLEEP,
+                    Link::Pending | Link::Down => BLIND,
+                };
+                next = Instant::now() + spread(pause);
             }
             why = woken(&mut wakes) => match why {
                 // Another worker has looked; whether anything is in flight is still to be seen.
-                Some(Wake::Swept) => {
-                    next = next.map(|_| Instant::now() + spread(context.options.sweep));
-                }
-                Some(Wake::Released) => next = Some(Instant::now()),
+                Some(Wake::Swept) => next = next.max(Instant::now() + spread(context.options.sweep)),
+                Some(Wake::Released) => next = Instant::now(),
                 Some(Wake::Parked) => {}
                 Some(Wake::Claimed) | None => {
-                    next = next.or_else(|| Some(Instant::now() + spread(context.options.sweep)));
+                    next = next.min(Instant::now() + spread(context.options.sweep));
                 }
             },
             () = stop.cancelled() => {}
         }
-    }
-}
-
-async fn until(next: Option<Instant>) {
-    match next {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -73,16 +79,15 @@ fn spread(interval: Duration) -> Duration {
 
 /// One sweep, for as many entries as there are free slots. Whether anything is in flight.
 async fn sweep(context: &Arc<Context>, partition: &Partition, jobs: &TaskTracker) -> bool {
-    let mut slots = Vec::new();
+    // In turn with the reader: a worker that is never idle takes over, too.
+    let Ok(first) = Arc::clone(&context.slots).acquire_owned().await else { return false };
+    let mut slots = vec![first];
     while slots.len() < BATCH
         && let Ok(slot) = Arc::clone(&context.slots).try_acquire_owned()
     {
         slots.push(slot);
     }
     let holds = context.held().keys().any(|place| place.partition == *partition);
-    if slots.is_empty() {
-        return holds;
-    }
     let lease = context.options.lease;
     let swept = context.broker.sweep(partition, &context.id, lease, slots.len(), !holds).await;
     match swept {

@@ -32,7 +32,7 @@ pub struct Connector {
     response_timeout: Duration,
     /// Pooled connections opened so far.
     opened: Arc<AtomicU64>,
-    /// Since when no connection has broken; `None` between a break and the next connection.
+    /// Since when no connection has broken; `None` from a break to the next sweep that works.
     calm: Arc<Mutex<Option<Instant>>>,
     last_error: LastError,
 }
@@ -161,12 +161,18 @@ impl Connector {
         self.unavailable("no answer", None)
     }
 
-    /// Since when the server has been in reach without interruption.
+    /// Since when the server has answered without interruption, as far as its sweeps tell.
     pub fn calm_since(&self) -> Option<Instant> {
         *self.calm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn disturbed(&self) {
+    /// The server has answered: a calm begins, if there was none.
+    pub fn answered(&self) {
+        self.calm.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
+    }
+
+    /// A connection broke, or the server could not answer; the calm is over.
+    pub fn disturbed(&self) {
         *self.calm.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -182,7 +188,6 @@ impl bb8::ManageConnection for Connector {
     async fn connect(&self) -> Result<Pooled> {
         let inner = self.open(self.info.clone(), &self.config(self.response_timeout)).await?;
         self.last_error.take();
-        self.calm.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
         let born = self.opened.fetch_add(1, Ordering::SeqCst) + 1;
         Ok(Pooled { inner, poisoned: Arc::default(), born })
     }
@@ -346,8 +351,9 @@ impl Pool {
 
     /// No more requests on this connection; what is opened next begins a new calm.
     fn poison(&self, connection: &Pooled) {
-        connection.poisoned.store(true, Ordering::Relaxed);
-        self.connector.disturbed();
+        if !connection.poisoned.swap(true, Ordering::Relaxed) {
+            self.connector.disturbed();
+        }
     }
 
     /// How connections of their own are opened.

@@ -9,13 +9,16 @@ use redis::Value;
 
 use super::{Redis, codec, keys::GROUP, millis, settle::written};
 use crate::{
-    broker::{Attempt, Entry, Partition, Place, Result, Swept, Wake, WorkerId, Written},
+    broker::{Attempt, Entry, Partition, Place, Result, Swept, Wake, WorkerId},
     job::Lane,
 };
 
 /// The idle time of an entry that was given back: longer than any lease, or any time that a server
 /// may have been away.
 const RELEASED: Duration = Duration::from_hours(10 * 365 * 24);
+
+/// Most leases renewed by one script, which takes only so many arguments.
+const PAGE: usize = 1000;
 
 impl Redis {
     pub(super) async fn renew_leases(
@@ -26,19 +29,39 @@ impl Redis {
         let mut lost = Vec::new();
         for lane in Lane::ALL {
             let of_lane: Vec<&Place> = places.iter().filter(|place| place.lane == lane).collect();
-            let Some(first) = of_lane.first() else { continue };
-            let mut call = self.scripts.renew.key(self.keys.lane(&first.partition, lane));
-            call.arg(worker.as_str());
-            for place in &of_lane {
-                call.arg(&place.entry);
+            for page in of_lane.chunks(PAGE) {
+                let mut call = self.scripts.renew.key(self.keys.lane(&page[0].partition, lane));
+                call.arg(worker.as_str()).arg(millis(RELEASED));
+                for place in page {
+                    call.arg(&place.entry);
+                }
+                let gone: Vec<String> = codec::read(self.pool.script(&call).await?, "renew")?;
+                lost.extend(page.iter().filter(|p| gone.contains(&p.entry)).copied().cloned());
             }
-            let gone: Vec<String> = codec::read(self.pool.script(&call).await?, "renew")?;
-            lost.extend(of_lane.into_iter().filter(|p| gone.contains(&p.entry)).cloned());
         }
         Ok(lost)
     }
 
+    /// As [`Claim::sweep`](crate::broker::Claim::sweep); what goes wrong ends the calm, and what
+    /// works begins one.
     pub(super) async fn take_over(
+        &self,
+        partition: &Partition,
+        worker: &WorkerId,
+        lease: Duration,
+        most: usize,
+        ask: bool,
+    ) -> Result<Swept> {
+        let connector = self.pool.connector();
+        let swept = self.look_and_take(partition, worker, lease, most, ask).await;
+        match &swept {
+            Ok(_) => connector.answered(),
+            Err(_) => connector.disturbed(),
+        }
+        swept
+    }
+
+    async fn look_and_take(
         &self,
         partition: &Partition,
         worker: &WorkerId,
@@ -129,9 +152,9 @@ impl Redis {
         if let Some(attempt) = attempt {
             let mut call = self.scripts.release.key(self.keys.job(attempt.job));
             call.arg(attempt.fence);
-            if written(self.pool.script(&call).await?, "release")? != Written::Yes {
-                return Ok(false);
-            }
+            // Refused where the job has just ended: its entry is given back all the same, so that
+            // the second step is not long in coming.
+            written(self.pool.script(&call).await?, "release")?;
         }
         let mut call = self.scripts.hand_back.key(self.keys.lane(&place.partition, place.lane));
         call.arg(worker.as_str())

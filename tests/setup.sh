@@ -29,7 +29,8 @@ if ! command -v cargo-nextest >/dev/null; then
     cargo install --locked --quiet cargo-nextest
 fi
 
-if ! target/venv/bin/python -c 'import honcho, redis' 2>/dev/null; then
+# A venv does not survive being moved: its programs name their interpreter by its whole path.
+if ! target/venv/bin/honcho version >/dev/null 2>&1 || ! target/venv/bin/python -c 'import redis' 2>/dev/null; then
     echo "setup: installing honcho and redis-py into target/venv" >&2
     mkdir -p target
     rm -rf target/venv

@@ -125,4 +125,26 @@ mod tests {
         assert!(taken.load(Ordering::SeqCst) <= AHEAD + 2 * CHUNK, "read ahead without bound");
         assert_eq!(reader.count().await, CHUNKS - 1);
     }
+
+    /// A reader that waits for the end of one event has nothing to take before.
+    #[tokio::test]
+    async fn one_event_larger_than_the_read_ahead_goes_through() {
+        let gate = Arc::new(Gate::default());
+        let source = stream::iter((0..30).map(|_| Ok::<_, Infallible>(vec![0_u8; AHEAD / 10])));
+        let mut body = Box::pin(Arc::clone(&gate).body(source));
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut event = Vec::new();
+            while let Some(Ok(chunk)) = body.next().await {
+                event.extend(chunk);
+            }
+            let _ = sender.send(event.len());
+        });
+        let items =
+            stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
+        let mut reader = gate.reader(Box::pin(items));
+        let limit = std::time::Duration::from_secs(20);
+        let whole = tokio::time::timeout(limit, reader.next()).await;
+        assert_eq!(whole.expect("the gate never opened"), Some(AHEAD / 10 * 30));
+    }
 }

@@ -38,10 +38,7 @@ pub(super) async fn run(
     while !stop.is_cancelled() {
         tokio::select! {
             () = tokio::time::sleep_until(next) => {
-                let in_flight = tokio::select! {
-                    in_flight = sweep(&context, &partition, &jobs) => in_flight,
-                    () = stop.cancelled() => return,
-                };
+                let in_flight = sweep(&context, &partition, &jobs, &stop).await;
                 let pause = match wakes.current() {
                     _ if in_flight => context.options.sweep,
                     Link::Live(_) => SLEEP,
@@ -78,9 +75,19 @@ fn spread(interval: Duration) -> Duration {
 }
 
 /// One sweep, for as many entries as there are free slots. Whether anything is in flight.
-async fn sweep(context: &Arc<Context>, partition: &Partition, jobs: &TaskTracker) -> bool {
+async fn sweep(
+    context: &Arc<Context>,
+    partition: &Partition,
+    jobs: &TaskTracker,
+    stop: &CancellationToken,
+) -> bool {
     // In turn with the reader: a worker that is never idle takes over, too.
-    let Ok(first) = Arc::clone(&context.slots).acquire_owned().await else { return false };
+    // Only the wait for a slot is given up: what was claimed by then must be started.
+    let first = tokio::select! {
+        first = Arc::clone(&context.slots).acquire_owned() => first,
+        () = stop.cancelled() => return false,
+    };
+    let Ok(first) = first else { return false };
     let mut slots = vec![first];
     while slots.len() < BATCH
         && let Ok(slot) = Arc::clone(&context.slots).try_acquire_owned()

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use millstream::{
+    broker::WorkerId,
     job::{ChatRequest, Job, JobId, Lane},
     worker,
 };
 
-use crate::support::stack::{Stack, instant};
+use crate::support::stack::{Stack, expected, instant, paced};
 
 async fn enqueue(stack: &Stack, lane: Lane, count: usize) -> Vec<JobId> {
     let job = |n| Job { lane, ..Job::new(ChatRequest::ask("m?tokens=1", &format!("{lane} {n}"))) };
@@ -49,4 +50,46 @@ async fn a_broker_out_of_memory_keeps_its_queue_and_goes_on_later() {
     let listener = stack.listener();
     let answers = join_all(jobs.into_iter().map(|id| listener.listen(id).answer())).await;
     assert!(answers.into_iter().all(|answer| answer.unwrap().outcome.unwrap().attempts == 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_answer_larger_than_the_buffer_goes_through() {
+    let stack = Stack::start(instant()).await;
+    let options = worker::Options {
+        buffer_bytes: 1024,
+        total_timeout: Duration::from_secs(20),
+        ..worker::Options::default()
+    };
+    let (_stop, _worker) = stack.worker(options);
+    let request = ChatRequest::ask("m?tokens=2000", "larger than the buffer");
+    let job = Job { stream: false, ..Job::new(request) };
+    let id = stack.producer().enqueue(job).await.unwrap().id;
+    let answer = stack.listener().listen(id).answer().await.unwrap();
+    assert!(answer.outcome.is_ok(), "{:?}", answer.outcome);
+    assert_eq!(answer.text, expected("m?tokens=2000", "larger than the buffer"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_never_idle_takes_over_in_its_turn() {
+    let stack = Stack::start(paced(20.0)).await;
+    // A worker that died with a job in its hands.
+    let lost = enqueue(&stack, Lane::Low, 1).await[0];
+    let dead = WorkerId::new("dead");
+    let mut reader = stack.broker.claimer(&stack.partition, &dead).await.unwrap();
+    assert_eq!(reader.read(Lane::Low, 1).await.unwrap().len(), 1);
+    let job = |n| Job::new(ChatRequest::ask("m?tokens=4", &format!("backlog {n}")));
+    let backlog = stack.producer().enqueue_all((0..400).map(job).collect()).await;
+    assert!(backlog.iter().all(Result::is_ok));
+    let options = worker::Options {
+        concurrency: 2,
+        lease: Duration::from_millis(600),
+        renewal: Duration::from_millis(150),
+        sweep: Duration::from_millis(100),
+        ..worker::Options::default()
+    };
+    let (_stop, _worker) = stack.worker(options);
+    let answer = stack.listener().listen(lost).answer().await.unwrap();
+    assert!(answer.outcome.is_ok());
+    let depth = stack.broker.depth(&stack.partition).await.unwrap();
+    assert!(depth.lanes[Lane::Normal.index()].waiting > 200, "{depth:?}");
 }

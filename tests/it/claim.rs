@@ -57,12 +57,12 @@ async fn a_whole_answer_larger_than_the_buffer_goes_through() {
     let stack = Stack::start(instant()).await;
     let options = worker::Options {
         buffer_bytes: 1024,
-        total_timeout: Duration::from_secs(20),
+        total_timeout: Duration::from_secs(10),
         ..worker::Options::default()
     };
     let (_stop, _worker) = stack.worker(options);
     let request = ChatRequest::ask("m?tokens=2000", "larger than the buffer");
-    let job = Job { stream: false, ..Job::new(request) };
+    let job = Job { stream: false, max_attempts: Some(1), ..Job::new(request) };
     let id = stack.producer().enqueue(job).await.unwrap().id;
     let answer = stack.listener().listen(id).answer().await.unwrap();
     assert!(answer.outcome.is_ok(), "{:?}", answer.outcome);

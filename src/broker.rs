@@ -5,47 +5,44 @@
 //!
 //! The order of effects is the callers' side of the contract. [`Settle::conclude`] and
 //! [`Settle::refuse`] write the job's record and log; only then do [`Settle::remove`],
-//! [`Settle::park`] and [`Settle::bury`] end the entry. Whoever claims an entry again after a crash
+//! [`Settle::park`] and [`Settle::bury`] end the entry. In the same order [`Control::cancel`] comes
+//! before [`Control::unpark`], and [`Control::reopen`] before [`Control::requeue`]. Whoever claims an entry again after a crash
 //! between the two learns from [`Claim::begin`] which second step is still owed.
 
+mod answer;
+mod control;
 mod entry;
 mod error;
 pub mod memory;
 pub mod redis;
+mod topic;
 mod view;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+pub use answer::{
+    Begin, Opened, Outcome, Promoted, Receipt, Refusal, Refused, Renewed, Sweep, Swept, Written,
+};
 use async_trait::async_trait;
-pub use entry::{Attempt, DeadLetter, Entry, Partition, Place, Submission, WorkerId};
+pub use control::{Cancel, Control, Order, Reopened, Run};
+pub use entry::{Attempt, DeadLetter, Entry, Partition, Place, Setback, Submission, WorkerId};
 pub use error::{Error, Result};
 use tokio_util::sync::CancellationToken;
+pub use topic::{Signal, Topic, Wake};
 pub use view::{Depth, LaneDepth, Record, WorkerSeen};
 
 use crate::{
-    error::Failure,
     event::{Event, EventId, Frame},
     job::{JobId, Lane, Timestamp},
 };
 
 /// Every port in one, as applications hold it.
-pub trait Broker: Enqueue + Claim + Settle + Log + Inspect {}
+pub trait Broker: Enqueue + Claim + Settle + Log + Control + Inspect {}
 
-impl<T: Enqueue + Claim + Settle + Log + Inspect> Broker for T {}
+impl<T: Enqueue + Claim + Settle + Log + Control + Inspect> Broker for T {}
 
 /// A broker shared by the parts of a process.
 pub type Shared = Arc<dyn Broker>;
-
-/// What became of a submission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Receipt {
-    /// The job's ID.
-    pub id: JobId,
-    /// Whether it waits for a time instead of a worker.
-    pub parked: bool,
-    /// Whether the job was there already, under the same idempotency key.
-    pub duplicate: bool,
-}
 
 /// The producer's side.
 #[async_trait]
@@ -65,40 +62,6 @@ pub trait Enqueue: Send + Sync {
     async fn trim(&self, partition: &Partition, lane: Lane) -> Result<u64>;
 }
 
-/// What a worker is to do with an entry.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Begin {
-    /// The attempt is open: run it.
-    Begun(Attempt),
-    /// The job's run is over, or another entry carries it: remove this entry.
-    Remove,
-    /// The last attempt asked for a retry and its entry was not parked: park it until then.
-    Park {
-        /// Attempts made so far.
-        attempt: u32,
-        /// When the next may begin.
-        due: Timestamp,
-    },
-    /// The job has failed and its entry was not buried: bury it.
-    Bury {
-        /// Why it failed.
-        error: Failure,
-        /// Attempts made.
-        attempts: u32,
-        /// The fence under which it failed.
-        fence: u64,
-    },
-}
-
-/// What a promotion did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Promoted {
-    /// Jobs moved to their lanes.
-    pub count: usize,
-    /// How long until the next parked job is due; `None` when none is parked.
-    pub next_in: Option<Duration>,
-}
-
 /// The worker's side: from entry to running attempt.
 #[async_trait]
 pub trait Claim: Send + Sync {
@@ -108,7 +71,8 @@ pub trait Claim: Send + Sync {
     /// Opens an attempt: checks that this entry carries the job, raises the fence, sets `running`,
     /// and appends and publishes `started`, all or nothing. Repeating it (a lost reply) by the same
     /// worker for the same entry gives the same attempt, as long as nothing follows its `started`.
-    async fn begin(&self, entry: &Entry, worker: &WorkerId) -> Result<Begin>;
+    /// A job that has lost `most_crashes` attempts with their workers is refused.
+    async fn begin(&self, entry: &Entry, worker: &WorkerId, most_crashes: u32) -> Result<Begin>;
 
     /// Moves up to `most` jobs whose time has come to their lanes; each exactly once however many
     /// workers promote. Time is the broker's.
@@ -116,64 +80,30 @@ pub trait Claim: Send + Sync {
 
     /// Renews the leases of entries of one partition that this worker runs; never of one that has
     /// gone to another. Returns those that are not its own any more.
-    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Vec<Place>>;
+    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Renewed>;
 
-    /// Takes over up to `most` entries whose lease has run out, and tells every worker of the
-    /// partition that it has looked. Within one lease of the last disturbance of its own connection
-    /// it takes only what was given back, and tells nobody: the time an entry lay idle runs on while
-    /// the broker is away, and live workers need time to renew. With `ask` it also tells whether anything is in flight.
-    async fn sweep(
+    /// Keeps records and logs of running jobs for the whole time that jobs have, from now on.
+    async fn keep(&self, jobs: &[JobId]) -> Result<()>;
+
+    /// Takes over entries whose lease has run out, and tells every worker of the partition that it
+    /// has looked. Within one lease of the last disturbance of its own connection it takes only what
+    /// was given back, and tells nobody: the time an entry lay idle runs on while the broker is away,
+    /// and live workers need time to renew. An entry taken over in the wake of such a disturbance is
+    /// not held against its job ([`Entry::crashed`]).
+    async fn sweep(&self, partition: &Partition, worker: &WorkerId, sweep: &Sweep)
+    -> Result<Swept>;
+
+    /// Forgets workers that hold nothing: `worker`, which leaves, or all that have not read for
+    /// `idle`. Returns how many names went. One that comes back is known again with its next read.
+    async fn retire(
         &self,
         partition: &Partition,
-        worker: &WorkerId,
-        lease: Duration,
-        most: usize,
-        ask: bool,
-    ) -> Result<Swept>;
+        worker: Option<&WorkerId>,
+        idle: Duration,
+    ) -> Result<u64>;
 
     /// Tells the workers of a partition that there is something to do.
     async fn wake(&self, partition: &Partition, why: Wake) -> Result<()>;
-}
-
-/// What a sweep found.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Swept {
-    /// Entries that are this worker's now.
-    pub entries: Vec<Entry>,
-    /// Whether any entry is in a worker's hands; `None` when that was not asked.
-    pub in_flight: Option<bool>,
-}
-
-/// Why a partition's workers are woken: the message of [`Topic::Wake`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wake {
-    /// A job was parked.
-    Parked,
-    /// An idle worker holds work: somebody must sweep from now on.
-    Claimed,
-    /// A worker has swept: nobody else need do it now.
-    Swept,
-    /// An entry was released: it can be taken over at once.
-    Released,
-}
-
-impl Wake {
-    const ALL: [Self; 4] = [Self::Parked, Self::Claimed, Self::Swept, Self::Released];
-
-    /// The message.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Parked => "parked",
-            Self::Claimed => "claimed",
-            Self::Swept => "swept",
-            Self::Released => "released",
-        }
-    }
-
-    /// Reads a message; `None` for one of a newer version.
-    pub fn read(message: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|wake| wake.as_str().as_bytes() == message)
-    }
 }
 
 /// Reads one partition for one worker.
@@ -191,45 +121,11 @@ pub trait Claimer: Send {
     async fn pending(&mut self) -> Result<Vec<Entry>>;
 }
 
-/// How an attempt ends.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
-    /// The answer is whole.
-    Done {
-        /// Why the model stopped.
-        finish_reason: Option<String>,
-        /// The model's own count, as JSON.
-        usage: Option<String>,
-    },
-    /// No attempt follows.
-    Failed(Failure),
-    /// Another attempt follows after a delay.
-    Retry {
-        /// Why.
-        error: Failure,
-        /// How long the job is parked.
-        delay: Duration,
-    },
-}
-
-/// What became of a write under a fence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Written {
-    /// It is in the log, in the record and published.
-    Yes,
-    /// A higher fence rules: this attempt is over and must change nothing.
-    Fenced,
-    /// The log's last event is not the one before these frames: read [`Log::last`].
-    Behind,
-    /// The log is gone: rebuild it with [`Log::heal`].
-    Missing,
-}
-
 /// The worker's side: from the end of an attempt to the end of its entry.
 #[async_trait]
 pub trait Settle: Send + Sync {
-    /// Ends an attempt: appends and publishes `frames`, of which the last is the `done`, `failed`
-    /// or `retrying` event, and sets the state, all or nothing. Repeating it is harmless. Sessions
+    /// Ends an attempt: appends and publishes `frames`, of which the last is the `done`, `failed`,
+    /// `cancelled` or `retrying` event, and sets the state, all or nothing. Repeating it is harmless. Sessions
     /// count as in [`Log::append`].
     async fn conclude(
         &self,
@@ -238,10 +134,10 @@ pub trait Settle: Send + Sync {
         outcome: &Outcome,
     ) -> Result<Written>;
 
-    /// Fails a job whose entry cannot be run, under a new fence: appends and publishes `failed`,
-    /// the only event of `frame`. The answer says what the entry is owed: [`Begin::Bury`] unless
-    /// it is none of the job's.
-    async fn refuse(&self, entry: &Entry, error: &Failure, frame: &Frame) -> Result<Begin>;
+    /// Ends a job whose entry cannot or may not be run, under a new fence: appends and publishes
+    /// `frame`, its only event. The answer says what the entry is owed: [`Begin::Bury`] or
+    /// [`Begin::Remove`], or [`Begin::Refuse`] where the job is to be cancelled instead.
+    async fn refuse(&self, entry: &Entry, refusal: &Refusal, frame: &Frame) -> Result<Begin>;
 
     /// Ends entries whose jobs are over. Entries of one partition, any lanes.
     async fn remove(&self, places: &[Place]) -> Result<()>;
@@ -262,24 +158,6 @@ pub trait Settle: Send + Sync {
     async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool>;
 }
 
-/// A channel of the broker's live messages.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Topic {
-    /// The events of one job, each `fence-seq kind payload`.
-    Job(JobId),
-    /// "Something to sweep, promote or claim" in a partition.
-    Wake(Partition),
-}
-
-/// What a feed hands on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Signal {
-    /// A message of a subscribed topic.
-    Message(Topic, Vec<u8>),
-    /// The connection is gone, and every subscription with it.
-    Closed,
-}
-
 /// Takes signals, in order. Called from the connection's own task: it must not block.
 pub type Sink = Arc<dyn Fn(Signal) + Send + Sync>;
 
@@ -292,15 +170,6 @@ pub trait Feed: Send + Sync {
     async fn unsubscribe(&self, topic: &Topic) -> Result<()>;
     /// Asks whether the connection still lives.
     async fn ping(&self) -> Result<()>;
-}
-
-/// What a reader finds when it opens a job's log.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Opened {
-    /// Where the job stood just before the events were read.
-    pub record: Option<Record>,
-    /// The first page of events after the cursor.
-    pub events: Vec<Event>,
 }
 
 /// The job's log and its live messages.
@@ -345,8 +214,13 @@ pub trait Inspect: Send + Sync {
     /// The workers that have read a partition, the most recent first.
     async fn workers(&self, partition: &Partition) -> Result<Vec<WorkerSeen>>;
 
-    /// Up to `most` dead letters of a partition, the oldest first.
-    async fn dead_letters(&self, partition: &Partition, most: usize) -> Result<Vec<DeadLetter>>;
+    /// Up to `most` dead letters of a partition, the oldest first, behind the one called `after`.
+    async fn dead_letters(
+        &self,
+        partition: &Partition,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<DeadLetter>>;
 }
 
 impl fmt::Debug for dyn Broker {

@@ -11,6 +11,7 @@ mod answer;
 mod args;
 mod ask;
 mod dev;
+mod dlq;
 mod engine;
 mod exit;
 mod jobs;
@@ -27,5 +28,5 @@ mod terminal;
 pub mod worker;
 
 pub use exit::{Error, Exit};
-pub use process::{Context, main};
+pub use process::{Context, main, main_that_drains};
 pub use terminal::Terminal;

@@ -43,15 +43,21 @@ pub enum Code {
     Truncated,
     /// The upstream sent what cannot be read.
     UpstreamProtocol,
-    /// The workers that ran it died, as often as it may be tried.
+    /// The workers that ran it died, as often as a job may cost one.
     Poison,
+    /// It had not begun when its time was over.
+    Expired,
+    /// Its owner does not want it any more.
+    Cancelled,
+    /// The worker that ran the attempt died or was cut off.
+    WorkerLost,
     /// A code of a newer version.
     #[serde(other)]
     Unknown,
 }
 
 /// The one table of failures: name, and whether another attempt may succeed.
-const CODES: [(Code, &str, bool); 11] = [
+const CODES: [(Code, &str, bool); 14] = [
     (Code::InvalidJob, "invalid_job", false),
     (Code::InvalidRequest, "invalid_request", false),
     (Code::UpstreamAuth, "upstream_auth", false),
@@ -62,12 +68,20 @@ const CODES: [(Code, &str, bool); 11] = [
     (Code::Truncated, "truncated", true),
     (Code::UpstreamProtocol, "upstream_protocol", true),
     (Code::Poison, "poison", false),
+    (Code::Expired, "expired", false),
+    (Code::Cancelled, "cancelled", false),
+    (Code::WorkerLost, "worker_lost", true),
     (Code::Unknown, "unknown", false),
 ];
 
 impl Code {
     fn row(self) -> (Self, &'static str, bool) {
         CODES.into_iter().find(|row| row.0 == self).unwrap_or((Self::Unknown, "unknown", false))
+    }
+
+    /// Every kind.
+    pub fn all() -> impl Iterator<Item = Self> {
+        CODES.into_iter().map(|row| row.0)
     }
 
     /// The name, as it stands in events and on the command line.

@@ -18,7 +18,11 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{error::Failure, job::Labels, job::Timestamp};
+use crate::{
+    error::{Code, Failure},
+    job::Labels,
+    job::Timestamp,
+};
 
 /// The place of an event: the fence of its writer, then a sequence from 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,6 +106,10 @@ pub enum Body {
     Done(Done),
     /// The job will not be tried again. Terminal.
     Failed(Failed),
+    /// The job's owner does not want it any more. Terminal.
+    Cancelled(Cancelled),
+    /// A new run begins: the job is tried again from the start.
+    Requeued(Requeued),
     /// An event of a kind that this version does not know; passed over by readers of text.
     Unknown {
         /// Its name in the log.
@@ -118,13 +126,15 @@ impl Body {
             Self::Retrying(_) => "retrying",
             Self::Done(_) => "done",
             Self::Failed(_) => "failed",
+            Self::Cancelled(_) => "cancelled",
+            Self::Requeued(_) => "requeued",
             Self::Unknown { kind } => kind,
         }
     }
 
     /// Whether it ends the job's run.
     pub fn is_terminal(&self) -> bool {
-        matches!(self, Self::Done(_) | Self::Failed(_))
+        matches!(self, Self::Done(_) | Self::Failed(_) | Self::Cancelled(_))
     }
 }
 
@@ -194,6 +204,38 @@ pub struct Failed {
     /// The job's labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+}
+
+/// The job was cancelled. The text that was written by then stays readable.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cancelled {
+    /// Attempts begun; 0 when none was.
+    pub attempts: u32,
+    /// The model's own count as far as it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Value>,
+    /// The caller's own name for the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom_id: Option<String>,
+    /// The job's labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+}
+
+impl From<Cancelled> for Failed {
+    /// What a cancelled job is to those who wait for its whole answer.
+    fn from(cancelled: Cancelled) -> Self {
+        let Cancelled { attempts, custom_id, labels, .. } = cancelled;
+        let error = Failure::new(Code::Cancelled, "the job was cancelled");
+        Self { error, attempts, custom_id, labels }
+    }
+}
+
+/// A dead letter was put back: a new run of the same job, with a new budget of attempts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requeued {
+    /// Which run of the job begins, from 2.
+    pub run: u32,
 }
 
 #[cfg(test)]

@@ -64,10 +64,14 @@ pub struct Job {
     /// Not to be run before this time: milliseconds since the epoch, or RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
+    /// Not to be begun after this time, but failed as `expired`: milliseconds since the epoch, or
+    /// RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// Longest time one attempt may take, in milliseconds; the worker's own limit applies too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
-    /// Most attempts, 1 to 100; the worker's own default otherwise.
+    /// Most attempts that may fail, 1 to 100; the worker's own default otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
     /// Whether chunks are published while the model speaks. Without it the answer is one chunk.
@@ -76,7 +80,7 @@ pub struct Job {
 }
 
 /// The envelope's fields, in the order in which errors list them.
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 12] = [
     "request",
     "queue",
     "lane",
@@ -85,6 +89,7 @@ const FIELDS: [&str; 11] = [
     "custom_id",
     "labels",
     "not_before",
+    "expires_at",
     "deadline_ms",
     "max_attempts",
     "stream",
@@ -128,6 +133,7 @@ impl Job {
             custom_id: None,
             labels: Labels::default(),
             not_before: None,
+            expires_at: None,
             deadline_ms: None,
             max_attempts: None,
             stream: true,
@@ -194,6 +200,13 @@ impl Job {
             && !(1..=100).contains(&most)
         {
             return Err(Invalid::new(format!("max_attempts is {most}; allowed: 1 to 100")));
+        }
+        if let (Some(expires), Some(begins)) = (self.expires_at, self.not_before)
+            && expires <= begins
+        {
+            return Err(Invalid::new(format!(
+                "expires_at is {expires}, not after not_before, {begins}; the job could never run"
+            )));
         }
         if self.deadline_ms == Some(0) {
             return Err(Invalid::new("deadline_ms is 0; allowed: 1 or more"));

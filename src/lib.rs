@@ -12,7 +12,8 @@
 //! - [`broker`]: the ports, and their adapters [`broker::redis`] and [`broker::memory`]
 //! - `upstream`: the model's port, and its adapter `upstream::openai`; `simulator` stands in for
 //!   a model
-//! - [`producer`] enqueues, [`listener`] follows, `worker` executes
+//! - [`producer`] enqueues, [`listener`] follows, `worker` executes, [`admin`] cancels, requeues and
+//!   drains
 //! - `config` gathers everyone's options; `cli` is what the programs share
 //!
 //! # Features
@@ -23,6 +24,7 @@
 //!
 //! Without them an application embeds producer and listener alone.
 
+pub mod admin;
 pub mod broker;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -57,6 +57,14 @@ pub enum Error {
         /// The time it is.
         now: Timestamp,
     },
+    /// The job's last moment to begin has passed.
+    #[error("expires_at is {at}, which has passed (it is {now}); the job could never run")]
+    Expired {
+        /// The time asked for.
+        at: Timestamp,
+        /// The time it is.
+        now: Timestamp,
+    },
     /// The broker refused it, or cannot be reached.
     #[error(transparent)]
     Broker(#[from] broker::Error),
@@ -69,6 +77,7 @@ impl Error {
             Self::Invalid(_) => "invalid_job",
             Self::TooLarge { .. } => "job_too_large",
             Self::PastSchedule { .. } => "past_schedule",
+            Self::Expired { .. } => "expired",
             Self::Broker(error) => error.code(),
         }
     }
@@ -139,6 +148,9 @@ impl Producer {
         job.check()?;
         if let Some(due) = job.not_before.filter(|due| *due < now) {
             return Err(Error::PastSchedule { due, now });
+        }
+        if let Some(at) = job.expires_at.filter(|at| *at <= now) {
+            return Err(Error::Expired { at, now });
         }
         let payload = serde_json::to_vec(&job)
             .map_err(|e| Error::Invalid(Invalid(format!("the job cannot be encoded: {e}"))))?;

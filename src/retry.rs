@@ -52,8 +52,11 @@ impl Backoff {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Schedule {
-    /// Most attempts, unless the job says otherwise.
+    /// Most attempts that may fail, unless the job says otherwise. One that was lost with its worker
+    /// or given back does not count.
     pub max_attempts: u32,
+    /// Most attempts that may be lost with their workers: then the job itself is taken for the cause.
+    pub max_crashes: u32,
     /// The delay after the first failure.
     #[serde(with = "humantime_serde")]
     pub initial: Duration,
@@ -69,7 +72,8 @@ pub struct Schedule {
 impl Default for Schedule {
     fn default() -> Self {
         Self {
-            max_attempts: 3,
+            max_attempts: 5,
+            max_crashes: 3,
             initial: Duration::from_secs(1),
             multiplier: 2.0,
             max: Duration::from_secs(60),

@@ -18,6 +18,8 @@ pub enum State {
     Done,
     /// It will not be tried again. Terminal.
     Failed,
+    /// Its owner does not want it any more. Terminal.
+    Cancelled,
 }
 
 /// What moves a job from one state to another.
@@ -40,12 +42,16 @@ pub enum Transition {
     Finish,
     /// The attempt failed and none follows.
     Fail,
-    /// It cannot be run at all: no attempt began.
+    /// It cannot be run, or may not be run any more: it fails without another attempt.
     Refuse,
+    /// Its owner does not want it any more.
+    Cancel,
+    /// An operator opens a new run from its dead letter.
+    Requeue,
 }
 
 /// Every transition there is: from, what happens, to. `None` is a job that does not exist yet.
-pub const TRANSITIONS: [(Option<State>, Transition, State); 11] = [
+pub const TRANSITIONS: [(Option<State>, Transition, State); 17] = [
     (None, Transition::Enqueue, State::Waiting),
     (None, Transition::Schedule, State::Parked),
     (Some(State::Parked), Transition::Promote, State::Waiting),
@@ -57,6 +63,12 @@ pub const TRANSITIONS: [(Option<State>, Transition, State); 11] = [
     (Some(State::Running), Transition::Fail, State::Failed),
     (Some(State::Waiting), Transition::Refuse, State::Failed),
     (Some(State::Running), Transition::Refuse, State::Failed),
+    (Some(State::Waiting), Transition::Cancel, State::Cancelled),
+    (Some(State::Parked), Transition::Cancel, State::Cancelled),
+    (Some(State::Running), Transition::Cancel, State::Cancelled),
+    (Some(State::Failed), Transition::Requeue, State::Waiting),
+    (Some(State::Cancelled), Transition::Requeue, State::Waiting),
+    (None, Transition::Requeue, State::Waiting),
 ];
 
 /// Where `transition` leads from `from`, if it may happen there.
@@ -66,8 +78,8 @@ pub fn next(from: Option<State>, transition: Transition) -> Option<State> {
 
 impl State {
     /// All states.
-    pub const ALL: [Self; 5] =
-        [Self::Waiting, Self::Parked, Self::Running, Self::Done, Self::Failed];
+    pub const ALL: [Self; 6] =
+        [Self::Waiting, Self::Parked, Self::Running, Self::Done, Self::Failed, Self::Cancelled];
 
     /// The name in lower case, as it stands in the record.
     pub const fn as_str(self) -> &'static str {
@@ -77,12 +89,13 @@ impl State {
             Self::Running => "running",
             Self::Done => "done",
             Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
         }
     }
 
     /// Whether the job's run is over.
     pub const fn is_terminal(self) -> bool {
-        matches!(self, Self::Done | Self::Failed)
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
     }
 }
 
@@ -94,7 +107,7 @@ impl fmt::Display for State {
 
 /// Text that names no state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown state `{0}`; allowed: waiting, parked, running, done, failed")]
+#[error("unknown state `{0}`; allowed: waiting, parked, running, done, failed, cancelled")]
 pub struct StateError(String);
 
 impl FromStr for State {
@@ -113,9 +126,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_terminal_state_has_no_way_out() {
+    fn only_a_new_run_leads_out_of_a_terminal_state() {
         for (from, transition, _) in TRANSITIONS {
-            assert!(!from.is_some_and(State::is_terminal), "{from:?} {transition:?}");
+            let out = from.is_some_and(State::is_terminal);
+            assert!(!out || transition == Transition::Requeue, "{from:?} {transition:?}");
         }
     }
 

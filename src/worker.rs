@@ -3,12 +3,16 @@
 //! One file per task: `claim` reads a partition's lanes, `execute` runs one entry, `generate`
 //! reads the upstream, `batch` gathers deltas, `publish` writes events under the fence, `settle` acknowledges in batches,
 //! `lease` renews what is held, `sweeper` takes over what ran out of lease, `promoter` moves parked
-//! jobs to their lanes.
+//! jobs to their lanes, `control` hears what this worker is told, `janitor` forgets workers that are
+//! gone. `hands` is what they share: the entries in this worker's hands.
 
 mod batch;
 mod claim;
+mod control;
 mod execute;
 mod generate;
+mod hands;
+mod janitor;
 mod lease;
 mod promoter;
 mod publish;
@@ -16,17 +20,21 @@ mod settle;
 mod sweeper;
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use hands::{Hands, Wakes};
+
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -82,6 +90,13 @@ pub struct Options {
     /// How often leases that ran out are looked for, while anything is in flight.
     #[serde(with = "humantime_serde")]
     pub sweep: Duration,
+    /// How often record and log of a running job get their whole time to live again.
+    #[serde(with = "humantime_serde")]
+    pub refresh: Duration,
+    /// A worker that has not read for so long and holds nothing is forgotten; more than twice
+    /// `block`.
+    #[serde(with = "humantime_serde")]
+    pub forget: Duration,
     /// How long running jobs may go on after the worker was told to stop.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
@@ -108,6 +123,8 @@ impl Default for Options {
             lease: Duration::from_secs(6),
             renewal: Duration::from_secs(2),
             sweep: Duration::from_secs(1),
+            refresh: Duration::from_hours(1),
+            forget: Duration::from_hours(1),
             drain: Duration::from_secs(25),
             retry: Schedule::default(),
         }
@@ -121,6 +138,10 @@ pub struct Stopped {
     pub reason: Reason,
     /// Attempts that it ended, well or badly.
     pub finished: u64,
+    /// Attempts that it gave up because another worker's counted.
+    pub fenced: u64,
+    /// Entries that it took over from other workers.
+    pub taken_over: u64,
     /// Jobs that were still running: given back, for other workers to start again.
     pub unfinished: Vec<JobId>,
 }
@@ -130,7 +151,7 @@ pub struct Stopped {
 pub enum Reason {
     /// It was told to, and everything in its hands ended.
     Drained,
-    /// It was told to, and the time for draining passed first.
+    /// It was told to, and the time for draining passed first, or it was told to hurry.
     DrainTimeout,
 }
 
@@ -163,12 +184,16 @@ struct Context {
     upstream: Arc<dyn Upstream>,
     options: Options,
     slots: Arc<Semaphore>,
-    /// Entries in this worker's hands, so that reading them again finds only lost ones.
-    held: Mutex<HashMap<Place, JobId>>,
+    hands: Hands,
+    wakes: Wakes,
     acks: settle::Sender,
     finished: AtomicU64,
+    fenced: AtomicU64,
+    taken_over: AtomicU64,
     /// Jobs given back.
     released: Mutex<Vec<JobId>>,
+    /// Nothing more is claimed.
+    stop: CancellationToken,
     /// Ends everything at once: the drain is over.
     abandon: CancellationToken,
 }
@@ -195,10 +220,6 @@ impl Context {
         }
         self.released.lock().unwrap_or_else(PoisonError::into_inner).push(job);
     }
-
-    fn held(&self) -> MutexGuard<'_, HashMap<Place, JobId>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Worker {
@@ -212,10 +233,14 @@ impl Worker {
             upstream,
             slots: Arc::new(Semaphore::new(options.concurrency.max(1))),
             options,
-            held: Mutex::default(),
+            hands: Hands::default(),
+            wakes: Wakes::default(),
             acks: sender,
             finished: AtomicU64::new(0),
+            fenced: AtomicU64::new(0),
+            taken_over: AtomicU64::new(0),
             released: Mutex::default(),
+            stop: CancellationToken::new(),
             abandon: CancellationToken::new(),
         };
         Self { context: Arc::new(context), hub, acks }
@@ -226,63 +251,101 @@ impl Worker {
         &self.context.id
     }
 
-    /// Runs until `shutdown` is cancelled; then claims nothing more and lets running jobs end, for
-    /// at most `drain`.
+    /// Cancelling it gives back at once what runs, and ends the worker without a drain.
+    pub fn hurry(&self) -> CancellationToken {
+        self.context.abandon.clone()
+    }
+
+    /// Runs until `shutdown` is cancelled or it is told to drain; then claims nothing more and lets
+    /// running jobs end, for at most `drain`.
     pub async fn run(self, shutdown: CancellationToken) -> Stopped {
         let Self { context, hub, acks } = self;
-        let loops = TaskTracker::new();
-        let jobs = TaskTracker::new();
-        for queue in &context.options.queues {
-            let partition = Partition::first(queue.clone());
+        let (loops, jobs) = (TaskTracker::new(), TaskTracker::new());
+        let (stop, abandon) = (context.stop.clone(), context.abandon.clone());
+        let partitions: Vec<Partition> =
+            context.options.queues.iter().cloned().map(Partition::first).collect();
+        for partition in &partitions {
             tracing::info!(worker = %context.id, %partition, "serving");
-            let reader = claim::Reader::new(Arc::clone(&context), partition.clone(), jobs.clone());
-            loops.spawn(reader.run(shutdown.clone()));
-            loops.spawn(sweeper::run(
-                Arc::clone(&context),
-                hub.clone(),
-                partition.clone(),
-                jobs.clone(),
-                shutdown.clone(),
-            ));
-            loops.spawn(promoter::run(
-                context.broker.clone(),
-                hub.clone(),
-                partition,
-                shutdown.clone(),
-            ));
+            serve(&context, &hub, partition, &loops, &jobs);
         }
         let idle = CancellationToken::new();
         let renewing = tokio::spawn(lease::run(Arc::clone(&context), idle.clone()));
+        let listening = tokio::spawn(control::run(Arc::clone(&context), hub, idle.clone()));
+        let most = context.options.ack_batch;
+        let acking = tokio::spawn(settle::run(context.broker.clone(), acks, most, abandon.clone()));
         loops.close();
-        let acking = tokio::spawn(settle::run(
-            context.broker.clone(),
-            acks,
-            context.options.ack_batch,
-            context.abandon.clone(),
-        ));
-        shutdown.cancelled().await;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = abandon.cancelled() => {}
+            () = stop.cancelled() => {}
+        }
+        stop.cancel();
         let drain = async {
             loops.wait().await;
             jobs.close();
             jobs.wait().await;
         };
-        let drained = tokio::time::timeout(context.options.drain, drain).await.is_ok();
-        context.abandon.cancel();
+        let drained = tokio::select! {
+            drained = tokio::time::timeout(context.options.drain, drain) => drained.is_ok(),
+            () = abandon.cancelled() => false,
+        };
+        abandon.cancel();
         loops.wait().await;
         jobs.close();
         jobs.wait().await;
         idle.cancel();
-        if renewing.await.is_err() {
-            tracing::error!("the renewing task failed");
-        }
-        let unfinished = context.released.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let finished = context.finished.load(Ordering::Relaxed);
-        // The last sender goes with the context; what is queued is acknowledged first.
-        drop(context);
-        if acking.await.is_err() {
-            tracing::error!("the acknowledging task failed");
+        if renewing.await.is_err() || listening.await.is_err() {
+            tracing::error!("a task of the worker failed");
         }
         let reason = if drained { Reason::Drained } else { Reason::DrainTimeout };
-        Stopped { reason, finished, unfinished }
+        leave(context, &partitions, acking, reason).await
     }
+}
+
+/// Starts the tasks of a partition.
+fn serve(
+    context: &Arc<Context>,
+    hub: &Hub,
+    partition: &Partition,
+    loops: &TaskTracker,
+    jobs: &TaskTracker,
+) {
+    let stop = context.stop.clone();
+    let reader = claim::Reader::new(Arc::clone(context), partition.clone(), jobs.clone());
+    loops.spawn(reader.run(stop.clone()));
+    let (own, taken) = (Arc::clone(context), jobs.clone());
+    loops.spawn(sweeper::run(own, hub.clone(), partition.clone(), taken, stop.clone()));
+    let broker = context.broker.clone();
+    loops.spawn(promoter::run(broker, hub.clone(), partition.clone(), stop.clone()));
+    loops.spawn(janitor::run(Arc::clone(context), partition.clone(), stop));
+}
+
+/// The last steps of a worker whose jobs are out of its hands.
+async fn leave(
+    context: Arc<Context>,
+    partitions: &[Partition],
+    acking: JoinHandle<()>,
+    reason: Reason,
+) -> Stopped {
+    let stopped = Stopped {
+        reason,
+        finished: context.finished.load(Ordering::Relaxed),
+        fenced: context.fenced.load(Ordering::Relaxed),
+        taken_over: context.taken_over.load(Ordering::Relaxed),
+        unfinished: context.released.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+    };
+    let (broker, id, options) =
+        (context.broker.clone(), context.id.clone(), context.options.clone());
+    // The last sender goes with the context; what is queued is acknowledged first.
+    drop(context);
+    if acking.await.is_err() {
+        tracing::error!("the acknowledging task failed");
+    }
+    for partition in partitions {
+        let retired = broker.retire(partition, Some(&id), options.forget);
+        if !matches!(tokio::time::timeout(options.renewal, retired).await, Ok(Ok(_))) {
+            tracing::debug!(%partition, "left without a word; the others forget it in time");
+        }
+    }
+    stopped
 }

@@ -1,11 +1,11 @@
 //! Entries, and what is made of them.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    error::Failure,
+    error::{Code, Failure},
     job::{Invalid, Job, JobId, Lane, QueueName, Timestamp},
 };
 
@@ -64,6 +64,21 @@ impl WorkerId {
     }
 }
 
+/// Text that no worker is called.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no worker's ID; `millstream workers` shows them")]
+pub struct WorkerIdError(String);
+
+impl FromStr for WorkerId {
+    type Err = WorkerIdError;
+
+    fn from_str(text: &str) -> Result<Self, WorkerIdError> {
+        let fits = (1..=80).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if fits { Ok(Self(text.to_owned())) } else { Err(WorkerIdError(text.to_owned())) }
+    }
+}
+
 impl fmt::Display for WorkerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -94,17 +109,43 @@ pub struct Entry {
     pub at: Timestamp,
     /// Attempts made before this entry was added.
     pub attempt: u32,
+    /// The run of the job that it belongs to, from 1; a requeued dead letter opens the next.
+    pub run: u32,
+    /// Whether it was taken from a worker that let its lease run out, with nothing but the worker or
+    /// the job to blame: the attempt that ran, if one did, is a crash.
+    pub crashed: bool,
     /// The entry's fields as they are, in order.
     pub fields: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The job, or why it cannot be read.
-    pub job: Result<Job, Invalid>,
+    /// The job, or why it cannot be run.
+    pub job: Result<Job, Failure>,
 }
 
 impl Entry {
-    /// Reads an entry's fields: `job` (required), `id`, `at` and `attempt`. An entry without an ID
+    /// Reads an entry's fields: `job` (required), `id`, `at`, `attempt` and `run`. An entry without an ID
     /// gets one derived from `lane_key` and its entry ID, the same at every delivery. Nothing here
     /// fails: what cannot be read is told by [`Entry::job`], with the bytes kept.
     pub fn read(place: Place, lane_key: &str, fields: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
+        Self::parse(place, lane_key, fields, None)
+    }
+
+    /// As [`Entry::read`] for an entry that was delivered so often that reading it may be what ends
+    /// its workers: its job is not parsed.
+    pub fn unread(
+        place: Place,
+        lane_key: &str,
+        fields: Vec<(Vec<u8>, Vec<u8>)>,
+        deliveries: u32,
+    ) -> Self {
+        let text = format!("delivered {deliveries} times, and no attempt came to an end");
+        Self::parse(place, lane_key, fields, Some(Failure::new(Code::Poison, text)))
+    }
+
+    fn parse(
+        place: Place,
+        lane_key: &str,
+        fields: Vec<(Vec<u8>, Vec<u8>)>,
+        unread: Option<Failure>,
+    ) -> Self {
         let text = |name: &str| {
             let value = fields.iter().find(|(field, _)| field == name.as_bytes());
             value.map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned())
@@ -119,17 +160,27 @@ impl Entry {
         let derived = JobId::from_entry(lane_key, &place.entry);
         let id = text("id").map_or(Ok(derived), |id| id.parse::<JobId>());
         let at = number("at");
-        let attempt = number("attempt");
-        let job = match fields.iter().find(|(field, _)| field == b"job") {
-            Some((_, bytes)) => Job::parse(bytes),
-            None => Err(Invalid("the entry has no field `job`".to_owned())),
+        let (attempt, run) = (number("attempt"), number("run"));
+        let broken = [id.as_ref().err(), at.as_ref().err(), attempt.as_ref().err()]
+            .into_iter()
+            .chain([run.as_ref().err()])
+            .flatten()
+            .next();
+        let job = match (broken, fields.iter().find(|(field, _)| field == b"job")) {
+            (Some(invalid), _) => Err(invalid.clone()),
+            (None, Some((_, bytes))) if unread.is_none() => Job::parse(bytes),
+            (None, Some(_)) => Err(Invalid(String::new())),
+            (None, None) => Err(Invalid("the entry has no field `job`".to_owned())),
         };
-        let broken = id.as_ref().err().or(at.as_ref().err()).or(attempt.as_ref().err()).cloned();
+        let invalid = |invalid: Invalid| Failure::new(Code::InvalidJob, invalid.to_string());
+        let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
         Self {
             id: id.unwrap_or(derived),
             at: Timestamp(at.ok().filter(|at| *at > 0).unwrap_or(born)),
-            attempt: attempt.ok().and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
-            job: broken.map_or(job, Err),
+            attempt: attempt.map_or(0, small),
+            run: run.map_or(1, small).max(1),
+            crashed: false,
+            job: job.map_err(|error| unread.unwrap_or_else(|| invalid(error))),
             place,
             fields,
         }
@@ -169,9 +220,22 @@ impl PartialEq for Attempt {
     }
 }
 
+/// An attempt that came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setback {
+    /// Which attempt, from 1.
+    pub attempt: u32,
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub error: Failure,
+}
+
 /// A job that ran out of attempts or can never succeed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DeadLetter {
+    /// The letter's own name, given when it is buried: its entry ID among the dead letters.
+    pub letter: String,
     /// The job.
     pub id: JobId,
     /// Why.
@@ -184,23 +248,59 @@ pub struct DeadLetter {
     pub at: Timestamp,
     /// The lane it came from.
     pub lane: Lane,
+    /// The run that ended in it, from 1.
+    pub run: u32,
+    /// The attempts of the run that came to nothing, as far as the record tells.
+    pub history: Vec<Setback>,
     /// The entry's fields as they were, in order.
     #[serde(skip)]
     pub fields: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl DeadLetter {
-    /// The letter of an entry.
+    /// The letter of an entry. It has no name yet.
     pub fn new(entry: &Entry, error: Failure, attempts: u32, fence: u64) -> Self {
         Self {
+            letter: String::new(),
             id: entry.id,
             error,
             attempts,
             fence,
             at: entry.at,
             lane: entry.place.lane,
+            run: entry.run,
+            history: Vec::new(),
             fields: entry.fields.clone(),
         }
+    }
+
+    /// When it was buried, as its name tells.
+    pub fn buried_at(&self) -> Timestamp {
+        Timestamp(self.letter.split('-').next().and_then(|ms| ms.parse().ok()).unwrap_or(0))
+    }
+
+    /// The job, where it can be read.
+    pub fn job(&self) -> Option<Job> {
+        let (_, bytes) = self.fields.iter().find(|(field, _)| field == b"job")?;
+        Job::parse(bytes).ok()
+    }
+
+    /// The fields of an entry that carries its job again, as the entry of `run`: the same bytes, and
+    /// what else an entry says.
+    pub(crate) fn entry(&self, run: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let own = ["id", "at", "attempt", "run"];
+        let others =
+            self.fields.iter().filter(|(name, _)| !own.iter().any(|o| o.as_bytes() == name));
+        let field = |name: &str, value: String| (name.as_bytes().to_vec(), value.into_bytes());
+        others
+            .cloned()
+            .chain([
+                field("id", self.id.to_string()),
+                field("at", self.at.0.to_string()),
+                field("attempt", 0.to_string()),
+                field("run", run.to_string()),
+            ])
+            .collect()
     }
 }
 

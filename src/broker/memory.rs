@@ -12,6 +12,8 @@
 //! What this broker cannot do is survive its process, or lose its memory while the process lives:
 //! a feed is never closed, and a log is never missing unless [`Memory::forget`] drops it.
 
+mod attempt;
+mod control;
 mod feed;
 mod log;
 mod queue;
@@ -31,12 +33,12 @@ use tokio::sync::Notify;
 
 use self::{feed::Subscriber, read::Reader, state::State};
 use super::{
-    Attempt, Begin, Claim, Claimer, DeadLetter, Depth, Enqueue, Entry, Feed, Inspect, Log, Opened,
-    Outcome, Partition, Place, Promoted, Receipt, Record, Result, Settle, Sink, Submission, Swept,
-    Wake, WorkerId, WorkerSeen, Written,
+    Attempt, Begin, Cancel, Claim, Claimer, Control, DeadLetter, Depth, Enqueue, Entry, Feed,
+    Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt, Record, Refusal,
+    Renewed, Reopened, Result, Run, Settle, Sink, Submission, Sweep, Swept, Topic, Wake, WorkerId,
+    WorkerSeen, Written,
 };
 use crate::{
-    error::Failure,
     event::{Body, Event, EventId, Frame},
     job::{JobId, Lane, Timestamp},
 };
@@ -156,8 +158,8 @@ impl Claim for Memory {
         Ok(Box::new(Reader::new(self.inner.clone(), partition.clone(), worker.clone())))
     }
 
-    async fn begin(&self, entry: &Entry, worker: &WorkerId) -> Result<Begin> {
-        self.inner.lock().begin(entry, worker, Timestamp::now())
+    async fn begin(&self, entry: &Entry, worker: &WorkerId, most_crashes: u32) -> Result<Begin> {
+        self.inner.lock().begin(entry, worker, most_crashes, Timestamp::now())
     }
 
     async fn promote(&self, partition: &Partition, most: usize) -> Result<Promoted> {
@@ -168,28 +170,42 @@ impl Claim for Memory {
         Ok(promoted)
     }
 
-    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Vec<Place>> {
+    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Renewed> {
         let mut state = self.inner.lock();
-        let lost = |place: &&Place| !state.queue(&place.partition).renew(worker, place);
-        Ok(places.iter().filter(lost).cloned().collect())
+        let gone = |place: &&Place| !state.queue(&place.partition).renew(worker, place);
+        Ok(Renewed { gone: places.iter().filter(gone).cloned().collect(), lost: 0 })
+    }
+
+    /// Nothing to do: a job that is not over is kept whatever its age.
+    async fn keep(&self, _jobs: &[JobId]) -> Result<()> {
+        Ok(())
     }
 
     async fn sweep(
         &self,
         partition: &Partition,
         worker: &WorkerId,
-        lease: Duration,
-        most: usize,
-        ask: bool,
+        sweep: &Sweep,
     ) -> Result<Swept> {
         let (taken, in_flight) = {
             let mut state = self.inner.lock();
             let queue = state.queue(partition);
-            let found = (queue.take_over(worker, lease, most), ask.then(|| queue.in_flight()));
+            let taken = queue.take_over(worker, sweep.lease, sweep.most);
+            let found = (taken, sweep.ask.then(|| queue.in_flight()));
             state.wake(partition, Wake::Swept);
             found
         };
-        Ok(Swept { entries: read::entries(partition, taken), in_flight })
+        let read = |overdue| read::overdue(partition, overdue, sweep.deliveries);
+        Ok(Swept { entries: taken.into_iter().map(read).collect(), in_flight, lost: 0 })
+    }
+
+    async fn retire(
+        &self,
+        partition: &Partition,
+        worker: Option<&WorkerId>,
+        idle: Duration,
+    ) -> Result<u64> {
+        Ok(self.inner.lock().queue(partition).retire(worker, idle))
     }
 
     async fn wake(&self, partition: &Partition, why: Wake) -> Result<()> {
@@ -209,8 +225,8 @@ impl Settle for Memory {
         Ok(self.inner.lock().conclude(attempt, frames, outcome, Timestamp::now()))
     }
 
-    async fn refuse(&self, entry: &Entry, error: &Failure, frame: &Frame) -> Result<Begin> {
-        Ok(self.inner.lock().refuse(entry, error, frame, Timestamp::now()))
+    async fn refuse(&self, entry: &Entry, refusal: &Refusal, frame: &Frame) -> Result<Begin> {
+        Ok(self.inner.lock().refuse(entry, refusal, frame, Timestamp::now()))
     }
 
     async fn remove(&self, places: &[Place]) -> Result<()> {
@@ -232,7 +248,7 @@ impl Settle for Memory {
     }
 
     async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
-        Ok(self.inner.lock().bury(entry, letter))
+        Ok(self.inner.lock().bury(entry, letter, Timestamp::now()))
     }
 }
 
@@ -284,6 +300,44 @@ fn decode(page: &[(EventId, Frame)]) -> Vec<Event> {
 }
 
 #[async_trait]
+impl Control for Memory {
+    async fn cancel(&self, job: JobId) -> Result<Cancel> {
+        self.inner.lock().cancel(job, Timestamp::now())
+    }
+
+    async fn unpark(&self, partition: &Partition, job: JobId) -> Result<bool> {
+        Ok(self.inner.lock().queue(partition).remove_parked(job))
+    }
+
+    async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {
+        let state = self.inner.lock();
+        let asked = |job: &&JobId| state.runs.get(*job).is_some_and(|run| run.cancel);
+        Ok(jobs.iter().filter(asked).copied().collect())
+    }
+
+    async fn tell(&self, worker: &WorkerId, order: Order) -> Result<u64> {
+        let topic = Topic::Worker(worker.clone());
+        Ok(self.inner.lock().topics.publish(&topic, order.message().as_bytes()))
+    }
+
+    async fn reopen(&self, partition: &Partition, letter: &DeadLetter) -> Result<Reopened> {
+        self.inner.lock().reopen(partition, letter, Timestamp::now())
+    }
+
+    async fn requeue(&self, partition: &Partition, letter: &DeadLetter, run: Run) -> Result<bool> {
+        let added = self.inner.lock().requeue(partition, letter, run, Timestamp::now());
+        self.inner.arrived.notify_waiters();
+        Ok(added)
+    }
+
+    async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
+        let mut state = self.inner.lock();
+        let queue = state.queue(partition);
+        Ok(letters.iter().map(|letter| u64::from(queue.unbury(letter))).sum())
+    }
+}
+
+#[async_trait]
 impl Inspect for Memory {
     async fn job(&self, id: JobId) -> Result<Option<Record>> {
         Ok(self.inner.lock().record(id))
@@ -297,8 +351,13 @@ impl Inspect for Memory {
         Ok(self.inner.lock().workers(partition))
     }
 
-    async fn dead_letters(&self, partition: &Partition, most: usize) -> Result<Vec<DeadLetter>> {
-        Ok(self.inner.lock().dead_letters(partition, most))
+    async fn dead_letters(
+        &self,
+        partition: &Partition,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        Ok(self.inner.lock().dead_letters(partition, after, most))
     }
 }
 

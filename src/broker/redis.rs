@@ -6,6 +6,7 @@
 mod claim;
 mod codec;
 mod connect;
+mod control;
 mod enqueue;
 mod inspect;
 pub mod keys;
@@ -90,6 +91,7 @@ pub struct Redis {
     keys: Arc<Keys>,
     scripts: Arc<Scripts>,
     options: Arc<Options>,
+    wakes: Arc<enqueue::Wakes>,
 }
 
 impl fmt::Debug for Redis {
@@ -107,13 +109,16 @@ impl Redis {
     /// [`Error::Unavailable`] may.
     pub async fn connect(options: Options) -> Result<Self> {
         let connector = Connector::new(&options)?;
-        check_version(&connector.server_info().await?)?;
+        let info = connector.server_info().await?;
+        check_version(&info)?;
+        connector.started(uptime(&info));
         let pool = Pool::new(connector, options.pool_size);
         Ok(Self {
             pool,
             keys: Arc::new(Keys::new(options.prefix.clone())),
             scripts: Arc::new(Scripts::new()),
             options: Arc::new(options),
+            wakes: Arc::default(),
         })
     }
 
@@ -157,6 +162,12 @@ fn check_version(info: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::TooOld { met: format!("Redis {version}") })
+}
+
+/// How long the server has been running.
+fn uptime(info: &str) -> Duration {
+    let seconds = info.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:"));
+    Duration::from_secs(seconds.and_then(|s| s.trim().parse().ok()).unwrap_or(0))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Partition;
+use super::{Partition, Setback};
 use crate::{
     error::Failure,
     job::{JobId, Labels, Lane, Tenant, Timestamp},
@@ -35,6 +35,10 @@ pub struct Record {
     pub attempt: u32,
     /// Attempts that ended in a failure.
     pub failures: u32,
+    /// Attempts that were lost with their workers.
+    pub crashes: u32,
+    /// Which run of the job it is, from 1.
+    pub run: u32,
     /// The highest fence so far; 0 before the first attempt.
     pub fence: u64,
     /// The worker of the last attempt.
@@ -45,6 +49,8 @@ pub struct Record {
     pub due: Option<Timestamp>,
     /// When its last attempt began.
     pub began_at: Option<Timestamp>,
+    /// Whether it is to be cancelled while its attempt runs.
+    pub cancelling: bool,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
     /// Why the model stopped.
@@ -53,6 +59,8 @@ pub struct Record {
     pub usage: Option<Value>,
     /// Why the last failed attempt failed.
     pub error: Option<Failure>,
+    /// The attempts of this run that came to nothing; the oldest go first where there are many.
+    pub history: Vec<Setback>,
 }
 
 /// How much is where in a partition.
@@ -64,6 +72,10 @@ pub struct Depth {
     pub parked: u64,
     /// Dead letters.
     pub dead: u64,
+    /// Dead letters dropped so far because there were too many, or too old ones.
+    pub dropped: u64,
+    /// Entries found deleted so far while workers held them: jobs that may never end.
+    pub lost_entries: u64,
 }
 
 /// How much is where in a lane.

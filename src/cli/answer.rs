@@ -77,7 +77,10 @@ pub(super) fn resume(job: JobId) -> String {
 pub(super) fn job_failed(job: JobId, failed: &Failed) -> Error {
     let Failed { error, attempts, .. } = failed;
     let times = if *attempts == 1 { "attempt" } else { "attempts" };
-    let cause = format!("job {job} failed after {attempts} {times}: {error}");
+    let cause = match error.code {
+        Code::Cancelled => format!("job {job} was cancelled"),
+        _ => format!("job {job} failed after {attempts} {times}: {error}"),
+    };
     Error::new(Exit::of(error), cause, remedy(error))
 }
 
@@ -86,6 +89,9 @@ fn remedy(failure: &Failure) -> &'static str {
         Code::UpstreamAuth => "correct OPENAI_API_KEY (upstream.api_key) of the worker",
         Code::UpstreamConnection => "correct OPENAI_BASE_URL (upstream.base_url) of the worker",
         Code::InvalidJob | Code::InvalidRequest => "correct the request",
+        Code::Cancelled => "",
+        Code::Expired => "ask again with a later expires_at, or start more workers",
+        Code::Poison => "look at the workers' logs, then `millstream dlq requeue` tries again",
         Code::Timeout => "raise the worker's timeouts or the job's deadline",
         _ => "ask again later",
     }
@@ -134,7 +140,11 @@ impl Page {
                 self.end(terminal)?;
                 return Ok(Some(Err(failed)));
             }
-            Body::Unknown { .. } => {}
+            Body::Cancelled(cancelled) => {
+                self.end(terminal)?;
+                return Ok(Some(Err(cancelled.into())));
+            }
+            Body::Requeued(_) | Body::Unknown { .. } => {}
         }
         Ok(None)
     }
@@ -219,7 +229,7 @@ impl Ended {
                 ..self
             },
             Err(failed) => Self {
-                state: "failed",
+                state: if failed.error.code == Code::Cancelled { "cancelled" } else { "failed" },
                 text,
                 fault: Some(job_failed(self.id, &failed)),
                 error: serde_json::to_value(&failed.error).ok(),

@@ -15,8 +15,9 @@ use super::{
     tables,
 };
 use crate::{
+    admin::{Admin, Cancelled},
     config::Config,
-    event::{Body, Event, EventId},
+    event::{Body, Event, EventId, Failed},
     job::JobId,
     listener::{self, Listener},
 };
@@ -33,6 +34,11 @@ pub(super) enum Jobs {
     Tail(Tail),
     /// Wait until jobs are over; the exit code is 6 where one failed
     Wait(Wait),
+    /// Cancel jobs, whether they wait, are parked or run
+    ///
+    /// What was written by then stays readable. The exit code is 6 where a job was over already, and
+    /// 2 where there is none.
+    Cancel(Cancel),
 }
 
 /// Which record.
@@ -57,6 +63,18 @@ pub(super) struct Tail {
     after: Option<EventId>,
 
     /// How they are written; as JSON each event is an object {"id", "event", "data"}
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Which jobs are not wanted any more.
+#[derive(Debug, Args)]
+pub(super) struct Cancel {
+    /// The jobs
+    #[arg(required = true)]
+    ids: Vec<JobId>,
+
+    /// How the result is written
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
@@ -91,6 +109,7 @@ pub(super) async fn run(what: Jobs, common: &Common, cx: &mut Context) -> Result
         Jobs::Show(args) => show(args, &config, &broker, cx).await,
         Jobs::Tail(args) => tail(args, &config, &broker, cx).await,
         Jobs::Wait(args) => wait(args, &config, &broker, cx).await,
+        Jobs::Cancel(args) => cancel(args, &broker, cx).await,
     }
 }
 
@@ -133,10 +152,12 @@ async fn tail(
     let listener = Listener::new(broker.shared.clone(), config.listener.clone());
     let mut last = args.after.unwrap_or(EventId::START);
     let mut events = listener.listen(args.id).after(last).events();
+    let mut ended: Option<Failed> = None;
     loop {
         let resume = format!("`millstream jobs tail {} --after {last}` goes on", args.id);
         let Some(event) = cx.unless_interrupted(events.next(), resume).await? else {
-            return Ok(Exit::Ok);
+            // A run that failed may have another behind it: the last one counts.
+            return ended.map_or(Ok(Exit::Ok), |f| Err(answer::job_failed(args.id, &f)));
         };
         let event = event?;
         last = event.id;
@@ -144,9 +165,44 @@ async fn tail(
             Output::Json => cx.terminal.json(&event)?,
             Output::Text => cx.terminal.line(readable(&event))?,
         }
-        if let Body::Failed(failed) = &event.body {
-            return Err(answer::job_failed(args.id, failed));
+        ended = match event.body {
+            Body::Failed(failed) => Some(failed),
+            Body::Cancelled(cancelled) => Some(cancelled.into()),
+            _ => None,
+        };
+    }
+}
+
+async fn cancel(args: Cancel, broker: &Broker, cx: &mut Context) -> Result<Exit, Error> {
+    let admin = Admin::new(broker.shared.clone());
+    let (mut over, mut unknown) = (0, None);
+    for id in args.ids {
+        let cancelled = cx.unless_interrupted(admin.cancel(id), "").await??;
+        over += u32::from(matches!(cancelled, Cancelled::Over { .. }));
+        if cancelled == Cancelled::Unknown {
+            unknown.get_or_insert(id);
         }
+        let line = match &cancelled {
+            Cancelled::Cancelled => format!("{id} cancelled"),
+            Cancelled::Asked { worker, again: false } => format!("{id} cancelling on {worker}"),
+            Cancelled::Asked { worker, again: true } => {
+                format!("{id} cancelling on {worker}, as asked before")
+            }
+            Cancelled::Over { state } => format!("{id} was {state} already; nothing changed"),
+            Cancelled::Unknown => format!("{id} is not known"),
+        };
+        match args.output {
+            Output::Json => {
+                let mut object = json!(cancelled);
+                object["id"] = json!(id);
+                cx.terminal.json(&object)?;
+            }
+            Output::Text => cx.terminal.line(line)?,
+        }
+    }
+    match unknown {
+        Some(id) => Err(listener::Error::NotFound(id).into()),
+        None => Ok(if over > 0 { Exit::Job } else { Exit::Ok }),
     }
 }
 
@@ -168,6 +224,8 @@ fn readable(event: &Event) -> String {
             format!("{reason} in {} ms{}", data.run_ms, usage.unwrap_or_default())
         }
         Body::Failed(data) => format!("after {} attempts: {}", data.attempts, data.error),
+        Body::Cancelled(data) => format!("after {} attempts", data.attempts),
+        Body::Requeued(data) => format!("run {} begins", data.run),
         Body::Unknown { .. } => "of a newer version".to_owned(),
     };
     format!("{} {:<8} {what}", event.id, event.body.kind())
@@ -245,7 +303,7 @@ fn listed(text: &str) -> Result<Vec<JobId>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{error::Failure, event::Failed};
+    use crate::error::Failure;
 
     const ID: &str = "01932c07-27d1-7c3e-a4b1-5d3f8a6b9c0e";
 

@@ -7,14 +7,14 @@ use super::{
     Context, Error, Exit,
     args::Common,
     ask::{self, Ask},
-    dev,
+    dev, dlq,
     exit::EXIT_CODES,
     jobs::{self, Jobs},
     migrate::{self, Migrate},
     producer,
     settings::{self, Settings},
     simulate::{self, Simulate},
-    tables::{self, Letters, View},
+    tables::{self, View, Workers},
     worker,
 };
 
@@ -43,19 +43,19 @@ enum Command {
     /// is embedded, no other process reaches it, and each line of standard input is a question.
     Dev,
 
-    /// Show, follow or await jobs
+    /// Show, follow, await or cancel jobs
     #[command(subcommand)]
     Jobs(Jobs),
 
     /// Show how much waits, runs, is parked and is dead, by lane
     Queues(View),
 
-    /// Show the workers that have read the queues
-    Workers(View),
+    /// Show the workers that have read the queues, or drain one
+    Workers(Workers),
 
-    /// Look at dead letters
+    /// List, show, put back or delete dead letters
     #[command(subcommand)]
-    Dlq(Letters),
+    Dlq(dlq::Letters),
 
     /// Apply or show migrations of the key layout
     #[command(subcommand)]
@@ -99,8 +99,8 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
         Command::Dev => dev::run(common, cx).await,
         Command::Jobs(what) => jobs::run(what, common, cx).await,
         Command::Queues(view) => tables::queues(view, common, cx).await,
-        Command::Workers(view) => tables::workers(view, common, cx).await,
-        Command::Dlq(what) => tables::letters(what, common, cx).await,
+        Command::Workers(what) => tables::workers(what, common, cx).await,
+        Command::Dlq(what) => dlq::run(what, common, cx).await,
         Command::Migrate(what) => migrate::run(what, common, cx).await,
         Command::Config(what) => settings::run(&what, common, cx),
         Command::Simulate(args) => simulate::run(args, common, cx).await,

@@ -17,8 +17,11 @@ use super::{Error, Exit, Terminal, exit::one_line};
 pub struct Context {
     /// Where it writes.
     pub terminal: Terminal,
-    /// Cancelled by the first SIGINT or SIGTERM; the second one ends the program at once.
+    /// Cancelled by the first SIGINT or SIGTERM. The second one ends the program at once, unless it
+    /// drains.
     pub interrupt: CancellationToken,
+    /// Cancelled by the second signal where the program drains; the third one ends it at once.
+    pub hurry: CancellationToken,
 }
 
 impl Context {
@@ -40,6 +43,20 @@ impl Context {
 pub fn main<A: Parser>(
     command: impl AsyncFnOnce(A, &mut Context) -> Result<Exit, Error>,
 ) -> ExitCode {
+    start(command, false)
+}
+
+/// As [`main`], for a program that has something to put down even in a hurry.
+pub fn main_that_drains<A: Parser>(
+    command: impl AsyncFnOnce(A, &mut Context) -> Result<Exit, Error>,
+) -> ExitCode {
+    start(command, true)
+}
+
+fn start<A: Parser>(
+    command: impl AsyncFnOnce(A, &mut Context) -> Result<Exit, Error>,
+    drains: bool,
+) -> ExitCode {
     let mut terminal = Terminal::standard();
     let args = match A::try_parse() {
         Ok(args) => args,
@@ -52,7 +69,7 @@ pub fn main<A: Parser>(
             return Exit::Unexpected.into();
         }
     };
-    let exit = runtime.block_on(run(args, command, terminal));
+    let exit = runtime.block_on(run(args, command, terminal, drains));
     // A thread that waits for a line of standard input would hold the process for ever.
     runtime.shutdown_timeout(Duration::from_millis(100));
     exit.into()
@@ -62,10 +79,15 @@ async fn run<A: Parser>(
     args: A,
     command: impl AsyncFnOnce(A, &mut Context) -> Result<Exit, Error>,
     terminal: Terminal,
+    drains: bool,
 ) -> Exit {
-    let (interrupt, at_once) = (CancellationToken::new(), CancellationToken::new());
-    let mut context = Context { terminal, interrupt: interrupt.clone() };
-    let watch = match watch(interrupt, at_once.clone()) {
+    let [interrupt, hurry, at_once] = std::array::from_fn(|_| CancellationToken::new());
+    let mut context = Context { terminal, interrupt: interrupt.clone(), hurry: hurry.clone() };
+    let mut steps = vec![interrupt, hurry, at_once.clone()];
+    if !drains {
+        steps.remove(1);
+    }
+    let watch = match watch(steps) {
         Ok(watch) => watch,
         Err(error) => {
             context.terminal.fail(format_args!("cannot watch for signals: {error}"));
@@ -91,11 +113,12 @@ async fn run<A: Parser>(
     }
 }
 
-fn watch(first: CancellationToken, second: CancellationToken) -> io::Result<JoinHandle<()>> {
+/// Cancels one token with each signal.
+fn watch(steps: Vec<CancellationToken>) -> io::Result<JoinHandle<()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     Ok(tokio::spawn(async move {
-        for token in [first, second] {
+        for token in steps {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}

@@ -39,7 +39,7 @@ Output:
 /// Enqueue one job from flags, or many from JSON Lines
 ///
 /// Each line of --file is a chat request, or {"request": ..., "queue", "lane", "tenant",
-/// "idempotency_key", "custom_id", "labels", "not_before", "deadline_ms", "max_attempts",
+/// "idempotency_key", "custom_id", "labels", "not_before", "expires_at", "deadline_ms", "max_attempts",
 /// "stream"}, or an OpenAI Batch input line. Flags overrule what a line says.
 #[derive(Debug, Parser)]
 #[command(name = "millstream-producer", version, arg_required_else_help = true)]
@@ -155,7 +155,15 @@ struct Options {
     #[arg(long, value_name = "TIME", value_parser = future)]
     at: Option<Timestamp>,
 
-    /// Most attempts, 1 to 100 [default: the worker's]
+    /// Fail the job as expired unless it has begun by then, RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = future, conflicts_with = "expires_in")]
+    expires_at: Option<Timestamp>,
+
+    /// Fail the job as expired unless it has begun within this time
+    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
+    expires_in: Option<Duration>,
+
+    /// Most attempts that may fail, 1 to 100 [default: the worker's]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100))]
     max_attempts: Option<u32>,
 
@@ -198,14 +206,16 @@ fn future(text: &str) -> Result<Timestamp, String> {
 impl Options {
     /// Sets what the flags say.
     fn apply(&self, job: &mut Job) {
-        let Self { queue, lane, tenant, labels, delay, at, max_attempts, no_stream, deadline } =
-            self;
+        let Self { queue, lane, tenant, labels, delay, at, .. } = self;
+        let Self { expires_at, expires_in, max_attempts, no_stream, deadline, .. } = self;
         set(&mut job.queue, queue.as_ref());
         set(&mut job.lane, lane.as_ref());
         set(&mut job.tenant, tenant.as_ref());
         job.labels.0.extend(labels.iter().cloned());
         let due = delay.map(|delay| Timestamp::now().after(delay)).or(*at);
         job.not_before = due.or(job.not_before);
+        let expires = expires_in.map(|time| Timestamp::now().after(time)).or(*expires_at);
+        job.expires_at = expires.or(job.expires_at);
         job.max_attempts = max_attempts.or(job.max_attempts);
         job.stream &= !no_stream;
         let deadline = deadline.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));

@@ -1,4 +1,4 @@
-//! `millstream queues`, `workers` and `dlq`: what is where.
+//! `millstream queues` and `workers`: what is where.
 
 use std::io;
 
@@ -14,7 +14,8 @@ use super::{
     parts::{self, Broker},
 };
 use crate::{
-    broker::{DeadLetter, Depth, Partition, Record, WorkerSeen},
+    admin::Admin,
+    broker::{Depth, Partition, Record, WorkerId, WorkerSeen},
     job::Lane,
 };
 
@@ -29,22 +30,8 @@ pub(super) struct View {
     output: Output,
 }
 
-/// What to do with dead letters.
-#[derive(Debug, Subcommand)]
-pub(super) enum Letters {
-    /// List them, the oldest first
-    List {
-        #[command(flatten)]
-        view: View,
-
-        /// Most letters of a queue
-        #[arg(long, value_name = "NUMBER", default_value_t = 100)]
-        limit: usize,
-    },
-}
-
 /// Opens Redis, and says which partitions to look at.
-async fn open(
+pub(super) async fn open(
     queues: Queues,
     common: &Common,
     cx: &mut Context,
@@ -65,11 +52,31 @@ pub(super) async fn queues(view: View, common: &Common, cx: &mut Context) -> Res
             Output::Json => cx.terminal.json(&json!({
                 "queue": partition.queue, "partition": partition.index,
                 "lanes": lanes(&depth), "parked": depth.parked, "dead": depth.dead,
+                "dropped": depth.dropped, "lost_entries": depth.lost_entries,
             }))?,
             Output::Text => depth_rows(&mut table, &partition, &depth),
         }
+        warn(&partition, &depth, cx);
     }
     finish(&table, view.output, &mut cx.terminal)
+}
+
+/// What an operator must know beside the numbers.
+fn warn(partition: &Partition, depth: &Depth, cx: &mut Context) {
+    if depth.dropped > 0 {
+        cx.terminal.warn(format_args!(
+            "queue {}: {} dead letters were dropped for newer ones or for their age; redis.dead_max \
+             and redis.dead_ttl bound them",
+            partition.queue, depth.dropped
+        ));
+    }
+    if depth.lost_entries > 0 {
+        cx.terminal.warn(format_args!(
+            "queue {}: {} entries were deleted by a stranger while workers held them; jobs of theirs \
+             that were to be retried may never end",
+            partition.queue, depth.lost_entries
+        ));
+    }
 }
 
 fn lanes(depth: &Depth) -> serde_json::Map<String, serde_json::Value> {
@@ -92,8 +99,51 @@ fn depth_rows(table: &mut Table, partition: &Partition, depth: &Depth) {
     }
 }
 
+/// What to do with workers.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Workers {
+    #[command(subcommand)]
+    what: Option<Order>,
+
+    #[command(flatten)]
+    view: View,
+}
+
+#[derive(Debug, Subcommand)]
+enum Order {
+    /// Tell a worker to claim nothing more, to end what it can, and to stop
+    ///
+    /// It does what SIGTERM would make it do. The exit code is 4 where no such worker listens.
+    Drain {
+        /// The worker's ID, as `millstream workers` shows it
+        id: WorkerId,
+    },
+}
+
+/// Shows workers, or tells one to drain.
+pub(super) async fn workers(
+    args: Workers,
+    common: &Common,
+    cx: &mut Context,
+) -> Result<Exit, Error> {
+    match args.what {
+        None => seen(args.view, common, cx).await,
+        Some(Order::Drain { id }) => {
+            let (broker, _) = open(args.view.queues, common, cx).await?;
+            if !Admin::new(broker.shared).drain(&id).await? {
+                let cause = format!("no worker {id} listens");
+                let remedy = "`millstream workers` shows those that live";
+                return Err(Error::new(Exit::Broker, cause, remedy));
+            }
+            cx.terminal.line(format_args!("{id} drains"))?;
+            Ok(Exit::Ok)
+        }
+    }
+}
+
 /// Shows the workers that have read the queues.
-pub(super) async fn workers(view: View, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
+async fn seen(view: View, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let (broker, partitions) = open(view.queues, common, cx).await?;
     let mut table = table(&["queue", "worker", "in hands", "idle"], 2);
     for partition in partitions {
@@ -121,45 +171,12 @@ fn worker_row(partition: &Partition, worker: &WorkerSeen) -> [String; 4] {
     ]
 }
 
-fn with_queue(partition: &Partition, value: &serde_json::Value) -> serde_json::Value {
+pub(super) fn with_queue(partition: &Partition, value: &serde_json::Value) -> serde_json::Value {
     let mut object = json!({"queue": partition.queue, "partition": partition.index});
     if let (Some(object), Some(fields)) = (object.as_object_mut(), value.as_object()) {
         object.extend(fields.clone());
     }
     object
-}
-
-/// Lists dead letters.
-pub(super) async fn letters(
-    what: Letters,
-    common: &Common,
-    cx: &mut Context,
-) -> Result<Exit, Error> {
-    let Letters::List { view, limit } = what;
-    let (broker, partitions) = open(view.queues, common, cx).await?;
-    let mut table = table(&["queue", "job", "enqueued", "lane", "attempts", "reason"], 0);
-    for partition in partitions {
-        for letter in broker.shared.dead_letters(&partition, limit).await? {
-            match view.output {
-                Output::Json => cx.terminal.json(&with_queue(&partition, &json!(letter)))?,
-                Output::Text => {
-                    table.add_row(letter_row(&partition, &letter));
-                }
-            }
-        }
-    }
-    finish(&table, view.output, &mut cx.terminal)
-}
-
-fn letter_row(partition: &Partition, letter: &DeadLetter) -> [String; 6] {
-    [
-        partition.queue.to_string(),
-        letter.id.to_string(),
-        letter.at.to_string(),
-        letter.lane.to_string(),
-        letter.attempts.to_string(),
-        letter.error.to_string(),
-    ]
 }
 
 /// A job's record, one field on a line; what is not known is left out.
@@ -189,7 +206,7 @@ pub(super) fn named(terminal: &mut Terminal, name: &str, text: &str) -> io::Resu
 }
 
 /// An empty table. Columns from `numbers` on are aligned to the right; 0 means none.
-fn table(header: &[&str], numbers: usize) -> Table {
+pub(super) fn table(header: &[&str], numbers: usize) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().map(|name| Cell::new(name.to_uppercase())));
@@ -203,7 +220,11 @@ fn table(header: &[&str], numbers: usize) -> Table {
 }
 
 /// Writes a table that has rows, and says so where it has none.
-fn finish(table: &Table, output: Output, terminal: &mut Terminal) -> Result<Exit, Error> {
+pub(super) fn finish(
+    table: &Table,
+    output: Output,
+    terminal: &mut Terminal,
+) -> Result<Exit, Error> {
     match output {
         Output::Json => {}
         Output::Text if table.is_empty() => terminal.say("none"),

@@ -24,7 +24,8 @@ use crate::{
 ///
 /// REDIS_URL and OPENAI_API_KEY are all it needs, or OPENAI_BASE_URL for an endpoint other than
 /// OpenAI's. It waits for Redis at start. SIGTERM or SIGINT drains it: running jobs may end within
-/// worker.drain, the others go to other workers. A second signal ends it at once.
+/// worker.drain, the others go to other workers. A second signal gives them back at once, a third
+/// ends it without a word. `millstream workers drain ID` does what the first signal does.
 #[derive(Debug, Parser)]
 #[command(name = "millstream-worker", version, after_help = EXIT_CODES)]
 pub struct Args {
@@ -83,12 +84,18 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
     );
     let hub = Listener::new(broker.shared.clone(), config.listener).hub();
     let worker = Worker::new(broker.shared, hub, upstream, parts::named(config.worker));
-    let stopped = worker.run(cx.interrupt.clone()).await;
+    let (hurry, give_back) = (cx.hurry.clone(), worker.hurry());
+    let hurried = async {
+        hurry.cancelled().await;
+        give_back.cancel();
+        std::future::pending::<()>().await;
+    };
+    let stopped = tokio::select! {
+        stopped = worker.run(cx.interrupt.clone()) => stopped,
+        () = hurried => return Ok(Exit::Ok),
+    };
     tell(&stopped, cx);
-    if cx.interrupt.is_cancelled() {
-        return Ok(Exit::Ok);
-    }
-    Err(Error::new(Exit::Broker, stopped.reason, "start it again"))
+    Ok(Exit::Ok)
 }
 
 /// Waits until Redis can be used, and says so; what will not pass by waiting ends it at once.
@@ -116,11 +123,16 @@ async fn connect(config: &Config, cx: &mut Context) -> Result<Option<Broker>, Er
 }
 
 fn tell(stopped: &Stopped, cx: &mut Context) {
-    let Stopped { reason, finished, unfinished, .. } = stopped;
+    let Stopped { reason, finished, fenced, taken_over, unfinished } = stopped;
     cx.terminal.say(format_args!(
         "worker stopped ({reason}): {finished} jobs finished, {} left to other workers",
         unfinished.len()
     ));
+    if fenced + taken_over > 0 {
+        cx.terminal.say(format_args!(
+            "it took {taken_over} jobs over from other workers, and lost {fenced} to others"
+        ));
+    }
     for job in unfinished {
         cx.terminal.say(format_args!("left: {job}"));
     }

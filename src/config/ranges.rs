@@ -156,6 +156,8 @@ fn worker(w: &worker::Options) -> Vec<Rule> {
         ),
         span("worker.sweep", w.sweep, 50 * MS, HOUR),
         span("worker.drain", w.drain, Duration::ZERO, DAY),
+        span("worker.refresh", w.refresh, 100 * MS, DAY),
+        span("worker.forget", w.forget, 100 * MS, 30 * DAY),
         within("worker.ack_batch", w.ack_batch, 1, 128),
         span("worker.total_timeout", w.total_timeout, 10 * MS, 7 * DAY),
         span("worker.first_token_timeout", w.first_token_timeout, 10 * MS, 7 * DAY),
@@ -167,6 +169,7 @@ fn worker(w: &worker::Options) -> Vec<Rule> {
 fn retry(r: &Schedule) -> Vec<Rule> {
     vec![
         within("worker.retry.max_attempts", r.max_attempts, 1, 100),
+        within("worker.retry.max_crashes", r.max_crashes, 1, 100),
         span("worker.retry.initial", r.initial, MS, DAY),
         within("worker.retry.multiplier", r.multiplier, 1.0, 100.0),
         span("worker.retry.max", r.max, MS, 7 * DAY),
@@ -195,6 +198,12 @@ fn ties(w: &worker::Options) -> Vec<Rule> {
             Span(w.idle_timeout),
             &total,
             w.idle_timeout <= w.total_timeout,
+        ),
+        text(
+            "worker.forget",
+            &Span(w.forget).to_string(),
+            w.forget > w.block * 2,
+            "more than twice worker.block: a live worker must not be forgotten",
         ),
         below(
             "worker.flush_bytes",

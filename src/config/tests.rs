@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 55] = [
+const OTHERS: [(&str, &str); 58] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
@@ -69,6 +69,8 @@ const OTHERS: [(&str, &str); 55] = [
     ("worker.lease", "7s"),
     ("worker.renewal", "1s"),
     ("worker.sweep", "2s"),
+    ("worker.refresh", "2h"),
+    ("worker.forget", "3h"),
     ("worker.drain", "0s"),
     ("worker.ack_batch", "1"),
     ("worker.first_token_timeout", "2s"),
@@ -76,6 +78,7 @@ const OTHERS: [(&str, &str); 55] = [
     ("worker.total_timeout", "2m"),
     ("worker.buffer_bytes", "100000"),
     ("worker.retry.max_attempts", "1"),
+    ("worker.retry.max_crashes", "2"),
     ("worker.retry.initial", "10ms"),
     ("worker.retry.multiplier", "3"),
     ("worker.retry.max", "2s"),

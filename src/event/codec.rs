@@ -58,6 +58,8 @@ impl Frame {
             Body::Retrying(data) => ("retrying", json("retrying", data)?),
             Body::Done(data) => ("done", json("done", data)?),
             Body::Failed(data) => ("failed", json("failed", data)?),
+            Body::Cancelled(data) => ("cancelled", json("cancelled", data)?),
+            Body::Requeued(data) => ("requeued", json("requeued", data)?),
             Body::Unknown { .. } => return Err(DecodeError::Shape),
         };
         Ok(Self { seq, kind, bytes })
@@ -102,6 +104,8 @@ impl Event {
             "retrying" => Body::Retrying(read(kind, bytes)?),
             "done" => Body::Done(read(kind, bytes)?),
             "failed" => Body::Failed(read(kind, bytes)?),
+            "cancelled" => Body::Cancelled(read(kind, bytes)?),
+            "requeued" => Body::Requeued(read(kind, bytes)?),
             other => Body::Unknown { kind: other.to_owned() },
         };
         Ok(Self { id, body })

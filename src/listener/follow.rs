@@ -42,6 +42,8 @@ pub(super) struct Follow {
     /// The event behind which the log had a gap at the last read.
     gap: Option<EventId>,
     backoff: Backoff,
+    /// The last event handed out ended a run.
+    over: bool,
     ended: bool,
     began: Instant,
     last: Instant,
@@ -59,6 +61,7 @@ impl Follow {
             synced: 0,
             gap: None,
             backoff: Backoff::reading(),
+            over: false,
             ended: false,
             began: now,
             last: now,
@@ -77,10 +80,11 @@ impl Follow {
         self.last = Instant::now();
         loop {
             if let Some(event) = self.queue.pop_front() {
-                self.ended |= event.body.is_terminal() && self.queue.is_empty();
+                self.over = event.body.is_terminal();
                 return Some(Ok(event));
             }
-            if self.ended {
+            // The page may have ended just there, with a new run of the job behind it.
+            if self.ended || (self.over && self.phase != Phase::Replay) {
                 return None;
             }
             let (deadline, error) = self.deadline();

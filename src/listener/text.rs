@@ -4,7 +4,7 @@ use futures_util::{Stream, StreamExt};
 
 use super::Error;
 use crate::{
-    event::{Body, Done, Event, Failed, Retrying},
+    event::{Body, Cancelled, Done, Event, Failed, Retrying},
     job::JobId,
 };
 
@@ -21,6 +21,8 @@ pub enum Text {
     Done(Done),
     /// No answer will come; what was appended is what there is.
     Failed(Failed),
+    /// The job was cancelled; what was appended is what there is.
+    Cancelled(Cancelled),
 }
 
 /// A whole answer.
@@ -30,7 +32,7 @@ pub struct Answer {
     pub id: JobId,
     /// The first choice's text, as the last attempt gave it.
     pub text: String,
-    /// How it ended.
+    /// How it ended; a cancelled job has failed with [`Code::Cancelled`](crate::error::Code::Cancelled).
     pub outcome: Result<Done, Failed>,
 }
 
@@ -52,7 +54,8 @@ pub(super) fn of_events(
             Ok(Event { body: Body::Retrying(data), .. }) => Some(Ok(Text::Retrying(data))),
             Ok(Event { body: Body::Done(data), .. }) => Some(Ok(Text::Done(data))),
             Ok(Event { body: Body::Failed(data), .. }) => Some(Ok(Text::Failed(data))),
-            Ok(Event { body: Body::Unknown { .. }, .. }) => None,
+            Ok(Event { body: Body::Cancelled(data), .. }) => Some(Ok(Text::Cancelled(data))),
+            Ok(Event { body: Body::Requeued(_) | Body::Unknown { .. }, .. }) => None,
         };
         std::future::ready(text)
     })
@@ -72,6 +75,7 @@ pub(super) async fn whole(
             Text::Retrying(_) => {}
             Text::Done(done) => outcome = Some(Ok(done)),
             Text::Failed(failed) => outcome = Some(Err(failed)),
+            Text::Cancelled(cancelled) => outcome = Some(Err(cancelled.into())),
         }
     }
     outcome.map(|outcome| Answer { id, text, outcome }).ok_or(Error::NotFound(id))

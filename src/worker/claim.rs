@@ -94,6 +94,7 @@ impl Reader {
                     Err(_) => return,
                 },
                 () = self.context.abandon.cancelled() => {
+                    drop(self.context.hands.hold(&entry.place));
                     self.context.release(&entry.place, entry.id, None).await;
                 }
             }
@@ -173,17 +174,18 @@ impl Reader {
         if entries.is_empty() {
             return;
         }
-        let idle = {
-            let mut held = self.context.held();
-            let idle = !held.keys().any(|place| place.partition == self.partition);
-            for entry in entries {
-                if held.insert(entry.place.clone(), entry.id).is_none() {
-                    self.surplus.push_back(entry);
-                }
+        let idle = !self.context.hands.any_of(&self.partition);
+        for entry in entries {
+            if self.context.hands.take(&entry) {
+                self.surplus.push_back(entry);
             }
-            idle
-        };
-        if idle && let Err(error) = self.context.broker.wake(&self.partition, Wake::Claimed).await {
+        }
+        // Told just now by the one who added it: they look after this.
+        let told = self.context.wakes.within(&self.partition, self.context.options.sweep / 2);
+        if idle
+            && !told
+            && let Err(error) = self.context.broker.wake(&self.partition, Wake::Claimed).await
+        {
             tracing::debug!(%error, "nobody woken");
         }
     }

@@ -4,17 +4,18 @@
 //! entry is removed, parked or buried. A worker that dies between the two leaves an entry whose
 //! next begin says which second step is owed.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use super::{
     Context,
-    generate::{Ended, Generation},
+    generate::{End, Ended, Generation},
+    hands::Hold,
     publish::{Over, Publisher},
 };
 use crate::{
-    broker::{self, Attempt, Begin, DeadLetter, Entry, Outcome},
+    broker::{self, Attempt, Begin, DeadLetter, Entry, Outcome, Refusal, Refused},
     error::{Code, Failure},
-    event::{Body, Done, Failed, Frame, Retrying},
+    event::{Body, Cancelled, Done, Failed, Frame, Retrying},
     job::{Job, Timestamp},
     retry::Backoff,
 };
@@ -43,14 +44,19 @@ enum Owed {
 
 /// Runs an entry to its end.
 pub(super) async fn run(context: &Context, entry: Entry) {
+    let hold = context.hands.hold(&entry.place);
+    if hold.age() > context.options.lease / 2 && !is_still_mine(context, &entry).await {
+        return;
+    }
     let mut running = None;
     let owed = loop {
         let owed = match persist(context, "begin", || begin(context, &entry)).await {
             None => Owed::Unfinished,
             Some(Begin::Begun(attempt)) => match &entry.job {
                 Ok(job) => {
+                    hold.begun(attempt.fence);
                     running = Some(attempt.clone());
-                    attempt_job(context, &entry, job, attempt).await
+                    attempt_job(context, &entry, job, &hold, attempt).await
                 }
                 Err(_) => Owed::Unfinished,
             },
@@ -62,36 +68,82 @@ pub(super) async fn run(context: &Context, entry: Entry) {
     };
     if matches!(owed, Owed::Unfinished) {
         // First, lest a renewal undoes it.
-        context.held().remove(&entry.place);
+        drop(hold);
         context.release(&entry.place, entry.id, running.as_ref()).await;
-    } else if settle(context, &entry, owed).await {
-        context.held().remove(&entry.place);
+    } else {
+        settle(context, &entry, owed).await;
     }
 }
 
-/// Begins a job, or refuses one that cannot be read.
+/// Renews an entry that has waited long for its turn. Where the lease has run out meanwhile, the
+/// entry is another's: beginning it would end that one's attempt.
+async fn is_still_mine(context: &Context, entry: &Entry) -> bool {
+    let places = std::slice::from_ref(&entry.place);
+    let renew = || context.broker.renew(&context.id, places);
+    let mine =
+        persist(context, "renew", renew).await.is_some_and(|renewed| renewed.gone.is_empty());
+    if !mine {
+        tracing::warn!(job = %entry.id, "lease ran out before the job began");
+    }
+    mine
+}
+
+/// Begins a job, or ends one that cannot or may not be run.
 async fn begin(context: &Context, entry: &Entry) -> broker::Result<Begin> {
-    let Err(invalid) = &entry.job else {
-        return context.broker.begin(entry, &context.id).await;
+    let most = context.options.retry.max_crashes;
+    let mut answer = match &entry.job {
+        Ok(_) => context.broker.begin(entry, &context.id, most).await?,
+        Err(error) => {
+            // The decoder's words may quote the prompt: they go to the job's own history only.
+            tracing::warn!(job = %entry.id, code = %error.code, "entry becomes a dead letter");
+            refuse(context, entry, Refusal::Failed(error.clone()), entry.attempt).await?
+        }
     };
-    // The decoder's words may quote the prompt: they go to the job's own history only.
-    tracing::warn!(job = %entry.id, "unreadable entry becomes a dead letter");
-    let error = Failure::new(Code::InvalidJob, invalid.to_string());
-    let attempts = entry.attempt;
-    let body = Body::Failed(Failed {
-        error: error.clone(),
-        attempts,
-        custom_id: None,
-        labels: crate::job::Labels::default(),
-    });
+    while let Begin::Refuse { why, attempts } = answer {
+        answer = refuse(context, entry, refusal(why), attempts).await?;
+    }
+    Ok(answer)
+}
+
+fn refusal(why: Refused) -> Refusal {
+    Refusal::Failed(match why {
+        Refused::Cancelled => return Refusal::Cancelled,
+        Refused::Expired => {
+            Failure::new(Code::Expired, "it had not begun when its time was over (expires_at)")
+        }
+        Refused::Poison { crashes } => Failure::new(
+            Code::Poison,
+            format!("{crashes} attempts were lost with their workers (worker.retry.max_crashes)"),
+        ),
+    })
+}
+
+/// Ends a job without an attempt.
+async fn refuse(
+    context: &Context,
+    entry: &Entry,
+    refusal: Refusal,
+    attempts: u32,
+) -> broker::Result<Begin> {
+    let job = entry.job.as_ref().ok();
+    let custom_id = job.and_then(|job| job.custom_id.clone());
+    let labels = job.map(|job| job.labels.clone()).unwrap_or_default();
+    let body = match &refusal {
+        Refusal::Failed(error) => {
+            Body::Failed(Failed { error: error.clone(), attempts, custom_id, labels })
+        }
+        Refusal::Cancelled => {
+            Body::Cancelled(Cancelled { attempts, usage: None, custom_id, labels })
+        }
+    };
     let frame = Frame::new(0, &body, context.options.codec)
         .map_err(|e| broker::Error::Protocol(e.to_string()))?;
-    context.broker.refuse(entry, &error, &frame).await
+    context.broker.refuse(entry, &refusal, &frame).await
 }
 
 fn owed(verdict: Begin) -> Owed {
     match verdict {
-        Begin::Begun(_) => Owed::Unfinished,
+        Begin::Begun(_) | Begin::Refuse { .. } => Owed::Unfinished,
         Begin::Remove => Owed::Remove,
         Begin::Park { attempt, due } => Owed::Park { attempt, due: Some(due) },
         Begin::Bury { error, attempts, fence } => Owed::Bury { error, attempts, fence },
@@ -120,11 +172,15 @@ where
     }
 }
 
-/// The second step. Whether it was taken.
-async fn settle(context: &Context, entry: &Entry, owed: Owed) -> bool {
+/// The second step. Where the worker stops before the broker takes it, whoever claims the entry
+/// again takes it.
+async fn settle(context: &Context, entry: &Entry, owed: Owed) {
     match owed {
-        Owed::Nothing | Owed::Again | Owed::Unfinished => true,
-        Owed::Remove => context.acks.send(entry.place.clone()).await.is_ok(),
+        Owed::Nothing | Owed::Again | Owed::Unfinished => {}
+        Owed::Remove => {
+            // The receiver outlives every job.
+            let _ = context.acks.send(entry.place.clone()).await;
+        }
         Owed::Park { attempt, due } => {
             let park = async || {
                 let due = match due {
@@ -133,12 +189,17 @@ async fn settle(context: &Context, entry: &Entry, owed: Owed) -> bool {
                 };
                 context.broker.park(entry, attempt, due).await
             };
-            persist(context, "park", park).await.is_some()
+            persist(context, "park", park).await;
         }
         Owed::Bury { error, attempts, fence } => {
             tracing::warn!(job = %entry.id, code = %error.code, attempts, "dead letter");
-            let letter = DeadLetter::new(entry, error, attempts, fence);
-            persist(context, "bury", || context.broker.bury(entry, &letter)).await.is_some()
+            let bury = async || {
+                let record = context.broker.job(entry.id).await?;
+                let mut letter = DeadLetter::new(entry, error.clone(), attempts, fence);
+                letter.history = record.map(|record| record.history).unwrap_or_default();
+                context.broker.bury(entry, &letter).await
+            };
+            persist(context, "bury", bury).await;
         }
     }
 }
@@ -150,10 +211,15 @@ async fn recorded_due(context: &Context, entry: &Entry) -> broker::Result<Timest
 }
 
 /// Runs an attempt from the call to its last event.
-async fn attempt_job(context: &Context, entry: &Entry, job: &Job, attempt: Attempt) -> Owed {
+async fn attempt_job(
+    context: &Context,
+    entry: &Entry,
+    job: &Job,
+    hold: &Hold<'_>,
+    attempt: Attempt,
+) -> Owed {
     let (fence, number, failures) = (attempt.fence, attempt.number, attempt.failures);
     let options = &context.options;
-    let most = job.max_attempts.unwrap_or(options.retry.max_attempts);
     let publisher = Publisher::new(
         context.broker.clone(),
         attempt,
@@ -162,23 +228,26 @@ async fn attempt_job(context: &Context, entry: &Entry, job: &Job, attempt: Attem
         context.abandon.clone(),
     );
     let result = match publisher {
-        // More attempts than are allowed begin only where workers died with the earlier ones.
-        Ok(publisher) if number > most => Ok((Ended::poison(most), Box::new(publisher))),
-        Ok(publisher) => Generation::new(context, job, publisher).run().await,
+        Ok(publisher) => Generation::new(context, job, &hold.stop, publisher).run().await,
         Err(over) => Err(over),
     };
-    let (ended, mut publisher) = match result {
+    let (mut ended, mut publisher) = match result {
         Ok(ended) => ended,
-        Err(over) => return given_up(entry, &over),
+        Err(over) => return given_up(context, entry, &over),
     };
-    let (last, outcome) = ending(context, entry, job, (number, failures), &ended);
-    let chunk = ended.chunk.map(Body::Delta);
-    if let Err(over) = publisher.conclude(chunk, &last, &outcome).await {
-        return given_up(entry, &over);
-    }
-    context.finished.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let mut chunk = ended.chunk.take().map(Body::Delta);
+    let outcome = loop {
+        let (last, outcome) = ending(context, entry, job, (number, failures), &ended);
+        match publisher.conclude(chunk.take(), &last, &outcome).await {
+            Ok(()) => break outcome,
+            // The wish came between the end of the answer and its writing.
+            Err(Over::Cancelled) => ended.end = End::Cancelled,
+            Err(over) => return given_up(context, entry, &over),
+        }
+    };
+    context.finished.fetch_add(1, Ordering::Relaxed);
     match outcome {
-        Outcome::Done { .. } => Owed::Remove,
+        Outcome::Done { .. } | Outcome::Cancelled { .. } => Owed::Remove,
         Outcome::Failed(error) => Owed::Bury { error, attempts: number, fence },
         Outcome::Retry { error, .. } => {
             tracing::info!(job = %entry.id, code = %error.code, attempt = number, "retrying");
@@ -187,12 +256,15 @@ async fn attempt_job(context: &Context, entry: &Entry, job: &Job, attempt: Attem
     }
 }
 
-fn given_up(entry: &Entry, over: &Over) -> Owed {
+fn given_up(context: &Context, entry: &Entry, over: &Over) -> Owed {
     tracing::warn!(job = %entry.id, reason = %over, "attempt given up");
     match over {
-        Over::Fenced => Owed::Nothing,
+        Over::Fenced => {
+            context.fenced.fetch_add(1, Ordering::Relaxed);
+            Owed::Nothing
+        }
         Over::Lost => Owed::Again,
-        Over::Abandoned | Over::Unspeakable(_) => Owed::Unfinished,
+        Over::Abandoned | Over::Cancelled | Over::Unspeakable(_) => Owed::Unfinished,
     }
 }
 
@@ -206,32 +278,43 @@ fn ending(
 ) -> (Body, Outcome) {
     let (custom_id, labels) = (job.custom_id.clone(), job.labels.clone());
     let summary = &ended.summary;
-    let Some(error) = ended.failure.clone() else {
-        let done = Done {
-            finish_reason: summary.finish_reason.clone(),
-            usage: summary.usage.clone(),
-            model: summary.model.clone(),
-            upstream_id: summary.upstream_id.clone(),
-            attempts: number,
-            ttft_ms: ended.ttft.map(millis),
-            run_ms: millis(ended.took),
-            enqueued_at: entry.at,
-            custom_id,
-            labels,
-        };
-        let usage = summary.usage.as_ref().map(ToString::to_string);
-        let outcome = Outcome::Done { finish_reason: summary.finish_reason.clone(), usage };
-        return (Body::Done(done), outcome);
-    };
-    let schedule = &context.options.retry;
-    let most = job.max_attempts.unwrap_or(schedule.max_attempts);
-    if error.code.is_transient() && number < most {
-        let delay = schedule.delay(failures + 1, error.retry_after());
-        let data = Retrying { error: error.clone(), attempt: number, delay_ms: millis(delay) };
-        return (Body::Retrying(data), Outcome::Retry { error, delay });
+    let usage = summary.usage.as_ref().map(ToString::to_string);
+    match &ended.end {
+        End::Whole => {
+            let done = Done {
+                finish_reason: summary.finish_reason.clone(),
+                usage: summary.usage.clone(),
+                model: summary.model.clone(),
+                upstream_id: summary.upstream_id.clone(),
+                attempts: number,
+                ttft_ms: ended.ttft.map(millis),
+                run_ms: millis(ended.took),
+                enqueued_at: entry.at,
+                custom_id,
+                labels,
+            };
+            let outcome = Outcome::Done { finish_reason: summary.finish_reason.clone(), usage };
+            (Body::Done(done), outcome)
+        }
+        End::Cancelled => {
+            let usage_seen = summary.usage.clone();
+            let data = Cancelled { attempts: number, usage: usage_seen, custom_id, labels };
+            (Body::Cancelled(data), Outcome::Cancelled { usage })
+        }
+        End::Failed(error) => {
+            let schedule = &context.options.retry;
+            let most = job.max_attempts.unwrap_or(schedule.max_attempts);
+            let error = error.clone();
+            if error.code.is_transient() && failures + 1 < most {
+                let delay = schedule.delay(failures + 1, error.retry_after());
+                let delay_ms = millis(delay);
+                let data = Retrying { error: error.clone(), attempt: number, delay_ms };
+                return (Body::Retrying(data), Outcome::Retry { error, delay });
+            }
+            let data = Failed { error: error.clone(), attempts: number, custom_id, labels };
+            (Body::Failed(data), Outcome::Failed(error))
+        }
     }
-    let data = Failed { error: error.clone(), attempts: number, custom_id, labels };
-    (Body::Failed(data), Outcome::Failed(error))
 }
 
 fn millis(duration: Duration) -> u64 {

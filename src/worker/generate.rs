@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::{
     Context,
     batch::{Batch, Summary},
+    hands::Stop,
     publish::{Over, Publisher},
 };
 use crate::{
@@ -18,28 +19,24 @@ use crate::{
     upstream::{Part, Parts},
 };
 
+/// How an attempt ended.
+#[derive(Debug, Clone)]
+pub(super) enum End {
+    /// The answer is whole.
+    Whole,
+    Failed(Failure),
+    /// The job was cancelled.
+    Cancelled,
+}
+
 /// What an attempt came to.
 pub(super) struct Ended {
-    pub(super) failure: Option<Failure>,
+    pub(super) end: End,
     pub(super) summary: Summary,
     /// What was gathered and not yet appended.
     pub(super) chunk: Option<Chunk>,
     pub(super) ttft: Option<Duration>,
     pub(super) took: Duration,
-}
-
-impl Ended {
-    /// What comes of a job whose workers died with it, as often as it may be tried.
-    pub(super) fn poison(most: u32) -> Self {
-        let text = format!("its workers died with it; {most} attempts are allowed");
-        Self {
-            failure: Some(Failure::new(Code::Poison, text)),
-            summary: Summary::default(),
-            chunk: None,
-            ttft: None,
-            took: Duration::ZERO,
-        }
-    }
 }
 
 /// An append on its way; it gives the publisher back.
@@ -56,6 +53,7 @@ enum Pen {
 pub(super) struct Generation<'a> {
     context: &'a Context,
     job: &'a Job,
+    stop: &'a Stop,
     pen: Pen,
     batch: Batch,
     summary: Summary,
@@ -65,12 +63,18 @@ pub(super) struct Generation<'a> {
 }
 
 impl<'a> Generation<'a> {
-    pub(super) fn new(context: &'a Context, job: &'a Job, publisher: Publisher) -> Self {
+    pub(super) fn new(
+        context: &'a Context,
+        job: &'a Job,
+        stop: &'a Stop,
+        publisher: Publisher,
+    ) -> Self {
         let now = Instant::now();
         let options = &context.options;
         Self {
             context,
             job,
+            stop,
             pen: Pen::Idle(Box::new(publisher)),
             batch: Batch::new(options.flush_interval, options.flush_bytes),
             summary: Summary::default(),
@@ -81,17 +85,16 @@ impl<'a> Generation<'a> {
     }
 
     pub(super) async fn run(mut self) -> Result<(Ended, Box<Publisher>), Over> {
-        let failure = match self.generate().await? {
-            Ok(()) if self.summary.finished => None,
-            Ok(()) => Some(Failure::new(
+        let end = match self.generate().await? {
+            End::Whole if !self.summary.finished => End::Failed(Failure::new(
                 Code::Truncated,
                 "the answer ended without a finish reason; the connection was probably cut",
             )),
-            Err(failure) => Some(failure),
+            end => end,
         };
         let publisher = self.rest().await?;
         let ended = Ended {
-            failure,
+            end,
             summary: self.summary,
             chunk: self.batch.take(),
             ttft: self.ttft,
@@ -137,16 +140,16 @@ impl<'a> Generation<'a> {
     }
 
     /// Calls the upstream and reads it to its end. The outer error ends the attempt without a word.
-    async fn generate(&mut self) -> Result<Result<(), Failure>, Over> {
+    async fn generate(&mut self) -> Result<End, Over> {
         let (at, what, limit) = self.deadline(true);
         let call = self.context.upstream.answer(&self.job.request, self.job.stream);
         let mut parts = tokio::select! {
             result = tokio::time::timeout_at(at, call) => match result {
                 Ok(Ok(parts)) => parts,
-                Ok(Err(failure)) => return Ok(Err(failure)),
-                Err(_) => return Ok(Err(Self::late(what, limit))),
+                Ok(Err(failure)) => return Ok(End::Failed(failure)),
+                Err(_) => return Ok(End::Failed(Self::late(what, limit))),
             },
-            () = self.context.abandon.cancelled() => return Err(Over::Abandoned),
+            end = ended(self.context, self.stop) => return end,
         };
         loop {
             if let Some(end) = self.turn(&mut parts).await? {
@@ -156,7 +159,7 @@ impl<'a> Generation<'a> {
     }
 
     /// One step: a part, a flush, the end of an append or a deadline.
-    async fn turn(&mut self, parts: &mut Parts) -> Result<Option<Result<(), Failure>>, Over> {
+    async fn turn(&mut self, parts: &mut Parts) -> Result<Option<End>, Over> {
         // Beyond the bound the upstream waits: what it has said is not thrown away, and its silence
         // is not its own. A whole answer comes at once and goes at once.
         let room = !self.job.stream || self.batch.weight() < self.context.options.buffer_bytes;
@@ -168,16 +171,16 @@ impl<'a> Generation<'a> {
         let mut part = None;
         tokio::select! {
             biased;
-            () = self.context.abandon.cancelled() => return Err(Over::Abandoned),
+            end = ended(self.context, self.stop) => return end.map(Some),
             result = written(&mut self.pen) => result?,
             () = tokio::time::sleep_until(due.unwrap_or(at)), if due.is_some() => self.flush(),
             next = parts.next(), if room => part = Some(next),
-            () = tokio::time::sleep_until(at) => return Ok(Some(Err(Self::late(what, limit)))),
+            () = tokio::time::sleep_until(at) => return Ok(Some(End::Failed(Self::late(what, limit)))),
         }
         match part {
             None => Ok(None),
-            Some(None) => Ok(Some(Ok(()))),
-            Some(Some(Err(failure))) => Ok(Some(Err(failure))),
+            Some(None) => Ok(Some(End::Whole)),
+            Some(Some(Err(failure))) => Ok(Some(End::Failed(failure))),
             Some(Some(Ok(part))) => {
                 self.hear(part);
                 Ok(None)
@@ -205,6 +208,16 @@ impl<'a> Generation<'a> {
             let result = publisher.append(&Body::Delta(chunk)).await;
             (publisher, result)
         }));
+    }
+}
+
+/// What ends an attempt from outside: a cancel, another's fence, or the end of the worker.
+async fn ended(context: &Context, stop: &Stop) -> Result<End, Over> {
+    tokio::select! {
+        biased;
+        () = stop.fenced.cancelled() => Err(Over::Fenced),
+        () = stop.cancel.cancelled() => Ok(End::Cancelled),
+        () = context.abandon.cancelled() => Err(Over::Abandoned),
     }
 }
 

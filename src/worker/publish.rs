@@ -25,6 +25,9 @@ pub(super) enum Over {
     /// The broker has forgotten more of the answer than is kept: the job is to start again.
     #[error("the log lost more than is kept")]
     Lost,
+    /// The job is to be cancelled: nothing else may end it.
+    #[error("cancelled")]
+    Cancelled,
     /// The worker gives up: it must stop.
     #[error("abandoned")]
     Abandoned,
@@ -139,6 +142,14 @@ impl Publisher {
                 Ok(Written::Yes) => return Ok(()),
                 // A log that was just seen whole, and is refused again and again, is another's.
                 Ok(_) if refusals == 3 => return Err(Over::Fenced),
+                Ok(Written::Cancelled) => {
+                    // It was not written, so it may change: the chunk stays, the end does not.
+                    if let Some(last) = self.frames.pop_back() {
+                        self.next_seq -= 1;
+                        self.bytes -= last.bytes.len();
+                    }
+                    return Err(Over::Cancelled);
+                }
                 Ok(Written::Fenced) => self.heal(first).await?,
                 Ok(Written::Behind | Written::Missing) => self.verify().await?,
                 Err(error) => {

@@ -4,14 +4,17 @@
 //! sweep is told to all workers of the partition, who then wait their own time again: one of them
 //! sweeps, whoever is first, however many there are.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Context, start};
 use crate::{
-    broker::{Entry, Partition, Topic, Wake},
+    broker::{Entry, Partition, Sweep, Topic, Wake},
     listener::{Heard, Hub, Link, Subscription},
 };
 
@@ -51,7 +54,11 @@ pub(super) async fn run(
                 Some(Wake::Swept) => next = next.max(Instant::now() + spread(context.options.sweep)),
                 Some(Wake::Released) => next = Instant::now(),
                 Some(Wake::Parked) => {}
-                Some(Wake::Claimed) | None => {
+                Some(Wake::Added | Wake::Claimed) => {
+                    context.wakes.heard(&partition);
+                    next = next.min(Instant::now() + spread(context.options.sweep));
+                }
+                None => {
                     next = next.min(Instant::now() + spread(context.options.sweep));
                 }
             },
@@ -94,11 +101,20 @@ async fn sweep(
     {
         slots.push(slot);
     }
-    let holds = context.held().keys().any(|place| place.partition == *partition);
-    let lease = context.options.lease;
-    let swept = context.broker.sweep(partition, &context.id, lease, slots.len(), !holds).await;
-    match swept {
+    let holds = context.hands.any_of(partition);
+    let options = &context.options;
+    let look = Sweep {
+        lease: options.lease,
+        most: slots.len(),
+        ask: !holds,
+        deliveries: options.retry.max_attempts + options.retry.max_crashes,
+    };
+    match context.broker.sweep(partition, &context.id, &look).await {
         Ok(swept) => {
+            if swept.lost > 0 {
+                let lost = swept.lost;
+                tracing::error!(%partition, lost, "entries deleted while a worker held them");
+            }
             let any = holds || !swept.entries.is_empty() || swept.in_flight == Some(true);
             let full = swept.entries.len() == slots.len();
             for entry in swept.entries {
@@ -125,8 +141,9 @@ fn take_over(
 ) {
     let Some(slot) = slot else { return };
     // An entry that this worker runs already has only been renewed late.
-    if context.held().insert(entry.place.clone(), entry.id).is_none() {
-        tracing::warn!(job = %entry.id, "lease ran out; taken over");
+    if context.hands.take(&entry) {
+        context.taken_over.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(job = %entry.id, crashed = entry.crashed, "taken over from another worker");
         start(context, jobs, entry, slot);
     }
 }

@@ -234,7 +234,7 @@ async fn malformed_entries_become_dead_letters_and_the_worker_goes_on() {
     assert_eq!(answer.text, expected("m", "after the bad ones"));
     stop.cancel();
     worker.await.unwrap();
-    let letters = stack.broker.dead_letters(&stack.partition, 10).await.unwrap();
+    let letters = stack.broker.dead_letters(&stack.partition, None, 10).await.unwrap();
     assert_eq!(letters.len(), bad.len());
     for (field, value) in bad {
         let kept = (field.as_bytes().to_vec(), value.to_vec());

@@ -6,6 +6,7 @@
 //! exercised by no behaviour.
 
 mod claim;
+mod control;
 mod enqueue;
 mod inspect;
 mod lease;
@@ -76,7 +77,8 @@ async fn is_complete(broker: (Shared, Adapter)) {
         println!("behaviour {name}");
         run(name, broker.clone(), seen.clone()).await;
     }
-    let all = port_methods(include_str!("../../src/broker.rs"));
+    let mut all = port_methods(include_str!("../../src/broker.rs"));
+    all.extend(port_methods(include_str!("../../src/broker/control.rs")));
     assert!(all.len() > 20, "the ports cannot be read: {all:?}");
     let missing: Vec<_> = all.difference(&seen.methods()).cloned().collect();
     assert!(missing.is_empty(), "port methods that no behaviour calls: {missing:?}");
@@ -160,6 +162,34 @@ behaviours! {
         a_released_entry_keeps_its_place_and_its_budget,
         an_entry_that_never_began_can_be_released,
         a_wake_is_heard_by_all_and_so_is_a_sweep,
+        an_attempt_lost_with_its_worker_is_a_crash,
+        what_was_given_back_is_no_crash,
+        an_entry_delivered_too_often_is_not_parsed,
+        a_renewal_makes_earlier_deliveries_good,
+        entries_deleted_under_a_worker_are_counted,
+        workers_that_hold_nothing_are_forgotten,
+        a_kept_job_has_its_whole_time_again,
+    }
+    control {
+        a_waiting_job_is_cancelled_once,
+        a_parked_job_is_cancelled_and_unparked,
+        a_job_between_two_attempts_is_cancelled,
+        a_running_job_ends_as_cancelled_and_in_no_other_way,
+        whoever_takes_over_a_cancelled_job_ends_it,
+        a_wish_to_cancel_outlives_a_release,
+        what_is_over_or_unknown_is_not_cancelled,
+        a_job_that_has_not_begun_in_time_is_refused,
+        a_job_that_has_begun_does_not_expire,
+        a_dead_job_gets_a_new_run,
+        a_new_run_is_opened_once_whatever_dies_in_between,
+        a_letter_purged_under_a_requeue_leaves_no_run_without_an_entry,
+        a_new_run_needs_neither_record_nor_log,
+        a_stale_letter_opens_nothing,
+        a_retry_within_a_new_run_belongs_to_it,
+        a_requeued_job_does_not_expire,
+        a_cancelled_run_can_be_opened_again,
+        an_order_reaches_the_worker_it_is_for,
+        purged_letters_are_gone,
     }
     settle {
         done_ends_a_job_once,

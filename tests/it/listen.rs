@@ -116,8 +116,8 @@ async fn a_thousand_readers_of_one_job_cost_one_subscription() {
     let answers = join_all(readers).await;
     let expected = expected("m?tokens=30", "popular");
     assert!(answers.into_iter().all(|answer| answer.unwrap().unwrap().text == expected));
-    // The other subscription is the worker's, to its partition's wakes.
-    assert_eq!(stack.command_counts()["subscribe"], 2);
+    // The others are the worker's: to its partition's wakes, and to what it is told.
+    assert_eq!(stack.command_counts()["subscribe"], 3);
 }
 
 #[tokio::test]
@@ -166,7 +166,7 @@ async fn an_event_that_was_never_published_is_read_from_the_log() {
     let me = WorkerId::new("test");
     let mut reader = stack.broker.claimer(&stack.partition, &me).await.unwrap();
     let entry = reader.read(Lane::Normal, 1).await.unwrap().remove(0);
-    let Begin::Begun(attempt) = stack.broker.begin(&entry, &me).await.unwrap() else {
+    let Begin::Begun(attempt) = stack.broker.begin(&entry, &me, 3).await.unwrap() else {
         panic!("it does not begin")
     };
     let mut events = stack.listener().listen(id).events();

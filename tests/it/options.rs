@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 55] = [
+const PROVEN: [(&str, &str); 58] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
     ("redis.connect_timeout", "a_server_that_takes_no_connection_is_given_up"),
@@ -68,8 +68,11 @@ const PROVEN: [(&str, &str); 55] = [
     ("worker.lease", "a_worker_that_was_frozen_past_its_lease_changes_nothing"),
     ("worker.renewal", "a_job_longer_than_its_lease_stays_where_it_is"),
     ("worker.sweep", "a_job_that_kills_its_workers_is_buried"),
+    ("worker.refresh", "a_running_jobs_record_and_log_are_kept"),
+    ("worker.forget", "a_worker_that_died_with_empty_hands_is_forgotten"),
     ("worker.drain", "a_job_that_outlasts_the_drain_is_named"),
     ("worker.retry.max_attempts", "delays_grow_from_the_first_to_the_longest"),
+    ("worker.retry.max_crashes", "a_job_that_kills_its_workers_is_buried"),
     ("worker.retry.initial", "delays_grow_from_the_first_to_the_longest"),
     ("worker.retry.multiplier", "delays_grow_from_the_first_to_the_longest"),
     ("worker.retry.max", "delays_grow_from_the_first_to_the_longest"),

@@ -16,11 +16,13 @@ use crate::broker::{Feed, Result, Signal, Sink, Topic};
 pub(super) struct Topics(HashMap<Topic, Vec<(u64, Sink)>>);
 
 impl Topics {
-    /// Hands a message to every subscriber of a topic, in the order of subscription.
-    pub(super) fn publish(&self, topic: &Topic, message: &[u8]) {
-        for (_, sink) in self.0.get(topic).into_iter().flatten() {
+    /// Hands a message to every subscriber of a topic, in the order of subscription; how many.
+    pub(super) fn publish(&self, topic: &Topic, message: &[u8]) -> u64 {
+        let members = self.0.get(topic).map(Vec::as_slice).unwrap_or_default();
+        for (_, sink) in members {
             sink(Signal::Message(topic.clone(), message.to_vec()));
         }
+        members.len() as u64
     }
 
     fn join(&mut self, topic: &Topic, id: u64, sink: &Sink) {

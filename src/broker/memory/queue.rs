@@ -26,6 +26,19 @@ struct Held {
     owner: Option<WorkerId>,
     /// When the owner's lease was last renewed; `None` once it was given back.
     leased: Option<Instant>,
+    /// How often it was given to a worker that did not renew it.
+    deliveries: u32,
+}
+
+/// An entry whose lease has run out, or that was given back.
+#[derive(Debug)]
+pub(super) struct Overdue {
+    pub(super) lane: Lane,
+    pub(super) entry: String,
+    pub(super) fields: Fields,
+    /// How often it had been delivered before.
+    pub(super) deliveries: u32,
+    pub(super) given_back: bool,
 }
 
 /// A lane: a stream with one group. What lies beyond `read` is unread; the rest is pending.
@@ -50,6 +63,8 @@ pub(super) struct Parked {
     pub(super) at: Timestamp,
     /// Attempts made.
     pub(super) attempt: u32,
+    /// The run it belongs to.
+    pub(super) run: u32,
 }
 
 /// A partition.
@@ -59,20 +74,33 @@ pub(super) struct Queue {
     parked: HashMap<JobId, Parked>,
     by_due: BTreeSet<(Timestamp, JobId)>,
     dead: VecDeque<DeadLetter>,
+    /// The name of the newest dead letter.
+    top_letter: StreamId,
+    /// Dead letters dropped so far.
+    dropped: u64,
     workers: HashMap<WorkerId, Instant>,
     /// Bytes of entries, parked payloads and dead letters.
     pub(super) bytes: usize,
 }
 
 /// The fields of an entry that Millstream writes.
-pub(super) fn fields(id: JobId, payload: &[u8], at: Timestamp, attempt: u32) -> Fields {
+pub(super) fn fields(
+    id: JobId,
+    payload: &[u8],
+    at: Timestamp,
+    (attempt, run): (u32, u32),
+) -> Fields {
     let field = |name: &str, value: Vec<u8>| (name.as_bytes().to_vec(), value);
-    vec![
+    let mut fields = vec![
         field("job", payload.to_vec()),
         field("id", id.to_string().into_bytes()),
         field("at", at.0.to_string().into_bytes()),
         field("attempt", attempt.to_string().into_bytes()),
-    ]
+    ];
+    if run > 1 {
+        fields.push(field("run", run.to_string().into_bytes()));
+    }
+    fields
 }
 
 /// The bytes that fields count.
@@ -86,16 +114,24 @@ fn parse(entry: &str) -> Option<StreamId> {
     Some((ms.parse().ok()?, seq.parse().ok()?))
 }
 
+/// The next ID: the clock, or the one after the last where the clock has not moved on.
+fn following((ms, seq): StreamId, now: Timestamp) -> StreamId {
+    if now.0 > ms { (now.0, 0) } else { (ms, seq + 1) }
+}
+
+fn text((ms, seq): StreamId) -> String {
+    format!("{ms}-{seq}")
+}
+
 impl Queue {
-    /// Adds an entry under the next ID: the clock, or the one after the last where the clock has
-    /// not moved on.
+    /// Adds an entry under the next ID.
     pub(super) fn add(&mut self, lane: Lane, fields: Fields, now: Timestamp) -> String {
         self.bytes += weight(&fields);
         let stream = &mut self.lanes[lane.index()];
-        let (ms, seq) = stream.top;
-        stream.top = if now.0 > ms { (now.0, 0) } else { (ms, seq + 1) };
-        stream.entries.insert(stream.top, Held { fields, owner: None, leased: None });
-        format!("{}-{}", stream.top.0, stream.top.1)
+        stream.top = following(stream.top, now);
+        let held = Held { fields, owner: None, leased: None, deliveries: 0 };
+        stream.entries.insert(stream.top, held);
+        text(stream.top)
     }
 
     /// Gives a worker up to `most` unread entries of a lane.
@@ -112,9 +148,10 @@ impl Queue {
         for (id, held) in stream.entries.range_mut(unread).take(most) {
             held.owner = Some(worker.clone());
             held.leased = Some(Instant::now());
+            held.deliveries = 1;
             stream.read = *id;
             stream.pending += 1;
-            taken.push((format!("{}-{}", id.0, id.1), held.fields.clone()));
+            taken.push((text(*id), held.fields.clone()));
         }
         taken
     }
@@ -151,7 +188,7 @@ impl Queue {
             let stream = &self.lanes[lane.index()];
             let mine = stream.entries.range(..=stream.read);
             mine.filter(|(_, held)| held.owner.as_ref() == Some(worker))
-                .map(move |(id, held)| (lane, format!("{}-{}", id.0, id.1), held.fields.clone()))
+                .map(move |(id, held)| (lane, text(*id), held.fields.clone()))
         };
         Lane::ALL.into_iter().flat_map(of_lane).collect()
     }
@@ -163,13 +200,22 @@ impl Queue {
     /// Renews a worker's lease; `false` when the entry is not its own.
     pub(super) fn renew(&mut self, worker: &WorkerId, place: &Place) -> bool {
         let held = self.held(place).filter(|held| held.owner.as_ref() == Some(worker));
-        held.map(|held| held.leased = Some(Instant::now())).is_some()
+        held.filter(|held| held.leased.is_some())
+            .map(|held| {
+                held.leased = Some(Instant::now());
+                held.deliveries = 1;
+            })
+            .is_some()
     }
 
     /// Ends a worker's lease; `false` when the entry is not its own.
     pub(super) fn release(&mut self, worker: &WorkerId, place: &Place) -> bool {
         let held = self.held(place).filter(|held| held.owner.as_ref() == Some(worker));
-        held.map(|held| held.leased = None).is_some()
+        held.map(|held| {
+            held.leased = None;
+            held.deliveries = 0;
+        })
+        .is_some()
     }
 
     /// Gives a worker up to `most` entries whose lease has run out.
@@ -178,16 +224,23 @@ impl Queue {
         worker: &WorkerId,
         lease: Duration,
         most: usize,
-    ) -> Vec<(Lane, String, Fields)> {
+    ) -> Vec<Overdue> {
         let mut taken = Vec::new();
         for lane in Lane::ALL {
             let stream = &mut self.lanes[lane.index()];
             for (id, held) in stream.entries.range_mut(..=stream.read) {
                 let expired = held.leased.is_none_or(|since| since.elapsed() >= lease);
                 if taken.len() < most && held.owner.is_some() && expired {
+                    taken.push(Overdue {
+                        lane,
+                        entry: text(*id),
+                        fields: held.fields.clone(),
+                        deliveries: held.deliveries,
+                        given_back: held.leased.is_none(),
+                    });
                     held.owner = Some(worker.clone());
                     held.leased = Some(Instant::now());
-                    taken.push((lane, format!("{}-{}", id.0, id.1), held.fields.clone()));
+                    held.deliveries += 1;
                 }
             }
         }
@@ -252,19 +305,49 @@ impl Queue {
         self.by_due.first().map(|(due, _)| Duration::from_millis(due.0.saturating_sub(now.0)))
     }
 
+    /// Removes a parked job; `false` when it is not there.
+    pub(super) fn remove_parked(&mut self, id: JobId) -> bool {
+        let Some(parked) = self.parked.remove(&id) else { return false };
+        self.by_due.remove(&(parked.due, id));
+        self.bytes -= parked.payload.len();
+        true
+    }
+
     /// Keeps a dead letter, up to `most` of them.
-    pub(super) fn bury(&mut self, letter: DeadLetter, most: usize) {
+    pub(super) fn bury(&mut self, letter: DeadLetter, most: usize, now: Timestamp) {
         self.bytes += weight(&letter.fields);
-        self.dead.push_back(letter);
+        self.top_letter = following(self.top_letter, now);
+        self.dead.push_back(DeadLetter { letter: text(self.top_letter), ..letter });
         while self.dead.len() > most {
             self.drop_dead();
         }
+    }
+
+    /// Takes out a dead letter; `false` when it is not there.
+    pub(super) fn unbury(&mut self, letter: &str) -> bool {
+        let Some(at) = self.dead.iter().position(|dead| dead.letter == letter) else {
+            return false;
+        };
+        let dead = self.dead.remove(at);
+        self.bytes -= dead.map_or(0, |dead| weight(&dead.fields));
+        true
+    }
+
+    /// Forgets workers that hold nothing: one that leaves, or all that were silent for so long.
+    pub(super) fn retire(&mut self, worker: Option<&WorkerId>, idle: Duration) -> u64 {
+        let (held, before) = (self.held_by_worker(), self.workers.len());
+        self.workers.retain(|id, seen| {
+            let leaves = Some(id) == worker || seen.elapsed() > idle;
+            held.contains_key(id) || !leaves
+        });
+        (before - self.workers.len()) as u64
     }
 
     /// Drops the oldest dead letter.
     pub(super) fn drop_dead(&mut self) -> bool {
         let oldest = self.dead.pop_front();
         self.bytes -= oldest.as_ref().map_or(0, |letter| weight(&letter.fields));
+        self.dropped += u64::from(oldest.is_some());
         oldest.is_some()
     }
 
@@ -282,6 +365,8 @@ impl Queue {
             lanes: [lane(&self.lanes[0]), lane(&self.lanes[1]), lane(&self.lanes[2])],
             parked: self.parked.len() as u64,
             dead: self.dead.len() as u64,
+            dropped: self.dropped,
+            lost_entries: 0,
         }
     }
 
@@ -297,8 +382,10 @@ impl Queue {
         workers
     }
 
-    pub(super) fn dead_letters(&self, most: usize) -> Vec<DeadLetter> {
-        self.dead.iter().take(most).cloned().collect()
+    pub(super) fn dead_letters(&self, after: Option<&str>, most: usize) -> Vec<DeadLetter> {
+        let after = after.and_then(parse);
+        let behind = |dead: &&DeadLetter| parse(&dead.letter) > after;
+        self.dead.iter().filter(behind).take(most).cloned().collect()
     }
 }
 
@@ -306,6 +393,6 @@ impl Parked {
     /// What an entry leaves behind when it is parked.
     pub(super) fn of_entry(entry: &Entry, attempt: u32, due: Timestamp) -> Self {
         let payload = entry.payload().to_vec();
-        Self { due, lane: entry.place.lane, payload, at: entry.at, attempt }
+        Self { due, lane: entry.place.lane, payload, at: entry.at, attempt, run: entry.run }
     }
 }

@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{Inner, queue::Fields};
+use super::{
+    Inner,
+    queue::{Fields, Overdue},
+};
 use crate::{
     broker::{Claimer, Entry, Partition, Place, Result, WorkerId},
     job::Lane,
@@ -43,15 +46,31 @@ impl Reader {
     }
 }
 
+/// The same text as the lane's key in Redis: a derived job ID is the same on both.
+fn key(Partition { queue, index }: &Partition, lane: Lane) -> String {
+    format!("ms:{{q:{queue}:{index}}}:{lane}")
+}
+
 /// Parses what was taken; after the lock is released, since payloads may be large.
-pub(super) fn entries(partition: &Partition, taken: Vec<(Lane, String, Fields)>) -> Vec<Entry> {
+fn entries(partition: &Partition, taken: Vec<(Lane, String, Fields)>) -> Vec<Entry> {
     let read = |(lane, entry, fields): (Lane, String, Fields)| {
-        // The same text as the lane's key in Redis: a derived job ID is the same on both.
-        let Partition { queue, index } = partition;
-        let key = format!("ms:{{q:{queue}:{index}}}:{lane}");
-        Entry::read(Place { partition: partition.clone(), lane, entry }, &key, fields)
+        let place = Place { partition: partition.clone(), lane, entry };
+        Entry::read(place, &key(partition, lane), fields)
     };
     taken.into_iter().map(read).collect()
+}
+
+/// Parses what was taken over, unless it was delivered too often for that.
+pub(super) fn overdue(partition: &Partition, taken: Overdue, most: u32) -> Entry {
+    let Overdue { lane, entry, fields, deliveries, given_back } = taken;
+    let (place, key) = (Place { partition: partition.clone(), lane, entry }, key(partition, lane));
+    let mut entry = if deliveries > most {
+        Entry::unread(place, &key, fields, deliveries)
+    } else {
+        Entry::read(place, &key, fields)
+    };
+    entry.crashed = !given_back;
+    entry
 }
 
 #[async_trait]

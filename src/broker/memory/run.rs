@@ -1,7 +1,8 @@
 //! One job as the embedded broker keeps it: its record, the entry that carries it, its log.
 
 use crate::{
-    broker::{Attempt, Entry, Partition, Place, Record, WorkerId},
+    broker::{Attempt, DeadLetter, Entry, Partition, Place, Record, Setback, WorkerId},
+    error::{Code, Failure},
     event::{EventId, Frame},
     job::{Job, JobId, Labels, Lane, Tenant, Timestamp},
     state::State,
@@ -17,6 +18,10 @@ pub(super) struct Run {
     pub(super) record: Record,
     /// The entry that carried the last attempt.
     pub(super) place: Option<Place>,
+    /// Whether the attempt that runs is to end as cancelled.
+    pub(super) cancel: bool,
+    /// The dead letter that opened the run.
+    pub(super) letter: Option<String>,
     /// The request's fingerprint, where an idempotency key asks for one.
     pub(super) fingerprint: Option<String>,
     /// The events in order; `None` until the first is written.
@@ -37,17 +42,22 @@ impl Run {
             labels: Labels::default(),
             attempt: 0,
             failures: 0,
+            crashes: 0,
+            run: 1,
             fence: 0,
             worker: None,
             enqueued_at: at,
             due: None,
             began_at: None,
+            cancelling: false,
             ended_at: None,
             finish_reason: None,
             usage: None,
             error: None,
+            history: Vec::new(),
         };
-        Self { record, place: None, fingerprint: None, log: None }
+        let (place, letter) = (None, None);
+        Self { record, place, cancel: false, letter, fingerprint: None, log: None }
     }
 
     /// Writes what a job says of itself.
@@ -89,14 +99,43 @@ impl Run {
     }
 
     /// Raises the fence above every earlier one, those of the log included, and to the clock.
-    fn raise(&mut self, now: Timestamp) -> u64 {
+    pub(super) fn raise(&mut self, now: Timestamp) -> u64 {
         let logged = self.top().map_or(0, |id| id.fence);
         self.record.fence = (self.record.fence.max(logged) + 1).max(now.0);
         self.record.fence
     }
 
+    /// What the crashes come to if this entry was taken from a worker that died with an attempt, and
+    /// that worker.
+    pub(super) fn crashes(&self, entry: &Entry, worker: Option<&WorkerId>) -> (u32, Option<&str>) {
+        let mine = worker.map(WorkerId::as_str) == self.record.worker.as_deref();
+        let lost = self.record.state == State::Running && !mine;
+        let dead = self.record.worker.as_deref().filter(|_| lost);
+        (self.record.crashes + u32::from(lost && entry.crashed), dead)
+    }
+
+    /// Notes an attempt that was lost with its worker.
+    fn note_lost(&mut self, entry: &Entry, worker: Option<&WorkerId>, now: Timestamp) {
+        let (crashes, dead) = self.crashes(entry, worker);
+        if let Some(dead) = dead {
+            let text = format!("{dead} did not renew its lease");
+            self.set_back(Failure::new(Code::WorkerLost, text), now);
+            self.record.crashes = crashes;
+        }
+    }
+
+    /// Notes an attempt that came to nothing.
+    pub(super) fn set_back(&mut self, error: Failure, now: Timestamp) {
+        if self.record.history.len() >= 32 {
+            self.record.history.remove(0);
+        }
+        self.record.history.push(Setback { attempt: self.record.attempt, at: now, error });
+    }
+
     /// Opens the next attempt.
     pub(super) fn open(&mut self, entry: &Entry, worker: &WorkerId, now: Timestamp) -> Attempt {
+        self.note_lost(entry, Some(worker), now);
+        self.record.run = self.record.run.max(entry.run);
         self.raise(now);
         self.carry(&entry.place);
         self.record.state = State::Running;
@@ -135,12 +174,29 @@ impl Run {
     }
 
     /// Ends the job from outside any attempt.
-    pub(super) fn refuse(&mut self, entry: &Entry, now: Timestamp) -> u64 {
+    pub(super) fn refuse(&mut self, entry: &Entry, state: State, now: Timestamp) -> u64 {
+        self.note_lost(entry, None, now);
+        self.record.run = self.record.run.max(entry.run);
         self.carry(&entry.place);
-        self.record.state = State::Failed;
+        self.record.state = state;
+        self.record.cancelling = false;
         self.record.ended_at = Some(now);
         self.record.due = None;
         self.raise(now)
+    }
+
+    /// Opens a new run: what the last one left is forgotten, but never the fence.
+    pub(super) fn reopen(&mut self, letter: &DeadLetter, now: Timestamp) -> u32 {
+        self.record.fence = self.record.fence.max(letter.fence);
+        self.raise(now);
+        let run = self.record.run.max(letter.run) + 1;
+        let Record { partition, lane, tenant, model, custom_id, labels, fence, .. } =
+            self.record.clone();
+        let blank = Self::new(self.record.id, self.record.enqueued_at).record;
+        self.record =
+            Record { partition, lane, tenant, model, custom_id, labels, run, fence, ..blank };
+        (self.place, self.cancel, self.letter) = (None, false, Some(letter.letter.clone()));
+        run
     }
 
     /// Writes a running attempt's state again after it was forgotten.

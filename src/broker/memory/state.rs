@@ -7,15 +7,12 @@ use super::{
     feed::Topics,
     queue::{self, Fields, Parked, Queue},
     run::{RECORD_BYTES, Run},
-    verdict::{Verdict, verdict},
 };
 use crate::{
     broker::{
-        Attempt, Begin, DeadLetter, Depth, Entry, Error, Outcome, Partition, Place, Promoted,
-        Receipt, Record, Result, Submission, Topic, Wake, WorkerId, WorkerSeen, Written,
+        Attempt, DeadLetter, Depth, Entry, Error, Partition, Place, Promoted, Receipt, Record,
+        Result, Submission, Topic, Wake, WorkerId, WorkerSeen,
     },
-    error::{Code, Failure},
-    event::{Body, Codec, Frame, Started},
     job::{JobId, Lane, Timestamp},
     state::State as JobState,
 };
@@ -31,7 +28,7 @@ pub(super) struct State {
     /// Records and logs.
     pub(super) runs: HashMap<JobId, Run>,
     /// Jobs that are over, in the order in which they ended.
-    finished: VecDeque<JobId>,
+    pub(super) finished: VecDeque<JobId>,
     /// Bytes of records and logs; each queue counts its own.
     pub(super) kept_bytes: usize,
     /// Who hears live messages.
@@ -149,7 +146,7 @@ impl State {
             let parked = run.record.state == JobState::Parked;
             return Ok(Receipt { id: *id, parked, duplicate: true });
         }
-        let fields = queue::fields(*id, payload, now, 0);
+        let fields = queue::fields(*id, payload, now, (0, 1));
         self.admit(queue::weight(&fields) + RECORD_BYTES)?;
         let due = job.not_before.filter(|due| *due > now);
         let mut run = Run::new(*id, now);
@@ -158,12 +155,13 @@ impl State {
         run.record.due = due;
         if let Some(due) = due {
             run.record.state = JobState::Parked;
-            let parked =
-                Parked { due, lane: job.lane, payload: payload.clone(), at: now, attempt: 0 };
+            let (lane, payload) = (job.lane, payload.clone());
+            let parked = Parked { due, lane, payload, at: now, attempt: 0, run: 1 };
             self.queue(partition).park(*id, parked);
             self.wake(partition, Wake::Parked);
         } else {
             self.queue(partition).add(job.lane, fields, now);
+            self.wake(partition, Wake::Added);
         }
         // The same ID without a key is a caller's repeat: the record of the first one stays.
         if !self.runs.contains_key(id) {
@@ -183,7 +181,7 @@ impl State {
     }
 
     /// The run of an entry's job, made where there is none.
-    fn run_of(&mut self, entry: &Entry) -> &mut Run {
+    pub(super) fn run_of(&mut self, entry: &Entry) -> &mut Run {
         if !self.runs.contains_key(&entry.id) {
             self.kept_bytes += RECORD_BYTES;
         }
@@ -204,7 +202,8 @@ impl State {
         while count < most
             && let Some((id, parked)) = self.queue(partition).unpark(now)
         {
-            let fields = queue::fields(id, &parked.payload, parked.at, parked.attempt);
+            let fields =
+                queue::fields(id, &parked.payload, parked.at, (parked.attempt, parked.run));
             self.queue(partition).add(parked.lane, fields, now);
             let record = self.runs.get_mut(&id).map(|run| &mut run.record);
             if let Some(record) = record.filter(|record| record.state == JobState::Parked) {
@@ -213,116 +212,10 @@ impl State {
             }
             count += 1;
         }
+        if count > 0 {
+            self.wake(partition, Wake::Added);
+        }
         Promoted { count, next_in: self.queue(partition).next_in(now) }
-    }
-}
-
-// Attempts.
-impl State {
-    /// What an entry is owed where no attempt may open; the answer of `begin` and `refuse` alike.
-    fn owed(&self, entry: &Entry, verdict: Verdict) -> Begin {
-        let Some(Run { record, .. }) = self.runs.get(&entry.id) else { return Begin::Remove };
-        match verdict {
-            Verdict::Park => {
-                let due = record.due.unwrap_or_default();
-                Begin::Park { attempt: record.attempt, due }
-            }
-            Verdict::Bury => {
-                let unknown = || Failure::new(Code::Unknown, "the reason was not kept");
-                let error = record.error.clone().unwrap_or_else(unknown);
-                Begin::Bury { error, attempts: record.attempt, fence: record.fence }
-            }
-            Verdict::Open | Verdict::Again | Verdict::Remove => Begin::Remove,
-        }
-    }
-
-    pub(super) fn begin(
-        &mut self,
-        entry: &Entry,
-        worker: &WorkerId,
-        now: Timestamp,
-    ) -> Result<Begin> {
-        let verdict = verdict(self.runs.get(&entry.id), entry, Some(worker));
-        let attempt = match verdict {
-            Verdict::Again => return Ok(Begin::Begun(self.run_of(entry).attempt(entry, worker))),
-            Verdict::Open => self.run_of(entry).open(entry, worker, now),
-            Verdict::Remove | Verdict::Park | Verdict::Bury => return Ok(self.owed(entry, verdict)),
-        };
-        let started = Started { attempt: attempt.number, worker: worker.to_string() };
-        let frame = Frame::new(0, &Body::Started(started), Codec::Json)
-            .map_err(|e| Error::Protocol(e.to_string()))?;
-        self.write(attempt.job, attempt.fence, &[frame]);
-        Ok(Begin::Begun(attempt))
-    }
-
-    pub(super) fn refuse(
-        &mut self,
-        entry: &Entry,
-        error: &Failure,
-        frame: &Frame,
-        now: Timestamp,
-    ) -> Begin {
-        let verdict = verdict(self.runs.get(&entry.id), entry, None);
-        if verdict != Verdict::Open {
-            return self.owed(entry, verdict);
-        }
-        let run = self.run_of(entry);
-        let fence = run.refuse(entry, now);
-        run.record.error = Some(error.clone());
-        self.write(entry.id, fence, std::slice::from_ref(frame));
-        self.finished.push_back(entry.id);
-        self.owed(entry, Verdict::Bury)
-    }
-
-    pub(super) fn conclude(
-        &mut self,
-        attempt: &Attempt,
-        frames: &[Frame],
-        outcome: &Outcome,
-        now: Timestamp,
-    ) -> Written {
-        let run = self.runs.get(&attempt.job).filter(|run| run.record.fence == attempt.fence);
-        let Some(run) = run else { return Written::Fenced };
-        match (run.record.state, outcome) {
-            (JobState::Running, _) => {}
-            // Written already; a retry may have been promoted since.
-            (JobState::Done, Outcome::Done { .. })
-            | (JobState::Failed, Outcome::Failed(_))
-            | (JobState::Parked | JobState::Waiting, Outcome::Retry { .. }) => return Written::Yes,
-            _ => return Written::Fenced,
-        }
-        let written = self.append(attempt.job, attempt.fence, frames);
-        if written == Written::Yes {
-            self.end(attempt.job, outcome, now);
-        }
-        written
-    }
-
-    /// Sets the state in which an attempt leaves its job.
-    fn end(&mut self, job: JobId, outcome: &Outcome, now: Timestamp) {
-        let Some(Run { record, .. }) = self.runs.get_mut(&job) else { return };
-        match outcome {
-            Outcome::Done { finish_reason, usage } => {
-                record.state = JobState::Done;
-                record.finish_reason.clone_from(finish_reason);
-                record.usage = usage.as_deref().and_then(|json| serde_json::from_str(json).ok());
-            }
-            Outcome::Failed(error) => {
-                record.state = JobState::Failed;
-                record.failures += 1;
-                record.error = Some(error.clone());
-            }
-            Outcome::Retry { error, delay } => {
-                record.state = JobState::Parked;
-                record.failures += 1;
-                record.due = Some(now.after(*delay));
-                record.error = Some(error.clone());
-            }
-        }
-        if record.state.is_terminal() {
-            record.ended_at = Some(now);
-            self.finished.push_back(job);
-        }
     }
 }
 
@@ -363,12 +256,12 @@ impl State {
         true
     }
 
-    pub(super) fn bury(&mut self, entry: &Entry, letter: &DeadLetter) -> bool {
+    pub(super) fn bury(&mut self, entry: &Entry, letter: &DeadLetter, now: Timestamp) -> bool {
         let most = self.options.dead_max;
         let queue = self.queue(&entry.place.partition);
         let removed = queue.remove(&entry.place);
         if removed {
-            queue.bury(letter.clone(), most);
+            queue.bury(letter.clone(), most, now);
         }
         removed
     }
@@ -388,7 +281,12 @@ impl State {
         self.queues.get(partition).map(Queue::workers).unwrap_or_default()
     }
 
-    pub(super) fn dead_letters(&self, partition: &Partition, most: usize) -> Vec<DeadLetter> {
-        self.queues.get(partition).map(|queue| queue.dead_letters(most)).unwrap_or_default()
+    pub(super) fn dead_letters(
+        &self,
+        partition: &Partition,
+        after: Option<&str>,
+        most: usize,
+    ) -> Vec<DeadLetter> {
+        self.queues.get(partition).map(|queue| queue.dead_letters(after, most)).unwrap_or_default()
     }
 }

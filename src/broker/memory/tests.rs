@@ -23,7 +23,7 @@ async fn run_one(broker: &Memory) -> (Entry, JobId) {
     let partition = Partition::first(QueueName::default());
     let mut claimer = broker.claimer(&partition, &worker).await.unwrap();
     let entry = claimer.read(Lane::Normal, 1).await.unwrap().remove(0);
-    let Begin::Begun(attempt) = broker.begin(&entry, &worker).await.unwrap() else {
+    let Begin::Begun(attempt) = broker.begin(&entry, &worker, 3).await.unwrap() else {
         panic!("not begun")
     };
     let frame = Frame::new(1, &Body::Done(Done::default()), Codec::Json).unwrap();
@@ -79,7 +79,7 @@ async fn a_finished_job_outlives_its_time_only_while_its_entry_is_there() {
 async fn the_oldest_dead_letter_goes_first() {
     let broker = Memory::new(Options { dead_max: 2, ..Options::default() });
     let partition = Partition::first(QueueName::default());
-    let error = Failure::new(crate::error::Code::InvalidJob, "no");
+    let error = crate::error::Failure::new(crate::error::Code::InvalidJob, "no");
     for text in ["a", "b", "c"] {
         add(&broker, text).await.unwrap();
     }
@@ -89,7 +89,7 @@ async fn the_oldest_dead_letter_goes_first() {
         assert!(broker.bury(entry, &DeadLetter::new(entry, error.clone(), 0, 1)).await.unwrap());
     }
     let dead: Vec<JobId> =
-        broker.dead_letters(&partition, 9).await.unwrap().iter().map(|d| d.id).collect();
+        broker.dead_letters(&partition, None, 9).await.unwrap().iter().map(|d| d.id).collect();
     assert_eq!(dead, [entries[1].id, entries[2].id]);
 }
 

@@ -29,6 +29,10 @@ pub(super) fn verdict(run: Option<&Run>, entry: &Entry, worker: Option<&WorkerId
     let mine = worker.is_some_and(|id| run.record.worker.as_deref() == Some(id.as_str()))
         && run.is_fresh();
     let behind = entry.attempt < run.record.attempt;
+    // An entry of an earlier run is nobody's any more.
+    if entry.run < run.record.run {
+        return Verdict::Remove;
+    }
     match (run.record.state, here, mine, behind) {
         // state             here   mine   behind
         (State::Running, true, true, _) => Verdict::Again,
@@ -38,7 +42,7 @@ pub(super) fn verdict(run: Option<&Run>, entry: &Entry, worker: Option<&WorkerId
         (State::Parked | State::Waiting, false, _, true) => Verdict::Remove,
         (State::Parked | State::Waiting, _, _, _) => Verdict::Open,
         (State::Failed, true, _, _) => Verdict::Bury,
-        (State::Failed, false, _, _) | (State::Done, _, _, _) => Verdict::Remove,
+        (State::Failed, false, _, _) | (State::Done | State::Cancelled, _, _, _) => Verdict::Remove,
     }
 }
 
@@ -58,7 +62,7 @@ mod tests {
 
     #[test]
     fn every_row() {
-        use State::{Done, Failed, Parked, Running, Waiting};
+        use State::{Cancelled, Done, Failed, Parked, Running, Waiting};
         use Verdict::{Again, Bury, Open, Park, Remove};
         let (me, other) = (WorkerId::new("me"), WorkerId::new("other"));
         // state, same place, same worker, the entry's attempt (the record's is 1) → verdict
@@ -76,6 +80,7 @@ mod tests {
             (Running, false, false, 1, Remove),
             (Done, true, true, 0, Remove),
             (Done, false, false, 1, Remove),
+            (Cancelled, true, true, 0, Remove),
             (Failed, true, false, 0, Bury),
             (Failed, false, false, 1, Remove),
         ];

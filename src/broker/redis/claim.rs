@@ -9,11 +9,11 @@ use tokio_util::sync::CancellationToken;
 use super::{Redis, codec, enqueue::record_fields, keys::GROUP, migrate::create_lanes, millis};
 use crate::{
     broker::{
-        Attempt, Begin, Claim, Claimer, Entry, Error, Partition, Place, Promoted, Result, Swept,
-        Wake, WorkerId,
+        Attempt, Begin, Claim, Claimer, Entry, Error, Partition, Place, Promoted, Refused, Renewed,
+        Result, Sweep, Swept, Wake, WorkerId,
     },
     error::{Code, Failure},
-    job::{Lane, Timestamp},
+    job::{JobId, Lane, Timestamp},
 };
 
 /// The record's note of which entry carries a job.
@@ -32,14 +32,17 @@ pub(super) fn read_failure(text: &str) -> Failure {
 }
 
 impl Redis {
-    /// Runs `begin.lua` for `started` or `failed`.
+    /// Runs `begin.lua` for `started`, `failed` or `cancelled`.
     pub(super) async fn open_fence(
         &self,
         entry: &Entry,
         (event, payload): (&str, &[u8]),
-        worker: &str,
+        (worker, most_crashes): (&str, u32),
         failure: &str,
     ) -> Result<(String, u64, u32, u32, u64, String)> {
+        // A job that has begun once, or was put back by an operator, does not expire.
+        let fresh = entry.attempt == 0 && entry.run == 1;
+        let expires = entry.job.as_ref().ok().and_then(|job| job.expires_at).filter(|_| fresh);
         let mut call = self.scripts.begin.prepare_invoke();
         call.key(self.keys.job(entry.id))
             .key(self.keys.log(entry.id))
@@ -48,7 +51,11 @@ impl Redis {
             .arg(worker)
             .arg(place_text(&entry.place))
             .arg(entry.attempt)
+            .arg(entry.run)
+            .arg(u8::from(entry.crashed))
             .arg(millis(self.options.job_ttl))
+            .arg(most_crashes)
+            .arg(expires.map_or(0, |at| at.0))
             .arg(failure);
         match &entry.job {
             Ok(job) => {
@@ -84,6 +91,12 @@ pub(super) fn verdict(
         "remove" => Begin::Remove,
         "park" => Begin::Park { attempt, due: Timestamp(due) },
         "bury" => Begin::Bury { error: read_failure(&error), attempts: attempt, fence },
+        "cancel" => Begin::Refuse { why: Refused::Cancelled, attempts: attempt },
+        "expired" => Begin::Refuse { why: Refused::Expired, attempts: attempt },
+        "poison" => {
+            let crashes = u32::try_from(due).unwrap_or(u32::MAX);
+            Begin::Refuse { why: Refused::Poison { crashes }, attempts: attempt }
+        }
         other => return Err(Error::Protocol(format!("begin: unknown verdict `{other}`"))),
     })
 }
@@ -102,12 +115,11 @@ impl Claim for Redis {
         Ok(Box::new(claimer))
     }
 
-    async fn begin(&self, entry: &Entry, worker: &WorkerId) -> Result<Begin> {
+    async fn begin(&self, entry: &Entry, worker: &WorkerId, most_crashes: u32) -> Result<Begin> {
         let session = self.pool.session();
         let payload = format!("\"worker\":\"{worker}\"}}");
-        let reply =
-            self.open_fence(entry, ("started", payload.as_bytes()), worker.as_str(), "").await?;
-        verdict(reply, |fence, number, failures| Attempt {
+        let (event, by) = (("started", payload.as_bytes()), (worker.as_str(), most_crashes));
+        verdict(self.open_fence(entry, event, by, "").await?, |fence, number, failures| Attempt {
             job: entry.id,
             place: entry.place.clone(),
             worker: worker.clone(),
@@ -124,24 +136,45 @@ impl Claim for Redis {
         for lane in self.keys.lanes(partition) {
             call.key(lane);
         }
-        call.arg(most);
+        call.arg(most).arg(self.keys.wake(partition));
         let (count, next): (usize, i64) = codec::read(self.pool.script(&call).await?, "promote")?;
         Ok(Promoted { count, next_in: u64::try_from(next).ok().map(Duration::from_millis) })
     }
 
-    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Vec<Place>> {
+    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Renewed> {
         self.renew_leases(worker, places).await
+    }
+
+    async fn keep(&self, jobs: &[JobId]) -> Result<()> {
+        let ttl = i64::try_from(millis(self.options.job_ttl)).unwrap_or(i64::MAX);
+        let mut pipe = redis::pipe();
+        for job in jobs {
+            pipe.pexpire(self.keys.job(*job), ttl).pexpire(self.keys.log(*job), ttl);
+        }
+        self.pool.pipeline(&mut pipe).await.map(drop)
     }
 
     async fn sweep(
         &self,
         partition: &Partition,
         worker: &WorkerId,
-        lease: Duration,
-        most: usize,
-        ask: bool,
+        sweep: &Sweep,
     ) -> Result<Swept> {
-        self.take_over(partition, worker, lease, most, ask).await
+        self.take_over(partition, worker, sweep).await
+    }
+
+    async fn retire(
+        &self,
+        partition: &Partition,
+        worker: Option<&WorkerId>,
+        idle: Duration,
+    ) -> Result<u64> {
+        let mut call = self.scripts.retire.prepare_invoke();
+        for lane in self.keys.lanes(partition) {
+            call.key(lane);
+        }
+        call.arg(worker.map_or("", WorkerId::as_str)).arg(millis(idle));
+        codec::read(self.pool.script(&call).await?, "retire")
     }
 
     async fn wake(&self, partition: &Partition, why: Wake) -> Result<()> {

@@ -32,9 +32,29 @@ pub struct Connector {
     response_timeout: Duration,
     /// Pooled connections opened so far.
     opened: Arc<AtomicU64>,
-    /// Since when no connection has broken; `None` from a break to the next sweep that works.
-    calm: Arc<Mutex<Option<Instant>>>,
+    calm: Arc<Mutex<Calm>>,
     last_error: LastError,
+}
+
+/// How long the server has answered without interruption, as far as sweeps tell.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Calm {
+    /// Since when no connection has broken; `None` from a break to the next sweep that works.
+    pub since: Option<Instant>,
+    /// Whether an outage came before.
+    after_outage: bool,
+    /// Since when the server runs, as far as it has told.
+    server: Option<Instant>,
+}
+
+impl Calm {
+    /// Whether an outage may have ended within `time`: then a lease may have run out through nobody's
+    /// fault.
+    pub fn is_younger(&self, time: Duration) -> bool {
+        let now = Instant::now();
+        let recent = |at: Instant| now.duration_since(at) < time;
+        self.server.is_some_and(recent) || (self.after_outage && self.since.is_none_or(recent))
+    }
 }
 
 /// A pooled connection. Its clones share the socket, on which requests of many callers follow one
@@ -161,19 +181,27 @@ impl Connector {
         self.unavailable("no answer", None)
     }
 
-    /// Since when the server has answered without interruption, as far as its sweeps tell.
-    pub fn calm_since(&self) -> Option<Instant> {
+    /// Since when the server has answered without interruption.
+    pub fn calm(&self) -> Calm {
         *self.calm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The server says how long it has been running.
+    pub fn started(&self, uptime: Duration) {
+        let mut calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);
+        calm.server = Instant::now().checked_sub(uptime);
     }
 
     /// The server has answered: a calm begins, if there was none.
     pub fn answered(&self) {
-        self.calm.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
+        let mut calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);
+        calm.since.get_or_insert_with(Instant::now);
     }
 
     /// A connection broke, or the server could not answer; the calm is over.
     pub fn disturbed(&self) {
-        *self.calm.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);
+        (calm.since, calm.after_outage) = (None, true);
     }
 
     fn denied(&self, text: &str) -> Error {

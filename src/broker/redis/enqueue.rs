@@ -3,7 +3,11 @@
 //! The `XADD` is the commit point: the entry carries everything. The record's immutable fields
 //! follow in the same pipeline; state, attempt and fence are written by job-slot scripts only.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -11,7 +15,7 @@ use redis::{RedisError, Value};
 
 use super::{Redis, codec, millis};
 use crate::{
-    broker::{Enqueue, Error, Partition, Receipt, Result, Submission},
+    broker::{Enqueue, Error, Partition, Receipt, Result, Submission, Wake},
     job::{Job, JobId, Lane, Timestamp},
 };
 
@@ -42,6 +46,12 @@ pub(super) fn record_fields(
     }
     fields
 }
+
+/// When each partition was last told of new jobs.
+pub(super) type Wakes = Mutex<HashMap<Partition, Instant>>;
+
+/// Whoever hears of a job looks one sweep later; what is added in between is seen by then.
+const WAKE_AGAIN: Duration = Duration::from_millis(500);
 
 /// Where each submission of a batch stands.
 enum Step {
@@ -141,13 +151,34 @@ impl Redis {
                 .arg(0);
             self.write_record(&mut pipe, submission, now);
         }
+        let told = self.wake_some(&mut pipe, batch);
         let replies = match self.pool.pipeline(&mut pipe).await {
             Ok(replies) => replies,
             Err(error) => return refuse_all(batch.len(), &error),
         };
+        self.woken().extend(told.into_iter().map(|partition| (partition, Instant::now())));
         let results: Vec<_> = replies.into_iter().map(|reply| self.added(reply)).collect();
         self.mark_added(batch, &results).await;
         results.into_iter().map(|result| result.map(drop)).collect()
+    }
+
+    fn woken(&self) -> std::sync::MutexGuard<'_, HashMap<Partition, Instant>> {
+        self.wakes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the sweepers of partitions that were not woken just now: should the worker that is
+    /// given a job die before it says a word, somebody looks.
+    fn wake_some(&self, pipe: &mut redis::Pipeline, batch: &[&Submission]) -> HashSet<Partition> {
+        let woken = self.woken();
+        let due = |partition: &Partition| {
+            woken.get(partition).is_none_or(|at| at.elapsed() >= WAKE_AGAIN)
+        };
+        let partitions = batch.iter().map(|submission| &submission.partition);
+        let told: HashSet<Partition> = partitions.filter(|p| due(p)).cloned().collect();
+        for partition in &told {
+            pipe.publish(self.keys.wake(partition), Wake::Added.as_str()).ignore();
+        }
+        told
     }
 
     fn added(&self, reply: std::result::Result<Value, RedisError>) -> Result<String> {

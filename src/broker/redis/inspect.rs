@@ -7,7 +7,10 @@ use redis::Value;
 
 use super::{Redis, claim::read_failure, codec, keys::GROUP, settle::PACKED_FIELDS};
 use crate::{
-    broker::{DeadLetter, Depth, Error, Inspect, LaneDepth, Partition, Record, Result, WorkerSeen},
+    broker::{
+        DeadLetter, Depth, Error, Inspect, LaneDepth, Partition, Record, Result, Setback,
+        WorkerSeen,
+    },
     error::{Code, Failure},
     job::{JobId, Labels, Lane, Timestamp},
     state::State,
@@ -51,31 +54,42 @@ pub(super) fn record(id: JobId, value: Value) -> Result<Option<Record>> {
             .unwrap_or_default(),
         attempt: small("attempt"),
         failures: small("failures"),
+        crashes: small("crashes"),
+        run: small("run").max(1),
         fence: number("fence").unwrap_or(0),
         worker: text("worker"),
         enqueued_at: time("at").unwrap_or_default(),
         due,
         began_at: time("began"),
+        cancelling: state == State::Running && fields.contains_key("cancel"),
         ended_at: time("ended").filter(|_| state.is_terminal()),
         finish_reason: text("finish_reason"),
         usage: text("usage").and_then(|json| serde_json::from_str(&json).ok()),
         error: text("error").map(|error| read_failure(&error)),
+        history: text("history").map(|lines| setbacks(&lines)).unwrap_or_default(),
     }))
 }
 
-fn partition(text: &str) -> Option<Partition> {
+/// Setbacks, a line each; what cannot be read is passed over.
+fn setbacks(lines: &str) -> Vec<Setback> {
+    lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+pub(super) fn partition(text: &str) -> Option<Partition> {
     let (queue, index) = text.rsplit_once(':')?;
     Some(Partition { queue: queue.parse().ok()?, index: index.parse().ok()? })
 }
 
 /// A dead letter's fields.
-fn dead_letter(fields: &codec::Fields) -> DeadLetter {
+fn dead_letter(letter: String, fields: &codec::Fields) -> DeadLetter {
     let text = |name: &str| {
         let found = fields.iter().find(|(field, _)| field == name.as_bytes());
         found.map(|(_, value)| String::from_utf8_lossy(value).into_owned())
     };
     let number = |name: &str| text(name).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    let history = text("history").and_then(|json| serde_json::from_str(&json).ok());
     DeadLetter {
+        letter,
         id: text("id").and_then(|id| id.parse().ok()).unwrap_or(JobId::from_entry("", "")),
         error: text("error")
             .map_or_else(|| Failure::new(Code::Unknown, "no reason given"), |e| read_failure(&e)),
@@ -83,6 +97,8 @@ fn dead_letter(fields: &codec::Fields) -> DeadLetter {
         fence: number("fence"),
         at: Timestamp(number("at")),
         lane: text("lane").and_then(|lane| lane.parse().ok()).unwrap_or_default(),
+        run: u32::try_from(number("run")).unwrap_or(u32::MAX).max(1),
+        history: history.unwrap_or_default(),
         fields: fields
             .iter()
             .flat_map(|(name, value)| match name.strip_prefix(b"entry:") {
@@ -120,6 +136,9 @@ impl Inspect for Redis {
         }
         pipe.cmd("ZCARD").arg(self.keys.parked(partition));
         pipe.cmd("XLEN").arg(self.keys.dead(partition));
+        for counter in ["dropped", "lost_entries"] {
+            pipe.cmd("HGET").arg(self.keys.load(partition)).arg(counter);
+        }
         let mut numbers = Vec::with_capacity(8);
         for reply in self.pool.pipeline(&mut pipe).await? {
             let value = absent_is_empty(reply).map_err(|e| self.pool.connector().classify(e))?;
@@ -135,7 +154,8 @@ impl Inspect for Redis {
             let pending = number(lane.index() * 2 + 1);
             LaneDepth { waiting: number(lane.index() * 2).saturating_sub(pending), pending }
         });
-        Ok(Depth { lanes, parked: number(6), dead: number(7) })
+        let (dropped, lost_entries) = (number(8), number(9));
+        Ok(Depth { lanes, parked: number(6), dead: number(7), dropped, lost_entries })
     }
 
     async fn workers(&self, partition: &Partition) -> Result<Vec<WorkerSeen>> {
@@ -162,13 +182,19 @@ impl Inspect for Redis {
         Ok(workers)
     }
 
-    async fn dead_letters(&self, partition: &Partition, most: usize) -> Result<Vec<DeadLetter>> {
+    async fn dead_letters(
+        &self,
+        partition: &Partition,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        let start = after.map_or("-".to_owned(), |letter| format!("({letter}"));
         let mut command = redis::cmd("XRANGE");
-        command.arg(self.keys.dead(partition)).arg("-").arg("+").arg("COUNT").arg(most);
+        command.arg(self.keys.dead(partition)).arg(start).arg("+").arg("COUNT").arg(most);
         let entries = codec::entries(self.pool.command(&command).await?)?;
         Ok(entries
             .into_iter()
-            .map(|(_, fields)| dead_letter(&fields.unwrap_or_default()))
+            .map(|(letter, fields)| dead_letter(letter, &fields.unwrap_or_default()))
             .collect())
     }
 }

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Mutex};
 
 use crate::{
-    broker::{Partition, Topic},
+    broker::{Partition, Topic, WorkerId},
     job::{JobId, Lane},
 };
 
@@ -54,6 +54,11 @@ impl Keys {
         self.partition(partition, "dead")
     }
 
+    /// Counters of a partition.
+    pub fn load(&self, partition: &Partition) -> String {
+        self.partition(partition, "load")
+    }
+
     /// The channel that wakes a partition's workers.
     pub fn wake(&self, partition: &Partition) -> String {
         self.partition(partition, "wake")
@@ -67,6 +72,16 @@ impl Keys {
     /// A job's log.
     pub fn log(&self, id: JobId) -> String {
         format!("{}:{{job:{id}}}:log", self.prefix)
+    }
+
+    /// What the channels of workers begin with; a worker's ID follows.
+    pub fn workers(&self) -> String {
+        format!("{}:worker:", self.prefix)
+    }
+
+    /// A worker's channel.
+    pub fn worker(&self, worker: &WorkerId) -> String {
+        format!("{}{worker}", self.workers())
     }
 
     /// The applied migrations.
@@ -84,6 +99,7 @@ impl Keys {
         match topic {
             Topic::Job(id) => self.job(*id),
             Topic::Wake(partition) => self.wake(partition),
+            Topic::Worker(worker) => self.worker(worker),
         }
     }
 }

@@ -9,7 +9,7 @@ use redis::Value;
 
 use super::{Redis, codec, keys::GROUP, millis, settle::written};
 use crate::{
-    broker::{Attempt, Entry, Partition, Place, Result, Swept, Wake, WorkerId},
+    broker::{Attempt, Entry, Partition, Place, Renewed, Result, Sweep, Swept, Wake, WorkerId},
     job::Lane,
 };
 
@@ -20,26 +20,40 @@ const RELEASED: Duration = Duration::from_hours(10 * 365 * 24);
 /// Most leases renewed by one script, which takes only so many arguments.
 const PAGE: usize = 1000;
 
+/// What a sweep may take.
+struct Terms {
+    /// How long an entry must have lain idle.
+    idle: Duration,
+    /// A disturbance is so near that a lease may have run out through nobody's fault.
+    disturbed: bool,
+    deliveries: u32,
+}
+
 impl Redis {
     pub(super) async fn renew_leases(
         &self,
         worker: &WorkerId,
         places: &[Place],
-    ) -> Result<Vec<Place>> {
-        let mut lost = Vec::new();
+    ) -> Result<Renewed> {
+        let mut renewed = Renewed::default();
         for lane in Lane::ALL {
             let of_lane: Vec<&Place> = places.iter().filter(|place| place.lane == lane).collect();
             for page in of_lane.chunks(PAGE) {
-                let mut call = self.scripts.renew.key(self.keys.lane(&page[0].partition, lane));
-                call.arg(worker.as_str()).arg(millis(RELEASED));
+                let partition = &page[0].partition;
+                let mut call = self.scripts.renew.key(self.keys.lane(partition, lane));
+                call.key(self.keys.load(partition)).arg(worker.as_str()).arg(millis(RELEASED));
                 for place in page {
                     call.arg(&place.entry);
                 }
-                let gone: Vec<String> = codec::read(self.pool.script(&call).await?, "renew")?;
-                lost.extend(page.iter().filter(|p| gone.contains(&p.entry)).copied().cloned());
+                let (gone, lost): (Vec<String>, u64) =
+                    codec::read(self.pool.script(&call).await?, "renew")?;
+                renewed.gone.extend(
+                    page.iter().filter(|place| gone.contains(&place.entry)).copied().cloned(),
+                );
+                renewed.lost += lost;
             }
         }
-        Ok(lost)
+        Ok(renewed)
     }
 
     /// As [`Claim::sweep`](crate::broker::Claim::sweep); what goes wrong ends the calm, and what
@@ -48,12 +62,10 @@ impl Redis {
         &self,
         partition: &Partition,
         worker: &WorkerId,
-        lease: Duration,
-        most: usize,
-        ask: bool,
+        sweep: &Sweep,
     ) -> Result<Swept> {
         let connector = self.pool.connector();
-        let swept = self.look_and_take(partition, worker, lease, most, ask).await;
+        let swept = self.look_and_take(partition, worker, sweep).await;
         match &swept {
             Ok(_) => connector.answered(),
             Err(_) => connector.disturbed(),
@@ -65,19 +77,22 @@ impl Redis {
         &self,
         partition: &Partition,
         worker: &WorkerId,
-        lease: Duration,
-        most: usize,
-        ask: bool,
+        sweep: &Sweep,
     ) -> Result<Swept> {
-        let calm = self.pool.connector().calm_since();
-        let grace = calm.is_none_or(|since| Instant::now().duration_since(since) < lease);
-        // Within the grace only what was given back is taken.
-        let idle = if grace { RELEASED } else { lease };
+        let calm = self.pool.connector().calm();
+        let age = calm.since.map(|since| Instant::now().duration_since(since));
+        let grace = age.is_none_or(|age| age < sweep.lease);
+        let terms = Terms {
+            // Within the grace only what was given back is taken.
+            idle: if grace { RELEASED } else { sweep.lease },
+            disturbed: calm.is_younger(sweep.lease * 2),
+            deliveries: sweep.deliveries,
+        };
         let mut pipe = redis::pipe();
         for lane in self.keys.lanes(partition) {
-            let expired = pipe.cmd("XPENDING").arg(&lane).arg(GROUP).arg("IDLE").arg(millis(idle));
-            expired.arg("-").arg("+").arg(most.max(1));
-            if ask {
+            let expired = pipe.cmd("XPENDING").arg(&lane).arg(GROUP);
+            expired.arg("IDLE").arg(millis(terms.idle)).arg("-").arg("+").arg(sweep.most.max(1));
+            if sweep.ask {
                 pipe.cmd("XPENDING").arg(&lane).arg(GROUP);
             }
         }
@@ -85,18 +100,28 @@ impl Redis {
             pipe.cmd("PUBLISH").arg(self.keys.wake(partition)).arg(Wake::Swept.as_str());
         }
         let mut replies = self.pool.pipeline(&mut pipe).await?.into_iter();
-        let mut swept = Swept { entries: Vec::new(), in_flight: ask.then_some(false) };
+        let mut swept = Swept { in_flight: sweep.ask.then_some(false), ..Swept::default() };
         for lane in Lane::ALL {
             let expired = self.pending_list(replies.next())?;
-            if ask {
+            if sweep.ask {
                 let summary = self.pending_list(replies.next())?;
                 let any = summary.first().is_some_and(|count| *count != Value::Int(0));
                 swept.in_flight = Some(swept.in_flight == Some(true) || any);
             }
-            let room = most - swept.entries.len();
-            if room > 0 && !expired.is_empty() {
-                let taken = self.claim_expired(partition, lane, worker, idle, &expired, room);
-                swept.entries.extend(taken.await?);
+            let room = sweep.most - swept.entries.len();
+            if room == 0 || expired.is_empty() {
+                continue;
+            }
+            match self.claim_expired(partition, lane, worker, &expired, (room, &terms)).await {
+                Ok((entries, lost)) => {
+                    swept.entries.extend(entries);
+                    swept.lost += lost;
+                }
+                // What was taken from another lane is this worker's by now.
+                Err(error) if !swept.entries.is_empty() => {
+                    tracing::warn!(%partition, %lane, %error, "not swept");
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(swept)
@@ -117,30 +142,31 @@ impl Redis {
         partition: &Partition,
         lane: Lane,
         worker: &WorkerId,
-        idle: Duration,
         expired: &[Value],
-        room: usize,
-    ) -> Result<Vec<Entry>> {
+        (room, terms): (usize, &Terms),
+    ) -> Result<(Vec<Entry>, u64)> {
         let key = self.keys.lane(partition, lane);
-        let mut claim = redis::cmd("XCLAIM");
-        claim.arg(&key).arg(GROUP).arg(worker.as_str()).arg(millis(idle));
-        let mut asked = 0;
-        for entry in expired.iter().take(room) {
+        let mut call = self.scripts.take_over.key(&key);
+        call.key(self.keys.load(partition)).arg(worker.as_str()).arg(millis(terms.idle)).arg(room);
+        for entry in expired {
             let mut parts = codec::array(entry.clone(), "pending entry")?.into_iter();
             let id: String = codec::read(parts.next().unwrap_or(Value::Nil), "entry ID")?;
-            claim.arg(id);
-            asked += 1;
+            call.arg(id);
         }
-        let entries = codec::entries(self.pool.command(&claim).await?)?;
-        if entries.len() < asked {
-            // Taken by another sweeper, or deleted while it was pending.
-            tracing::debug!(%partition, %lane, missing = asked - entries.len(), "not taken over");
-        }
-        let read = |(entry, fields): codec::RawEntry| {
+        let reply = self.pool.script(&call).await?;
+        let (taken, before, lost): (Value, Vec<(u32, u64)>, u64) = codec::read(reply, "take over")?;
+        let read = |((entry, fields), (deliveries, idle)): (codec::RawEntry, (u32, u64))| {
             let place = Place { partition: partition.clone(), lane, entry };
-            Entry::read(place, &key, fields.unwrap_or_default())
+            let fields = fields.unwrap_or_default();
+            let mut entry = if deliveries > terms.deliveries {
+                Entry::unread(place, &key, fields, deliveries)
+            } else {
+                Entry::read(place, &key, fields)
+            };
+            entry.crashed = !terms.disturbed && idle < millis(RELEASED);
+            entry
         };
-        Ok(entries.into_iter().map(read).collect())
+        Ok((codec::entries(taken)?.into_iter().zip(before).map(read).collect(), lost))
     }
 
     pub(super) async fn give_back(

@@ -42,4 +42,16 @@ scripts! {
     trim: "trim.lua",
     /// Reserves an ID for one request.
     reserve: "reserve.lua",
+    /// Takes what ran out of lease.
+    take_over: "take_over.lua",
+    /// Forgets workers.
+    retire: "retire.lua",
+    /// Cancels a job.
+    cancel: "cancel.lua",
+    /// Removes a parked job.
+    unpark: "unpark.lua",
+    /// Opens a new run.
+    reopen: "reopen.lua",
+    /// Puts a dead letter's entry back.
+    requeue: "requeue.lua",
 }

@@ -13,9 +13,9 @@ use super::{
 };
 use crate::{
     broker::{
-        Attempt, Begin, DeadLetter, Entry, Error, Outcome, Place, Result, Settle, WorkerId, Written,
+        Attempt, Begin, DeadLetter, Entry, Error, Outcome, Place, Refusal, Result, Settle,
+        WorkerId, Written,
     },
-    error::Failure,
     event::Frame,
     job::Timestamp,
 };
@@ -37,26 +37,41 @@ pub(super) fn written(reply: redis::Value, script: &str) -> Result<Written> {
         "fenced" => Written::Fenced,
         "behind" => Written::Behind,
         "missing" => Written::Missing,
+        "cancelled" => Written::Cancelled,
         other => return Err(Error::Protocol(format!("{script}: unknown answer `{other}`"))),
     })
 }
 
-/// State, delay and fields that an outcome leaves in the record.
-fn effects(outcome: &Outcome) -> (&'static str, u64, Vec<(&'static str, String)>) {
+/// What an outcome leaves in the record.
+struct Effects {
+    state: &'static str,
+    delay: u64,
+    /// The failure as JSON; empty where there was none.
+    failure: String,
+    fields: Vec<(&'static str, String)>,
+}
+
+fn effects(outcome: &Outcome) -> Effects {
     let ended = ("ended", Timestamp::now().0.to_string());
+    let end = |state, fields: Vec<(&'static str, Option<String>)>| {
+        let given = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let fields = given.chain([ended.clone()]).collect();
+        Effects { state, delay: 0, failure: String::new(), fields }
+    };
     match outcome {
         Outcome::Done { finish_reason, usage } => {
-            let fields = [("finish_reason", finish_reason), ("usage", usage)]
-                .into_iter()
-                .filter_map(|(name, value)| Some((name, value.clone()?)))
-                .chain([ended])
-                .collect();
-            ("done", 0, fields)
+            end("done", vec![("finish_reason", finish_reason.clone()), ("usage", usage.clone())])
         }
-        Outcome::Failed(error) => ("failed", 0, vec![ended, ("error", failure_text(error))]),
-        Outcome::Retry { error, delay } => {
-            ("parked", millis(*delay), vec![("error", failure_text(error))])
+        Outcome::Cancelled { usage } => end("cancelled", vec![("usage", usage.clone())]),
+        Outcome::Failed(error) => {
+            Effects { failure: failure_text(error), ..end("failed", Vec::new()) }
         }
+        Outcome::Retry { error, delay } => Effects {
+            state: "parked",
+            delay: millis(*delay),
+            failure: failure_text(error),
+            fields: Vec::new(),
+        },
     }
 }
 
@@ -68,7 +83,7 @@ impl Settle for Redis {
         frames: &[Frame],
         outcome: &Outcome,
     ) -> Result<Written> {
-        let (state, delay, fields) = effects(outcome);
+        let Effects { state, delay, failure, fields } = effects(outcome);
         let over = state != "parked";
         let ttl = if over { self.options.result_ttl } else { self.options.job_ttl };
         let small = frames.last().is_some_and(|last| last.seq < SMALL_LOG);
@@ -80,6 +95,7 @@ impl Settle for Redis {
             .arg(millis(ttl))
             .arg(delay)
             .arg(u8::from(over && small))
+            .arg(failure)
             .arg(fields.len() * 2);
         for (field, value) in fields {
             call.arg(field).arg(value);
@@ -93,9 +109,12 @@ impl Settle for Redis {
         }
     }
 
-    async fn refuse(&self, entry: &Entry, error: &Failure, frame: &Frame) -> Result<Begin> {
-        let failure = failure_text(error);
-        let reply = self.open_fence(entry, (frame.kind, &frame.bytes), "", &failure).await?;
+    async fn refuse(&self, entry: &Entry, refusal: &Refusal, frame: &Frame) -> Result<Begin> {
+        let failure = match refusal {
+            Refusal::Failed(error) => failure_text(error),
+            Refusal::Cancelled => String::new(),
+        };
+        let reply = self.open_fence(entry, (frame.kind, &frame.bytes), ("", 0), &failure).await?;
         verdict(reply, |fence, number, failures| Attempt {
             job: entry.id,
             place: entry.place.clone(),
@@ -129,7 +148,8 @@ impl Settle for Redis {
 
     async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
         let Place { partition, lane, entry: entry_id } = &entry.place;
-        let mut stored = format!("{lane} {} {attempt} ", entry.at.0).into_bytes();
+        let run = if entry.run > 1 { format!(",run={}", entry.run) } else { String::new() };
+        let mut stored = format!("{lane} {} {attempt}{run} ", entry.at.0).into_bytes();
         stored.extend_from_slice(entry.payload());
         let mut call = self.scripts.park.prepare_invoke();
         call.key(self.keys.parked(partition))
@@ -157,6 +177,7 @@ impl Settle for Redis {
         let mut call = self.scripts.bury.prepare_invoke();
         call.key(self.keys.lane(partition, *lane))
             .key(self.keys.dead(partition))
+            .key(self.keys.load(partition))
             .arg(entry_id)
             .arg(self.options.dead_max)
             .arg(millis(self.options.dead_ttl))
@@ -171,7 +192,11 @@ impl Settle for Redis {
             .arg("at")
             .arg(letter.at.0)
             .arg("lane")
-            .arg(letter.lane.as_str());
+            .arg(letter.lane.as_str())
+            .arg("run")
+            .arg(letter.run)
+            .arg("history")
+            .arg(serde_json::to_string(&letter.history).unwrap_or_default());
         if letter.fields.len() > MANY_FIELDS {
             call.arg(PACKED_FIELDS).arg(codec::pack(&letter.fields));
         } else {
@@ -181,24 +206,30 @@ impl Settle for Redis {
                 call.arg(name).arg(value);
             }
         }
-        codec::read(self.pool.script(&call).await?, "bury")
+        let (buried, dropped): (bool, u64) = codec::read(self.pool.script(&call).await?, "bury")?;
+        if dropped > 0 {
+            tracing::error!(%partition, dropped, "dead letters dropped for newer ones");
+        }
+        Ok(buried)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Code;
+    use crate::error::{Code, Failure};
 
     #[test]
     fn an_outcome_leaves_its_fields() {
         let done = Outcome::Done { finish_reason: Some("stop".to_owned()), usage: None };
-        let (state, _, fields) = effects(&done);
-        assert_eq!((state, fields[0].clone()), ("done", ("finish_reason", "stop".to_owned())));
-        assert_eq!(fields.len(), 2);
+        let left = effects(&done);
+        let reason = ("finish_reason", "stop".to_owned());
+        assert_eq!((left.state, &left.fields[0]), ("done", &reason));
+        assert_eq!((left.fields.len(), left.failure.as_str()), (2, ""));
         let error = Failure::new(Code::Timeout, "slow");
         let retry = Outcome::Retry { error, delay: std::time::Duration::from_secs(1) };
-        let (state, delay, fields) = effects(&retry);
-        assert_eq!((state, delay, fields[0].0), ("parked", 1000, "error"));
+        let left = effects(&retry);
+        assert_eq!((left.state, left.delay, left.fields.len()), ("parked", 1000, 0));
+        assert!(left.failure.contains("slow"));
     }
 }

@@ -89,7 +89,14 @@ pub async fn dead_letters_come_oldest_first(s: &Subject) {
         assert!(s.bury(&entry, &letter).await.unwrap());
         letters.push(letter);
     }
-    assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap(), letters);
+    let found = s.dead_letters(&s.partition, 9).await.unwrap();
+    for (letter, found) in letters.iter_mut().zip(&found) {
+        assert!(found.buried_at() >= letter.at);
+        letter.letter.clone_from(&found.letter);
+    }
+    assert_eq!(found, letters);
+    let behind = s.shared().dead_letters(&s.partition, Some(&letters[0].letter), 1).await.unwrap();
+    assert_eq!(behind, letters[1..2]);
     assert_eq!(s.dead_letters(&s.partition, 2).await.unwrap(), letters[..2]);
     assert_eq!(s.dead_letters(&s.second, 9).await.unwrap(), []);
 }

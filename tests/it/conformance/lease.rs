@@ -3,7 +3,9 @@
 use std::{slice::from_ref, time::Duration};
 
 use millstream::{
-    broker::{Attempt, Begin, Entry, Swept, Topic, Wake, WorkerId, Written},
+    broker::redis::keys::Keys,
+    broker::{Attempt, Begin, Entry, Refused, Sweep, Swept, Topic, Wake, WorkerId, Written},
+    error::Code,
     job::Lane,
     state::State,
 };
@@ -13,8 +15,12 @@ use crate::support::subject::{DEADLINE, Subject, begun, delta, job, worker};
 const NEVER: Duration = Duration::from_hours(1);
 const SOON: Duration = Duration::from_millis(30);
 
+fn look(lease: Duration, most: usize) -> Sweep {
+    Sweep { lease, most, ask: false, deliveries: 8 }
+}
+
 async fn sweep(s: &Subject, worker: &WorkerId, lease: Duration, most: usize) -> Vec<Entry> {
-    s.sweep(&s.partition, worker, lease, most, false).await.unwrap().entries
+    s.sweep(&s.partition, worker, &look(lease, most)).await.unwrap().entries
 }
 
 /// The broker's grace begins with the first sweep, and is over for leases of a moment.
@@ -102,8 +108,12 @@ pub async fn of_two_sweepers_one_takes_an_entry(s: &Subject) {
 
 pub async fn a_sweep_takes_no_more_than_asked_and_tells_whether_anything_is_in_flight(s: &Subject) {
     let me = worker("a");
-    let ask = async |most| s.sweep(&s.partition, &me, SOON, most, true).await.unwrap();
-    assert_eq!(ask(9).await, Swept { entries: Vec::new(), in_flight: Some(false) });
+    let ask = async |most| {
+        let look = Sweep { ask: true, ..look(SOON, most) };
+        s.sweep(&s.partition, &me, &look).await.unwrap()
+    };
+    let nothing = Swept { in_flight: Some(false), ..Swept::default() };
+    assert_eq!(ask(9).await, nothing);
     for n in 0..5 {
         s.add(job(&n.to_string())).await;
     }
@@ -155,4 +165,132 @@ pub async fn a_wake_is_heard_by_all_and_so_is_a_sweep(s: &Subject) {
         let (topic, message) = listening.next().await;
         assert_eq!((topic, Wake::read(&message)), (Topic::Wake(s.partition.clone()), Some(wake)));
     }
+}
+
+pub async fn an_attempt_lost_with_its_worker_is_a_crash(s: &Subject) {
+    let (me, other, third) = (worker("a"), worker("b"), worker("c"));
+    calm(s).await;
+    // Past any doubt that an outage has made the leases run out: longer than two leases.
+    tokio::time::sleep(SOON * 2).await;
+    let (entry, _) = s.running(&me).await;
+    let taken = swept(s, &other, SOON, 1).await.remove(0);
+    assert!(taken.crashed, "a lease ran out");
+    let shared = s.shared();
+    let begun = begun(shared.begin(&taken, &other, 2).await.unwrap());
+    let record = s.job(entry.id).await.unwrap().unwrap();
+    assert_eq!((record.crashes, record.failures, begun.number), (1, 0, 2));
+    assert_eq!(record.history.len(), 1);
+    assert_eq!((record.history[0].attempt, record.history[0].error.code), (1, Code::WorkerLost));
+    assert!(record.history[0].error.message.contains(me.as_str()));
+    // The second crash is one too many: nothing begins, and nothing is written.
+    let taken = swept(s, &third, SOON, 1).await.remove(0);
+    let refused = shared.begin(&taken, &third, 2).await.unwrap();
+    assert_eq!(refused, Begin::Refuse { why: Refused::Poison { crashes: 2 }, attempts: 2 });
+    assert_eq!(s.job(entry.id).await.unwrap().unwrap().fence, begun.fence);
+}
+
+pub async fn what_was_given_back_is_no_crash(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    calm(s).await;
+    let (entry, attempt) = s.running(&me).await;
+    // The entry alone: as a worker whose begin landed without its reply gives it back.
+    assert!(s.release(&me, &entry.place, None).await.unwrap());
+    let taken = sweep(s, &other, NEVER, 1).await.remove(0);
+    assert!(!taken.crashed);
+    let again = begun(s.shared().begin(&taken, &other, 1).await.unwrap());
+    assert!(again.fence > attempt.fence);
+    assert_eq!(s.job(entry.id).await.unwrap().unwrap().crashes, 0);
+}
+
+pub async fn an_entry_delivered_too_often_is_not_parsed(s: &Subject) {
+    calm(s).await;
+    s.add(job("kills its reader")).await;
+    s.claim(&worker("first")).await;
+    let look = |most| Sweep { deliveries: 2, ..look(Duration::from_millis(1), most) };
+    let mut taken = Vec::new();
+    for n in 0..2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let swept = s.sweep(&s.partition, &worker("next"), &look(1)).await.unwrap();
+        taken.extend(swept.entries);
+        assert!(taken[n].job.is_ok(), "delivery {}", n + 2);
+    }
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let swept = s.sweep(&s.partition, &worker("last"), &look(1)).await.unwrap();
+    let refused = swept.entries[0].job.as_ref().unwrap_err();
+    assert_eq!(refused.code, Code::Poison);
+    assert!(refused.message.contains("3 times"), "{refused}");
+    assert_eq!(swept.entries[0].payload(), taken[0].payload(), "nothing of it is lost");
+}
+
+pub async fn a_renewal_makes_earlier_deliveries_good(s: &Subject) {
+    calm(s).await;
+    let me = worker("a");
+    s.add(job("renewed")).await;
+    let entry = s.claim(&worker("first")).await;
+    let look = Sweep { deliveries: 1, ..look(Duration::from_millis(1), 1) };
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let swept = s.sweep(&s.partition, &me, &look).await.unwrap();
+        assert!(swept.entries[0].job.is_ok());
+        assert!(s.renew(&me, from_ref(&entry.place)).await.unwrap().is_empty());
+    }
+}
+
+pub async fn entries_deleted_under_a_worker_are_counted(s: &Subject) {
+    calm(s).await;
+    let me = worker("a");
+    let (first, _) = s.running(&me).await;
+    if !s.delete(&first.place) {
+        return;
+    }
+    let renewed = s.shared().renew(&me, from_ref(&first.place)).await.unwrap();
+    assert_eq!((renewed.gone.len(), renewed.lost), (0, 1));
+    // Once.
+    let renewed = s.shared().renew(&me, from_ref(&first.place)).await.unwrap();
+    assert_eq!((renewed.gone.len(), renewed.lost), (1, 0));
+    let (second, _) = s.running(&worker("dead")).await;
+    s.delete(&second.place);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let swept = s.sweep(&s.partition, &me, &look(Duration::from_millis(1), 9)).await.unwrap();
+    assert_eq!((swept.entries.len(), swept.lost), (0, 1));
+    assert_eq!(s.depth(&s.partition).await.unwrap().lost_entries, 2);
+}
+
+pub async fn workers_that_hold_nothing_are_forgotten(s: &Subject) {
+    let (idle, holding, leaving) = (worker("idle"), worker("holding"), worker("leaving"));
+    for reader in [&holding, &idle, &leaving] {
+        s.add(job("held")).await;
+        let entry = s.claim(reader).await;
+        if *reader != holding {
+            s.remove(&[entry.place]).await.unwrap();
+        }
+    }
+    let names = async || -> Vec<String> {
+        let workers = s.workers(&s.partition).await.unwrap();
+        workers.into_iter().map(|worker| worker.id).collect()
+    };
+    assert_eq!(s.retire(&s.partition, Some(&leaving), NEVER).await.unwrap(), 1);
+    assert_eq!(s.retire(&s.partition, Some(&holding), NEVER).await.unwrap(), 0);
+    assert_eq!(names().await.len(), 2);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(s.retire(&s.partition, None, Duration::from_millis(1)).await.unwrap(), 1);
+    assert_eq!(names().await, [holding.to_string()]);
+    // Its entry is still there to be taken over.
+    assert_eq!(swept(s, &worker("heir"), SOON, 1).await.len(), 1);
+}
+
+pub async fn a_kept_job_has_its_whole_time_again(s: &Subject) {
+    let (entry, _) = s.running(&worker("a")).await;
+    for key in [|keys: &Keys, id| keys.job(id), |keys: &Keys, id| keys.log(id)] {
+        let key = |keys: &Keys| key(keys, entry.id);
+        if s.ask("PEXPIRE KEY 5000", key).is_none() {
+            break;
+        }
+    }
+    s.keep(&[entry.id]).await.unwrap();
+    for key in [|keys: &Keys, id| keys.job(id), |keys: &Keys, id| keys.log(id)] {
+        let left = s.ask("PTTL KEY", |keys: &Keys| key(keys, entry.id));
+        assert!(left.is_none_or(|left| left.parse::<u64>().unwrap() > 5000));
+    }
+    assert!(s.job(entry.id).await.unwrap().is_some());
 }

@@ -165,7 +165,7 @@ async fn the_newest_dead_letters_are_kept() {
     for number in 0..7 {
         buried.push(bury(&stack, number).await);
     }
-    let letters = stack.broker.dead_letters(&stack.partition, 100).await.unwrap();
+    let letters = stack.broker.dead_letters(&stack.partition, None, 100).await.unwrap();
     let kept: Vec<JobId> = letters.iter().map(|letter| letter.id).collect();
     assert_eq!(kept, buried[4..]);
 }

@@ -71,6 +71,7 @@ async fn delays_grow_from_the_first_to_the_longest() {
         multiplier,
         max: Duration::from_millis(max),
         jitter: 0.0,
+        ..Schedule::default()
     };
     for (retry, fault, announced) in [
         (schedule(5, 20, 3.0, 100), "status:503", &[20, 60, 100, 100][..]),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use millstream::{
-    broker::redis::keys::Keys,
+    broker::{WorkerId, redis::keys::Keys},
     event::Codec,
     job::{ChatRequest, Job, JobId, Lane},
     worker::{Options, Reason},
@@ -229,4 +229,48 @@ async fn entries_are_acknowledged_in_batches() {
     }
     println!("XACKs of {JOBS} jobs, one by one and in batches: {acks:?}");
     assert!(acks[0] == JOBS as u64 && acks[1] < acks[0], "{acks:?}");
+}
+
+#[tokio::test]
+async fn a_running_jobs_record_and_log_are_kept() {
+    let stack = Stack::start(paced(10.0)).await;
+    let options = Options {
+        refresh: Duration::from_millis(200),
+        renewal: Duration::from_millis(100),
+        ..Options::default()
+    };
+    let (_stop, _worker) = stack.worker(options);
+    let id = stack.ask("m?tokens=1000", "kept").await;
+    let keys = Keys::new("ms");
+    until("a running job", || stack.server.command(&["HGET", &keys.job(id), "state"]) == "running")
+        .await;
+    for key in [keys.job(id), keys.log(id)] {
+        stack.server.command(&["PEXPIRE", &key, "60000"]);
+        until("a whole time to live", || {
+            stack.server.command(&["PTTL", &key]).parse::<u64>().unwrap() > 60_000
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_died_with_empty_hands_is_forgotten() {
+    let stack = Stack::start(instant()).await;
+    let (holds, empty) = (WorkerId::new("holds"), WorkerId::new("empty"));
+    stack.ask("m", "held").await;
+    let mut holder = stack.broker.claimer(&stack.partition, &holds).await.unwrap();
+    assert_eq!(holder.read(Lane::Normal, 1).await.unwrap().len(), 1);
+    let mut idler = stack.broker.claimer(&stack.partition, &empty).await.unwrap();
+    assert!(idler.read(Lane::Normal, 1).await.unwrap().is_empty());
+    let forget = Duration::from_millis(500);
+    let options = Options { forget, block: Duration::from_millis(100), ..Options::default() };
+    let (stop, worker) = stack.worker(options);
+    let names =
+        || stack.server.command(&["XINFO", "CONSUMERS", "ms:{q:default:0}:normal", "workers"]);
+    until("the one with empty hands is forgotten", || !names().contains(empty.as_str())).await;
+    assert!(names().contains(holds.as_str()), "its entry would go with it");
+    // One that leaves in order is forgotten at once.
+    stop.cancel();
+    worker.await.unwrap();
+    assert!(names().contains(holds.as_str()) && !names().contains("worker-"), "{}", names());
 }

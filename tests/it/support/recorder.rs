@@ -11,11 +11,11 @@ use std::{
 use async_trait::async_trait;
 use millstream::{
     broker::{
-        Attempt, Begin, Claim, Claimer, DeadLetter, Depth, Enqueue, Entry, Feed, Inspect, Log,
-        Opened, Outcome, Partition, Place, Promoted, Receipt, Record, Result, Settle, Shared, Sink,
-        Submission, Swept, Topic, Wake, WorkerId, WorkerSeen, Written,
+        Attempt, Begin, Cancel, Claim, Claimer, Control, DeadLetter, Depth, Enqueue, Entry, Feed,
+        Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt, Record, Refusal,
+        Renewed, Reopened, Result, Run, Settle, Shared, Sink, Submission, Sweep, Swept, Topic,
+        Wake, WorkerId, WorkerSeen, Written,
     },
-    error::Failure,
     event::{Event, EventId, Frame},
     job::{JobId, Lane, Timestamp},
     state::{State, Transition},
@@ -107,10 +107,10 @@ impl Claim for Recorder {
         Ok(Box::new(RecordedClaimer { inner, seen: self.seen.clone() }))
     }
 
-    async fn begin(&self, entry: &Entry, worker: &WorkerId) -> Result<Begin> {
+    async fn begin(&self, entry: &Entry, worker: &WorkerId, most_crashes: u32) -> Result<Begin> {
         self.seen.call("Claim::begin");
         let before = self.record(entry.id).await;
-        let begin = self.inner.begin(entry, worker).await?;
+        let begin = self.inner.begin(entry, worker, most_crashes).await?;
         if let Begin::Begun(attempt) = &begin
             && before.as_ref().is_none_or(|record| record.fence != attempt.fence)
         {
@@ -130,7 +130,7 @@ impl Claim for Recorder {
         Ok(promoted)
     }
 
-    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Vec<Place>> {
+    async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Renewed> {
         self.seen.call("Claim::renew");
         self.inner.renew(worker, places).await
     }
@@ -139,12 +139,25 @@ impl Claim for Recorder {
         &self,
         partition: &Partition,
         worker: &WorkerId,
-        lease: Duration,
-        most: usize,
-        ask: bool,
+        sweep: &Sweep,
     ) -> Result<Swept> {
         self.seen.call("Claim::sweep");
-        self.inner.sweep(partition, worker, lease, most, ask).await
+        self.inner.sweep(partition, worker, sweep).await
+    }
+
+    async fn keep(&self, jobs: &[JobId]) -> Result<()> {
+        self.seen.call("Claim::keep");
+        self.inner.keep(jobs).await
+    }
+
+    async fn retire(
+        &self,
+        partition: &Partition,
+        worker: Option<&WorkerId>,
+        idle: Duration,
+    ) -> Result<u64> {
+        self.seen.call("Claim::retire");
+        self.inner.retire(partition, worker, idle).await
     }
 
     async fn wake(&self, partition: &Partition, why: Wake) -> Result<()> {
@@ -191,6 +204,7 @@ impl Settle for Recorder {
             let transition = match outcome {
                 Outcome::Done { .. } => Transition::Finish,
                 Outcome::Failed(_) => Transition::Fail,
+                Outcome::Cancelled { .. } => Transition::Cancel,
                 Outcome::Retry { .. } => Transition::Retry,
             };
             // A parked job whose time has come may read as waiting before anyone promotes it.
@@ -203,12 +217,17 @@ impl Settle for Recorder {
         Ok(written)
     }
 
-    async fn refuse(&self, entry: &Entry, error: &Failure, frame: &Frame) -> Result<Begin> {
+    async fn refuse(&self, entry: &Entry, refusal: &Refusal, frame: &Frame) -> Result<Begin> {
         self.seen.call("Settle::refuse");
         let before = self.state(entry.id).await;
-        let answer = self.inner.refuse(entry, error, frame).await?;
-        if matches!(answer, Begin::Bury { .. }) && before != State::Failed {
-            self.seen.row(Some(before), Transition::Refuse, self.state(entry.id).await);
+        let answer = self.inner.refuse(entry, refusal, frame).await?;
+        let transition = match refusal {
+            Refusal::Failed(_) => Transition::Refuse,
+            Refusal::Cancelled => Transition::Cancel,
+        };
+        let after = self.state(entry.id).await;
+        if after != before {
+            self.seen.row(Some(before), transition, after);
         }
         Ok(answer)
     }
@@ -306,6 +325,54 @@ impl Log for Recorder {
 }
 
 #[async_trait]
+impl Control for Recorder {
+    async fn cancel(&self, job: JobId) -> Result<Cancel> {
+        self.seen.call("Control::cancel");
+        let before = self.state(job).await;
+        let cancel = self.inner.cancel(job).await?;
+        if matches!(cancel, Cancel::Cancelled { .. }) {
+            self.seen.row(Some(before), Transition::Cancel, self.state(job).await);
+        }
+        Ok(cancel)
+    }
+
+    async fn unpark(&self, partition: &Partition, job: JobId) -> Result<bool> {
+        self.seen.call("Control::unpark");
+        self.inner.unpark(partition, job).await
+    }
+
+    async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {
+        self.seen.call("Control::cancelled");
+        self.inner.cancelled(jobs).await
+    }
+
+    async fn tell(&self, worker: &WorkerId, order: Order) -> Result<u64> {
+        self.seen.call("Control::tell");
+        self.inner.tell(worker, order).await
+    }
+
+    async fn reopen(&self, partition: &Partition, letter: &DeadLetter) -> Result<Reopened> {
+        self.seen.call("Control::reopen");
+        let before = self.record(letter.id).await.map(|record| record.state);
+        let reopened = self.inner.reopen(partition, letter).await?;
+        if matches!(reopened, Reopened::Yes(Run { fresh: true, .. })) {
+            self.seen.row(before, Transition::Requeue, self.state(letter.id).await);
+        }
+        Ok(reopened)
+    }
+
+    async fn requeue(&self, partition: &Partition, letter: &DeadLetter, run: Run) -> Result<bool> {
+        self.seen.call("Control::requeue");
+        self.inner.requeue(partition, letter, run).await
+    }
+
+    async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
+        self.seen.call("Control::purge");
+        self.inner.purge(partition, letters).await
+    }
+}
+
+#[async_trait]
 impl Inspect for Recorder {
     async fn job(&self, id: JobId) -> Result<Option<Record>> {
         self.seen.call("Inspect::job");
@@ -322,8 +389,13 @@ impl Inspect for Recorder {
         self.inner.workers(partition).await
     }
 
-    async fn dead_letters(&self, partition: &Partition, most: usize) -> Result<Vec<DeadLetter>> {
+    async fn dead_letters(
+        &self,
+        partition: &Partition,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<DeadLetter>> {
         self.seen.call("Inspect::dead_letters");
-        self.inner.dead_letters(partition, most).await
+        self.inner.dead_letters(partition, after, most).await
     }
 }

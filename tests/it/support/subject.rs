@@ -4,8 +4,8 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 
 use millstream::{
     broker::{
-        Attempt, Begin, Broker, Claimer, Entry, Feed, Outcome, Partition, Place, Receipt, Result,
-        Shared, Signal, Submission, Topic, WorkerId, Written,
+        Attempt, Begin, Broker, Claimer, DeadLetter, Entry, Feed, Outcome, Partition, Place,
+        Receipt, Refusal, Result, Shared, Signal, Submission, Topic, WorkerId, Written,
         memory::{self, Memory},
         redis::{
             Options, Redis,
@@ -92,6 +92,58 @@ impl Subject {
     /// A handle to the broker for a task of its own.
     pub fn shared(&self) -> Shared {
         self.broker.clone()
+    }
+
+    // The ports in fewer words.
+
+    /// Begins with room for crashes.
+    pub async fn begin(&self, entry: &Entry, worker: &WorkerId) -> Result<Begin> {
+        self.broker.begin(entry, worker, 100).await
+    }
+
+    /// Refuses for a failure.
+    pub async fn refuse(&self, entry: &Entry, error: &Failure, frame: &Frame) -> Result<Begin> {
+        self.broker.refuse(entry, &Refusal::Failed(error.clone()), frame).await
+    }
+
+    /// What a renewal says of entries that are not this worker's.
+    pub async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Vec<Place>> {
+        Ok(self.broker.renew(worker, places).await?.gone)
+    }
+
+    /// The oldest dead letters.
+    pub async fn dead_letters(
+        &self,
+        partition: &Partition,
+        most: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        self.broker.dead_letters(partition, None, most).await
+    }
+
+    /// Deletes an entry as a stranger would. Whether the adapter knows such a thing.
+    pub fn delete(&self, place: &Place) -> bool {
+        match &self.adapter {
+            Adapter::Memory(_) => false,
+            Adapter::Redis(server, keys) => {
+                let lane = keys.lane(&place.partition, place.lane);
+                server.command(&["XDEL", &lane, &place.entry]) == "1"
+            }
+        }
+    }
+
+    /// What the server says to this command, where there is a server; `KEY` in it is the key.
+    pub fn ask(&self, command: &str, key: impl FnOnce(&Keys) -> String) -> Option<String> {
+        match &self.adapter {
+            Adapter::Memory(_) => None,
+            Adapter::Redis(server, keys) => {
+                let key = key(keys);
+                let words: Vec<&str> = command
+                    .split(' ')
+                    .map(|word| if word == "KEY" { &key } else { word })
+                    .collect();
+                Some(server.command(&words))
+            }
+        }
     }
 
     // What a port does not offer.

@@ -1,43 +1,58 @@
--- Opens a fence: for a new attempt (`started`), or to refuse a job that cannot be run (`failed`).
+-- Opens a fence: for an attempt, or to end a job without one.
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
--- ARGV[1] event name: `started` or `failed`
+-- ARGV[1] event name: `started`, `failed` or `cancelled`
 -- ARGV[2] payload; for `started` its JSON object without the opening brace and without `attempt`
 -- ARGV[3] worker   ARGV[4] place of the entry (`LANE ENTRY-ID`)   ARGV[5] the entry's attempt
--- ARGV[6] time to live in ms   ARGV[7] failure as JSON, for `failed`
--- ARGV[8…] field, value, …: immutable fields, written where the producer left no record
+-- ARGV[6] the entry's run   ARGV[7] `1` where its last worker let the lease run out, else `0`
+-- ARGV[8] time to live in ms   ARGV[9] most crashes   ARGV[10] not to begin after, or `0`
+-- ARGV[11] failure as JSON, for `failed`
+-- ARGV[12…] field, value, …: immutable fields, written where the producer left no record
 --
--- Returns {verdict, fence, attempt, failures, due, error}; the verdict is
+-- Returns {verdict, fence, attempt, failures, due or crashes, error}; the verdict is
 --   begun    the fence is open and its first event written
 --   remove   the run is over, or another entry carries the job
 --   park     the last attempt asked for a retry, and this is its entry: park it until `due`
 --   bury     the job has failed, and this is its entry
+--   cancel, expired, poison   nothing was written: the job is to be ended without an attempt
 -- Replay: by the same worker for the same entry, while the log ends in its `started`, it answers
 -- `begun` with the fence that it has and writes nothing. Once more was written a new attempt opens:
--- its text could not be told from the old one's. A replayed refusal answers `bury`.
+-- its text could not be told from the old one's. A replayed refusal answers `bury` or `remove`.
 local record, log = KEYS[1], KEYS[2]
 local event, payload, worker, place = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local r = redis.call('HMGET', record,
-  'state', 'fence', 'attempt', 'failures', 'place', 'worker', 'due', 'error', 'queue', 'at')
+local r = redis.call('HMGET', record, 'state', 'fence', 'attempt', 'failures', 'place', 'worker',
+  'due', 'error', 'queue', 'at', 'crashes', 'run', 'cancel', 'began', 'history')
 local state = r[1] or 'waiting'
 local fence, attempt, failures = tonumber(r[2]) or 0, tonumber(r[3]) or 0, tonumber(r[4]) or 0
-local same = r[5] == place
+local same, entry_run, crashes = r[5] == place, tonumber(ARGV[6]), tonumber(r[11]) or 0
 
-local function answer(verdict)
-  return {verdict, string.format('%.0f', fence), attempt, failures, r[7] or '0', r[8] or ''}
+local function answer(verdict, number)
+  return {verdict, string.format('%.0f', fence), attempt, failures, number or r[7] or '0', r[8] or ''}
 end
 
-if state == 'done' then return answer('remove') end
+if state == 'done' or state == 'cancelled' then return answer('remove') end
+if entry_run < (tonumber(r[12]) or 1) then return answer('remove') end
 if state == 'failed' then return answer(same and 'bury' or 'remove') end
 if state == 'running' and not same then return answer('remove') end
 if state == 'parked' and same then return answer('park') end
 if not same and tonumber(ARGV[5]) < attempt then return answer('remove') end
+if state ~= 'running' and state ~= 'parked' and state ~= 'waiting' then
+  return redis.error_reply('ERR state `' .. state .. '` is of a newer version; upgrade this worker')
+end
 if state == 'running' and r[6] == worker and event == 'started' then
   local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   if top and top[1] == string.format('%.0f-0', fence) then return answer('begun') end
 end
+if r[13] and event ~= 'cancelled' then return answer('cancel') end
 
+local lost = state == 'running' and r[6] ~= worker
+if lost and ARGV[7] == '1' then crashes = crashes + 1 end
 if event == 'started' then
+  if crashes >= tonumber(ARGV[9]) then return answer('poison', tostring(crashes)) end
+  if not r[14] and tonumber(ARGV[10]) > 0 then
+    local t = redis.call('TIME')
+    if t[1] * 1000 + math.floor(t[2] / 1000) > tonumber(ARGV[10]) then return answer('expired') end
+  end
   attempt = attempt + 1
   payload = '{"attempt":' .. attempt .. ',' .. payload
 end
@@ -59,17 +74,27 @@ local function put(field, value) set[#set + 1] = field; set[#set + 1] = value en
 if event == 'started' then
   put('state', 'running'); put('worker', worker); put('began', now)
 else
-  r[8] = ARGV[7]
-  put('state', 'failed'); put('error', ARGV[7]); put('ended', now)
+  put('state', event); put('ended', now)
+  if event == 'failed' then r[8] = ARGV[11]; put('error', ARGV[11]) end
+end
+if entry_run > (tonumber(r[12]) or 1) then put('run', ARGV[6]) end
+if lost then
+  put('crashes', crashes)
+  -- At most 32 setbacks are kept; each is a line.
+  local _, lines = string.gsub(r[15] or '', '\n', '')
+  local kept = lines >= 32 and string.gsub(r[15], '^[^\n]*\n', '') or r[15] or ''
+  put('history', kept .. '{"attempt":' .. (tonumber(r[3]) or 0) .. ',"at":' .. ms
+    .. ',"error":{"code":"worker_lost","message":"' .. (r[6] or '') .. ' did not renew its lease"}}\n')
 end
 if not r[9] then
-  for i = 8, #ARGV, 2 do put(ARGV[i], ARGV[i + 1]) end
+  for i = 12, #ARGV, 2 do put(ARGV[i], ARGV[i + 1]) end
 end
 redis.call('HSET', record, unpack(set))
 -- A record of the last hour has its whole time before it.
 if not r[9] or now - (tonumber(r[10]) or 0) > 3600000 then
-  redis.call('PEXPIRE', record, ARGV[6])
+  redis.call('PEXPIRE', record, ARGV[8])
 end
-redis.call('PEXPIRE', log, ARGV[6])
+redis.call('PEXPIRE', log, ARGV[8])
 redis.pcall('PUBLISH', record, id .. ' ' .. event .. ' ' .. payload)
-return answer(event == 'started' and 'begun' or 'bury')
+if event == 'started' then return answer('begun') end
+return answer(event == 'failed' and 'bury' or 'remove')

@@ -1,18 +1,21 @@
 -- Ends an attempt: its last events and its state, all or nothing.
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
--- ARGV[1] fence   ARGV[2] state: `done`, `failed` or `parked`   ARGV[3] time to live in ms
--- ARGV[4] delay in ms, for `parked`   ARGV[5] `1` to rewrite a small log into its least space
--- ARGV[6] n, then n values: field, value, …   then sequence, event name, payload, …
+-- ARGV[1] fence   ARGV[2] state: `done`, `failed`, `cancelled` or `parked`
+-- ARGV[3] time to live in ms   ARGV[4] delay in ms, for `parked`
+-- ARGV[5] `1` to rewrite a small log into its least space   ARGV[6] failure as JSON, or ''
+-- ARGV[7] n, then n values: field, value, …   then sequence, event name, payload, …
 --
--- Returns `yes`, `fenced`, `behind` or `missing`; only `yes` has written anything.
+-- Returns `yes`, `fenced`, `behind`, `missing` or `cancelled` (the job is to be cancelled: it can
+-- end in no other way); only `yes` has written anything.
 -- Replay: `yes`, without writing, while the state stands under the same fence.
 local record, log, fence, state, ttl = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
-local r = redis.call('HMGET', record, 'fence', 'state', 'failures')
+local r = redis.call('HMGET', record, 'fence', 'state', 'failures', 'cancel')
 if r[1] ~= fence then return 'fenced' end
 if r[2] ~= 'running' then return r[2] == state and 'yes' or 'fenced' end
+if r[4] and state ~= 'cancelled' then return 'cancelled' end
 
-local first = 7 + tonumber(ARGV[6])
+local first = 8 + tonumber(ARGV[7])
 for i = first, #ARGV, 3 do
   local id = fence .. '-' .. ARGV[i]
   local added = redis.pcall('XADD', log, 'NOMKSTREAM', id, ARGV[i + 1], ARGV[i + 2])
@@ -26,12 +29,20 @@ end
 
 local set = {'state', state}
 local function put(field, value) set[#set + 1] = field; set[#set + 1] = value end
-if state ~= 'done' then put('failures', (tonumber(r[3]) or 0) + 1) end
-if state == 'parked' then
+if ARGV[6] ~= '' then
   local t = redis.call('TIME')
-  put('due', t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[4])
+  local now = t[1] * 1000 + math.floor(t[2] / 1000)
+  if state == 'parked' then put('due', now + ARGV[4]) end
+  put('failures', (tonumber(r[3]) or 0) + 1)
+  put('error', ARGV[6])
+  local h = redis.call('HMGET', record, 'history', 'attempt')
+  -- At most 32 setbacks are kept; each is a line.
+  local _, lines = string.gsub(h[1] or '', '\n', '')
+  local kept = lines >= 32 and string.gsub(h[1], '^[^\n]*\n', '') or h[1] or ''
+  put('history', kept .. '{"attempt":' .. (h[2] or 0) .. ',"at":' .. string.format('%.0f', now)
+    .. ',"error":' .. ARGV[6] .. '}\n')
 end
-for i = 7, first - 1 do set[#set + 1] = ARGV[i] end
+for i = 8, first - 1 do set[#set + 1] = ARGV[i] end
 redis.call('HSET', record, unpack(set))
 redis.call('PEXPIRE', record, ttl)
 local compacted = false

@@ -20,7 +20,7 @@ end
 if top_fence > tonumber(fence) then return 'fenced' end
 if known < tonumber(fence) then
   redis.call('HSET', record, 'state', 'running', 'fence', fence, 'attempt', ARGV[2],
-    'failures', ARGV[3], 'worker', ARGV[4], 'place', ARGV[5])
+    'failures', ARGV[3], 'worker', ARGV[4], 'place', ARGV[5], 'began', fence)
   redis.call('PEXPIRE', record, ARGV[6])
 end
 for i = 7, #ARGV, 3 do

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] parked   KEYS[2] parked jobs   KEYS[3] lane
 -- ARGV[1] the entry's ID, or '' for a new job   ARGV[2] wake channel   ARGV[3] job ID
--- ARGV[4] due, ms since the epoch   ARGV[5] `LANE AT ATTEMPT JOB`
+-- ARGV[4] due, ms since the epoch   ARGV[5] `LANE AT ATTEMPT[,FIELD=VALUE…] JOB`
 --
 -- Returns 1 when the job is parked, 0 when the entry was gone.
 -- Replay: an entry that is gone changes nothing; a new job that is parked already stays as it is.

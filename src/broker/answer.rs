@@ -1,0 +1,168 @@
+//! What the ports are asked for, and what they answer.
+
+use std::time::Duration;
+
+use super::{Attempt, Entry, Place, Record};
+use crate::{
+    error::Failure,
+    event::Event,
+    job::{JobId, Timestamp},
+};
+
+/// What became of a submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// The job's ID.
+    pub id: JobId,
+    /// Whether it waits for a time instead of a worker.
+    pub parked: bool,
+    /// Whether the job was there already, under the same idempotency key.
+    pub duplicate: bool,
+}
+
+/// What a worker is to do with an entry.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Begin {
+    /// The attempt is open: run it.
+    Begun(Attempt),
+    /// The job's run is over, or another entry carries it: remove this entry.
+    Remove,
+    /// The last attempt asked for a retry and its entry was not parked: park it until then.
+    Park {
+        /// Attempts made so far.
+        attempt: u32,
+        /// When the next may begin.
+        due: Timestamp,
+    },
+    /// The job has failed and its entry was not buried: bury it.
+    Bury {
+        /// Why it failed.
+        error: Failure,
+        /// Attempts made.
+        attempts: u32,
+        /// The fence under which it failed.
+        fence: u64,
+    },
+    /// No attempt may open: end the job with [`Settle::refuse`].
+    Refuse {
+        /// Why.
+        why: Refused,
+        /// Attempts made.
+        attempts: u32,
+    },
+}
+
+/// Why no attempt may open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// It was to be cancelled, and the worker that ran it did not see to it.
+    Cancelled,
+    /// It had not begun when its time was over.
+    Expired,
+    /// So many attempts were lost with their workers.
+    Poison {
+        /// How many.
+        crashes: u32,
+    },
+}
+
+/// What a promotion did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Promoted {
+    /// Jobs moved to their lanes.
+    pub count: usize,
+    /// How long until the next parked job is due; `None` when none is parked.
+    pub next_in: Option<Duration>,
+}
+
+/// What a renewal found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Renewed {
+    /// Entries that are not this worker's any more: settled, or another's.
+    pub gone: Vec<Place>,
+    /// Entries that somebody deleted while their jobs run.
+    pub lost: u64,
+}
+
+/// What a sweep looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sweep {
+    /// How long an entry stays with a worker that does not renew it.
+    pub lease: Duration,
+    /// Most entries to take over.
+    pub most: usize,
+    /// Whether to tell if anything is in flight.
+    pub ask: bool,
+    /// An entry delivered more often than this is not parsed: it becomes a dead letter.
+    pub deliveries: u32,
+}
+
+/// What a sweep found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Swept {
+    /// Entries that are this worker's now.
+    pub entries: Vec<Entry>,
+    /// Whether any entry is in a worker's hands; `None` when that was not asked.
+    pub in_flight: Option<bool>,
+    /// Entries that somebody deleted while a worker held them: jobs that may never end.
+    pub lost: u64,
+}
+
+/// How an attempt ends.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The answer is whole.
+    Done {
+        /// Why the model stopped.
+        finish_reason: Option<String>,
+        /// The model's own count, as JSON.
+        usage: Option<String>,
+    },
+    /// No attempt follows.
+    Failed(Failure),
+    /// Its owner does not want it any more.
+    Cancelled {
+        /// The model's own count as far as it came, as JSON.
+        usage: Option<String>,
+    },
+    /// Another attempt follows after a delay.
+    Retry {
+        /// Why.
+        error: Failure,
+        /// How long the job is parked.
+        delay: Duration,
+    },
+}
+
+/// What became of a write under a fence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It is in the log, in the record and published.
+    Yes,
+    /// A higher fence rules: this attempt is over and must change nothing.
+    Fenced,
+    /// The log's last event is not the one before these frames: read [`Log::last`].
+    Behind,
+    /// The log is gone: rebuild it with [`Log::heal`].
+    Missing,
+    /// Nothing was written: the job is to be cancelled. Only [`Outcome::Cancelled`] may end it.
+    Cancelled,
+}
+
+/// How a job ends without an attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Refusal {
+    /// It fails.
+    Failed(Failure),
+    /// It is cancelled.
+    Cancelled,
+}
+
+/// What a reader finds when it opens a job's log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Opened {
+    /// Where the job stood just before the events were read.
+    pub record: Option<Record>,
+    /// The first page of events after the cursor.
+    pub events: Vec<Event>,
+}

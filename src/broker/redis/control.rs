@@ -1,0 +1,110 @@
+//! Cancelling jobs, telling workers, and opening new runs of dead ones.
+
+use async_trait::async_trait;
+
+use super::{Redis, codec, enqueue::record_fields, millis};
+use crate::{
+    broker::{
+        Cancel, Control, DeadLetter, Error, Order, Partition, Reopened, Result, Run, WorkerId,
+        redis::inspect::partition,
+    },
+    job::JobId,
+    state::State,
+};
+
+fn state(text: &str, script: &str) -> Result<State> {
+    text.parse().map_err(|error| Error::Protocol(format!("{script}: {error}")))
+}
+
+#[async_trait]
+impl Control for Redis {
+    async fn cancel(&self, job: JobId) -> Result<Cancel> {
+        let mut call = self.scripts.cancel.key(self.keys.job(job));
+        call.key(self.keys.log(job)).arg(self.keys.workers());
+        let (verdict, was, more): (String, String, String) =
+            codec::read(self.pool.script(&call).await?, "cancel")?;
+        Ok(match verdict.as_str() {
+            "cancelled" => Cancel::Cancelled { partition: partition(&more) },
+            "asked" => Cancel::Asked { worker: more, again: false },
+            "again" => Cancel::Asked { worker: more, again: true },
+            "over" => Cancel::Over(state(&was, "cancel")?),
+            "unknown" => Cancel::Unknown,
+            other => return Err(Error::Protocol(format!("cancel: unknown verdict `{other}`"))),
+        })
+    }
+
+    async fn unpark(&self, partition: &Partition, job: JobId) -> Result<bool> {
+        let mut call = self.scripts.unpark.key(self.keys.parked(partition));
+        call.key(self.keys.parked_jobs(partition)).arg(job.to_string());
+        codec::read(self.pool.script(&call).await?, "unpark")
+    }
+
+    async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {
+        let mut pipe = redis::pipe();
+        for job in jobs {
+            pipe.cmd("HEXISTS").arg(self.keys.job(*job)).arg("cancel");
+        }
+        let mut found = Vec::new();
+        for (job, reply) in jobs.iter().zip(self.pool.pipeline(&mut pipe).await?) {
+            let value = reply.map_err(|e| self.pool.connector().classify(e))?;
+            if codec::read(value, "cancel")? {
+                found.push(*job);
+            }
+        }
+        Ok(found)
+    }
+
+    async fn tell(&self, worker: &WorkerId, order: Order) -> Result<u64> {
+        let mut command = redis::cmd("PUBLISH");
+        command.arg(self.keys.worker(worker)).arg(order.message());
+        codec::read(self.pool.command(&command).await?, "PUBLISH")
+    }
+
+    async fn reopen(&self, partition: &Partition, letter: &DeadLetter) -> Result<Reopened> {
+        let mut call = self.scripts.reopen.key(self.keys.job(letter.id));
+        call.key(self.keys.log(letter.id))
+            .arg(&letter.letter)
+            .arg(letter.fence)
+            .arg(letter.run)
+            .arg(millis(self.options.job_ttl));
+        match letter.job() {
+            Some(job) => {
+                for (field, value) in record_fields(partition, letter.lane, letter.at, &job) {
+                    call.arg(field).arg(value);
+                }
+            }
+            None => {
+                call.arg("queue").arg(partition.to_string());
+                call.arg("lane").arg(letter.lane.as_str()).arg("at").arg(letter.at.0);
+            }
+        }
+        let (verdict, more): (String, String) =
+            codec::read(self.pool.script(&call).await?, "reopen")?;
+        if verdict == "no" {
+            return Ok(Reopened::No(state(&more, "reopen")?));
+        }
+        let number = more.parse().map_err(|_| Error::Protocol(format!("reopen: run `{more}`")))?;
+        Ok(Reopened::Yes(Run { number, fresh: verdict == "yes" }))
+    }
+
+    async fn requeue(&self, partition: &Partition, letter: &DeadLetter, run: Run) -> Result<bool> {
+        let mut call = self.scripts.requeue.key(self.keys.dead(partition));
+        call.key(self.keys.lane(partition, letter.lane))
+            .arg(&letter.letter)
+            .arg(self.keys.wake(partition))
+            .arg(u8::from(run.fresh));
+        for (name, value) in letter.entry(run.number) {
+            call.arg(name).arg(value);
+        }
+        codec::read(self.pool.script(&call).await?, "requeue")
+    }
+
+    async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
+        if letters.is_empty() {
+            return Ok(0);
+        }
+        let mut command = redis::cmd("XDEL");
+        command.arg(self.keys.dead(partition)).arg(letters);
+        codec::read(self.pool.command(&command).await?, "XDEL")
+    }
+}

@@ -1,0 +1,42 @@
+-- Cancels a job, or notes that its attempt is to end so.
+--
+-- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
+-- ARGV[1] what the channels of workers begin with
+--
+-- Returns {verdict, state, worker or partition}; the verdict is
+--   cancelled   no attempt ran: `cancelled` is written under a new fence
+--   asked       an attempt runs: noted, and its worker told
+--   again       as `asked`, and it was noted before; the worker is told once more
+--   over        the run had ended before
+--   unknown     there is no such record
+-- Replay: answers `over` or `again` and writes nothing.
+local record, log = KEYS[1], KEYS[2]
+local r = redis.call('HMGET', record,
+  'state', 'fence', 'attempt', 'worker', 'queue', 'custom_id', 'labels', 'cancel')
+local state = r[1] or 'waiting'
+if redis.call('EXISTS', record) == 0 then return {'unknown', '', ''} end
+if state == 'done' or state == 'failed' or state == 'cancelled' then return {'over', state, ''} end
+if state == 'running' then
+  -- The wish first, then the word: a worker that misses it reads the record.
+  redis.call('HSET', record, 'cancel', '1')
+  local job = string.match(record, '{job:(.-)}')
+  redis.pcall('PUBLISH', ARGV[1] .. (r[4] or ''), 'cancel ' .. job)
+  return {r[8] and 'again' or 'asked', state, r[4] or ''}
+end
+
+local payload = '{"attempts":' .. (tonumber(r[3]) or 0)
+if r[6] then payload = payload .. ',"custom_id":' .. cjson.encode(r[6]) end
+if r[7] then payload = payload .. ',"labels":' .. r[7] end
+payload = payload .. '}'
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+local logged = top and tonumber(string.match(top[1], '^(%d+)')) or 0
+local fence = string.format('%.0f', math.max((tonumber(r[2]) or 0) + 1, logged + 1, now))
+redis.call('XADD', log, fence .. '-0', 'cancelled', payload)
+redis.call('HSET', record, 'state', 'cancelled', 'fence', fence, 'ended', string.format('%.0f', now))
+-- It keeps the time that it has: its entry must still find it.
+local left = redis.call('PTTL', record)
+if left > 0 then redis.call('PEXPIRE', log, left) end
+redis.pcall('PUBLISH', record, fence .. '-0 cancelled ' .. payload)
+return {'cancelled', state, r[5] or ''}

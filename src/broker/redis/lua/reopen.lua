@@ -1,0 +1,41 @@
+-- Opens a new run of a dead letter's job.
+--
+-- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
+-- ARGV[1] the letter's name   ARGV[2] the fence under which it failed   ARGV[3] the run that failed
+-- ARGV[4] time to live in ms   ARGV[5…] field, value, …: immutable fields, written where no record is
+--
+-- Returns {verdict, run or state}: `yes` with the run that was opened, `again` with the one that this
+-- letter has opened before, or `no` with the state of a job that is not dead, or not by this letter.
+-- Replay: `again`, and nothing is written.
+local record, log, letter = KEYS[1], KEYS[2], ARGV[1]
+local r = redis.call('HMGET', record, 'state', 'fence', 'run', 'letter')
+local known = redis.call('EXISTS', record) == 1
+local state = r[1] or (known and 'waiting' or '')
+local run = tonumber(r[3]) or 1
+local over = state == '' or state == 'failed' or state == 'cancelled'
+if r[4] == letter and not over and state ~= 'done' then return {'again', tostring(run)} end
+-- A letter of an earlier run was put back by somebody else, and has no entry to give.
+if not over or (known and run ~= tonumber(ARGV[3]) and r[4] ~= letter) then return {'no', state} end
+
+run = math.max(run, tonumber(ARGV[3])) + 1
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+local logged = top and tonumber(string.match(top[1], '^(%d+)')) or 0
+local fence = string.format('%.0f',
+  math.max((tonumber(r[2]) or 0) + 1, tonumber(ARGV[2]) + 1, logged + 1, now))
+local payload = '{"run":' .. run .. '}'
+redis.call('XADD', log, fence .. '-0', 'requeued', payload)
+if known then
+  redis.call('HDEL', record, 'attempt', 'failures', 'crashes', 'history', 'error', 'due', 'began',
+    'ended', 'worker', 'place', 'cancel', 'usage', 'finish_reason', 'not_before')
+end
+local set = {'state', 'waiting', 'fence', fence, 'run', run, 'letter', letter}
+if not known then
+  for i = 5, #ARGV do set[#set + 1] = ARGV[i] end
+end
+redis.call('HSET', record, unpack(set))
+redis.call('PEXPIRE', record, ARGV[4])
+redis.call('PEXPIRE', log, ARGV[4])
+redis.pcall('PUBLISH', record, fence .. '-0 requeued ' .. payload)
+return {'yes', tostring(run)}

@@ -1,0 +1,25 @@
+-- Takes entries whose lease has run out.
+--
+-- KEYS[1] lane   KEYS[2] load
+-- ARGV[1] worker   ARGV[2] idle time in ms that ends a lease   ARGV[3] most   ARGV[4…] entry IDs
+--
+-- Returns {entries, deliveries and idle times before, how many were deleted while pending}.
+-- Replay: takes nothing twice, for the lease begins anew.
+local taken, before, lost = {}, {}, 0
+for i = 4, #ARGV do
+  local id = ARGV[i]
+  local p = redis.call('XPENDING', KEYS[1], 'workers', 'IDLE', ARGV[2], id, id, 1)[1]
+  if p and #taken < tonumber(ARGV[3]) then
+    local entry = redis.call('XCLAIM', KEYS[1], 'workers', ARGV[1], ARGV[2], id)[1]
+    if entry then
+      taken[#taken + 1] = entry
+      before[#before + 1] = {p[4], p[3]}
+    else
+      -- Pending and not in the lane: a stranger has deleted it.
+      redis.call('XACK', KEYS[1], 'workers', id)
+      lost = lost + 1
+    end
+  end
+end
+if lost > 0 then redis.call('HINCRBY', KEYS[2], 'lost_entries', lost) end
+return {taken, before, lost}

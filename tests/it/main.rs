@@ -24,11 +24,14 @@
 )]
 
 mod bad_input;
+mod cancel;
 mod claim;
 mod conformance;
 mod cost;
 mod crash;
+mod dead_letters;
 mod examples;
+mod lifecycle;
 mod listen;
 mod migrate;
 mod options;

@@ -43,7 +43,7 @@ pub enum Begin {
         /// The fence under which it failed.
         fence: u64,
     },
-    /// No attempt may open: end the job with [`Settle::refuse`].
+    /// No attempt may open: end the job with [`Settle::refuse`](super::Settle::refuse).
     Refuse {
         /// Why.
         why: Refused,
@@ -141,9 +141,9 @@ pub enum Written {
     Yes,
     /// A higher fence rules: this attempt is over and must change nothing.
     Fenced,
-    /// The log's last event is not the one before these frames: read [`Log::last`].
+    /// The log's last event is not the one before these frames: read [`Log::last`](super::Log::last).
     Behind,
-    /// The log is gone: rebuild it with [`Log::heal`].
+    /// The log is gone: rebuild it with [`Log::heal`](super::Log::heal).
     Missing,
     /// Nothing was written: the job is to be cancelled. Only [`Outcome::Cancelled`] may end it.
     Cancelled,

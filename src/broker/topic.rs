@@ -10,7 +10,7 @@ pub enum Topic {
     Job(JobId),
     /// "Something to sweep, promote or claim" in a partition.
     Wake(Partition),
-    /// What one worker is told: an [`Order`].
+    /// What one worker is told: an [`Order`](super::Order).
     Worker(WorkerId),
 }
 

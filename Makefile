@@ -3,7 +3,7 @@
 CARGO_BUILD_JOBS ?= 2
 export CARGO_BUILD_JOBS
 
-.PHONY: test ci setup fmt lint doc features bench-idle
+.PHONY: test ci setup fmt lint doc features bench-idle mutations
 
 # The tests' own needs: a Redis server, a test runner, a Procfile runner and a Redis client.
 setup:
@@ -27,6 +27,10 @@ doc:
 # What an application embeds: producer and listener alone.
 features:
 	cargo check --lib --no-default-features
+
+# Switches off one mechanism after the other, and shows which test goes red for it.
+mutations: setup
+	./tests/mutations.py
 
 # Commands of an idle worker and an idle listener over five minutes, counted by the server.
 bench-idle: setup

@@ -42,7 +42,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 /// Outside crates that only some places may name. Paths are relative to the repository.
 const HOMES: [(&str, &[&str]); 8] = [
     ("redis", &["src/broker/redis.rs", "src/broker/redis/"]),
-    ("bb8_redis", &["src/broker/redis/connect.rs"]),
+    ("bb8_redis", &["src/broker/redis/pool.rs"]),
     ("async_openai", &["src/upstream/openai.rs"]),
     ("reqwest", &["src/upstream/openai.rs"]),
     ("axum", &["src/simulator.rs", "src/simulator/"]),

@@ -13,14 +13,16 @@ pub mod keys;
 mod lease;
 mod log;
 pub mod migrate;
+mod pool;
 mod pubsub;
 mod scripts;
 mod settle;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use connect::{Connector, Pool};
+use connect::Connector;
 use keys::Keys;
+use pool::Pool;
 use scripts::Scripts;
 use serde::{Deserialize, Serialize};
 

@@ -170,6 +170,34 @@ async fn a_job_that_kills_its_workers_is_buried() {
     }
 }
 
+/// A worker that is gone when Redis comes back may have been cut off by the same outage: its jobs
+/// start again, and are not held to have killed it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_taken_over_in_the_wake_of_an_outage_is_no_crash() {
+    let mut stack = Stack::start(paced(20.0)).await;
+    let quick = ["--set", "worker.lease=2s", "--set", "worker.renewal=900ms"];
+    let mut doomed = process(&stack, &quick);
+    let id = stack.ask("m?tokens=60", "outage").await;
+    speaks(&stack, id).await;
+    let options = worker::Options {
+        lease: Duration::from_secs(2),
+        renewal: Duration::from_millis(900),
+        sweep: Duration::from_millis(50),
+        ..worker::Options::default()
+    };
+    let (_stop, _heir) = stack.worker(options);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    stack.server.command(&["SAVE"]);
+    stack.server.stop();
+    doomed.child.kill().unwrap();
+    stack.server.restart().await;
+    let answer = stack.listener().listen(id).answer().await.unwrap();
+    assert_eq!(answer.text, expected("m?tokens=60", "outage"));
+    assert_eq!(started(&log(&stack, id).await), [1, 2]);
+    let record = stack.broker.job(id).await.unwrap().unwrap();
+    assert_eq!((record.crashes, record.history.len()), (0, 1), "{record:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_longer_than_the_lease_takes_nobodys_jobs() {
     let mut stack = Stack::start(paced(20.0)).await;

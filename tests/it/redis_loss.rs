@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use millstream::{
     event::{Body, Event},
+    job::{ChatRequest, Job},
     worker,
 };
 
@@ -118,4 +119,25 @@ async fn answers_under_way_fill_what_a_crash_took_from_their_logs() {
             .collect();
         assert_eq!(text, expected("m?tokens=120", &question));
     }
+}
+
+/// After a restart every pooled connection is dead, and says so only when it is used.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_calls_after_a_restart_go_through() {
+    let mut stack = Stack::start(instant()).await;
+    let (producer, listener) = (stack.producer(), stack.listener());
+    let ask = |n: u32| Job::new(ChatRequest::ask("m", &format!("restart {n}")));
+    // Many at once open many connections.
+    futures_util::future::join_all((0..100).map(|n| producer.enqueue(ask(n)))).await;
+    let id = stack.ask("m", "before").await;
+    stack.server.command(&["SAVE"]);
+    stack.server.restart().await;
+    // Longer than a connection is taken to live unasked.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    for n in 0..20 {
+        producer.enqueue(ask(1000 + n)).await.unwrap();
+        assert!(stack.broker.job(id).await.unwrap().is_some());
+    }
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    assert_eq!(listener.listen(id).answer().await.unwrap().text, expected("m", "before"));
 }

@@ -152,7 +152,7 @@ impl Redis {
             self.write_record(&mut pipe, submission, now);
         }
         let told = self.wake_some(&mut pipe, batch);
-        let replies = match self.pool.pipeline(&mut pipe).await {
+        let replies = match self.pool.pipeline_once(&mut pipe).await {
             Ok(replies) => replies,
             Err(error) => return refuse_all(batch.len(), &error),
         };

@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""Switches off one mechanism at a time and shows which test goes red for it.
+
+    tests/mutations.py              all of them, about half a minute each
+    tests/mutations.py NAME...      only those whose names contain one of these words
+    tests/mutations.py --list       what there is
+
+It works on a copy below target/, so the sources stay as they are; the copy shares nothing with them
+but the compiled dependencies. The exit code is 1 where a mechanism is guarded by no test, or where a
+mutation does not fit the sources any more.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+COPY = ROOT / "target" / "mutations" / "copy"
+TARGET = ROOT / "target" / "mutations" / "target"
+LUA = "src/broker/redis/lua/"
+
+# Mechanism, file, what stands there, what stands there instead, tests that may notice.
+MUTATIONS = [
+    ("fence: an end under a stale fence", LUA + "conclude.lua",
+     "if r[1] ~= fence then return 'fenced' end", "", "a_stale_fence or model"),
+    ("fence: begin raises it", LUA + "begin.lua",
+     "  fence = math.max(fence, now) + 1\n", "", "conformance"),
+    ("fence: a terminal state is never left", LUA + "conclude.lua",
+     "if r[2] ~= 'running' then return r[2] == state and 'yes' or 'fenced' end", "",
+     "done_ends_a_job_once or model"),
+    ("fence: an entry of another place does not take over", LUA + "begin.lua",
+     "if state == 'running' and not same then return answer('remove') end", "",
+     "a_second_entry or a_running_job_has_one_entry or model"),
+    ("fence: the embedded broker refuses a stale one", "src/broker/memory/attempt.rs",
+     ".filter(|run| run.record.fence == attempt.fence)", ".filter(|_| true)",
+     "memory and a_stale_fence"),
+    ("lease: renewing claims nothing back", LUA + "renew.lua",
+     "if mine[ARGV[i]] then ids", "if true then ids", "renewing_steals_nothing_back"),
+    ("lease: what is held is renewed", "src/worker/lease.rs",
+     "            renew(&context, &partition, &places).await;", "            let _ = (&partition, &places);",
+     "a_job_longer_than_its_lease"),
+    ("lease: grace after an outage", "src/broker/redis/lease.rs",
+     "idle: if grace { RELEASED } else { sweep.lease },", "idle: sweep.lease,",
+     "an_outage_longer_than_the_lease"),
+    ("lease: of two sweepers one takes an entry", LUA + "take_over.lua",
+     "'IDLE', ARGV[2], id, id, 1)[1]", "id, id, 1)[1]", "of_two_sweepers or renewed_lease"),
+    ("lease: a claim that waited too long is renewed before begin", "src/worker/execute.rs",
+     "    if hold.age() > context.options.lease / 2 && !is_still_mine(context, &entry).await {",
+     "    if false && !is_still_mine(context, &entry).await {", "frozen or not_begun or begin"),
+    ("lease: a fenced worker drops the model call", "src/worker/lease.rs",
+     "Ok(Some(record)) if record.fence > fence => stop.fenced.cancel(),",
+     "Ok(Some(record)) if record.fence > fence => {}", "fenced or silent"),
+    ("lease: an added job wakes the sweepers", "src/broker/redis/enqueue.rs",
+     "        for partition in &told {\n            pipe.publish",
+     "        for partition in told.iter().take(0) {\n            pipe.publish", "unspoken or added or wake"),
+    ("crash: an attempt lost with its worker is counted", LUA + "begin.lua",
+     "if lost and ARGV[7] == '1' then crashes = crashes + 1 end", "",
+     "a_crash or kills_its_workers or model"),
+    ("crash: none is counted in the wake of an outage", "src/broker/redis/lease.rs",
+     "entry.crashed = !terms.disturbed && idle", "entry.crashed = idle", "wake_of_an_outage"),
+    ("crash: an entry that kills its reader is not parsed", "src/broker/redis/lease.rs",
+     "if deliveries > terms.deliveries {", "if false {", "delivered_too_often"),
+    ("order of effects: a failed job's entry is buried by whoever is next", LUA + "begin.lua",
+     "if state == 'failed' then return answer(same and 'bury' or 'remove') end",
+     "if state == 'failed' then return answer('remove') end", "buried_by_whoever or step"),
+    ("order of effects: a retry's entry is parked by whoever is next", LUA + "begin.lua",
+     "if state == 'parked' and same then return answer('park') end", "",
+     "parked_by_whoever or step"),
+    ("order of effects: the queue's slot acts once", LUA + "park.lua",
+     "  if there == 0 then return 0 end", "", "neither_parked or two_ends or model"),
+    ("order of effects: burying acts once", LUA + "bury.lua",
+     "if there == 0 then return {0, 0} end", "", "buried_by_whoever or two_ends or model"),
+    ("promotion: exactly once", LUA + "promote.lua",
+     "    redis.call('HDEL', KEYS[2], id)\n  end\n  redis.call('ZREM', KEYS[1], id)", "  end",
+     "promote"),
+    ("promotion: a retry keeps its run", LUA + "promote.lua",
+     "      fields[#fields + 1] = name\n      fields[#fields + 1] = value\n", "",
+     "a_retry_within_a_new_run"),
+    ("trim: never what is pending", LUA + "trim.lua",
+     "if group['pending'] > 0 then", "if false then", "trim"),
+    ("log: an append needs the log", "src/broker/redis/log.rs",
+     '.arg(&log).arg("NOMKSTREAM").arg(id)', ".arg(&log).arg(id)", "missing_until"),
+    ("log: nothing is sent on a younger connection", "src/broker/redis/pool.rs",
+     "        if connection.born > session {\n            return Ok(None);\n        }\n        self.pipeline_on",
+     "        let _ = session;\n        self.pipeline_on", "what_a_crash_took"),
+    ("log: what a server forgot is written again", "src/worker/publish.rs",
+     "            match self.broker.heal(&self.attempt, &frames).await {\n                Ok(Written::Yes) => {",
+     "            match Ok::<_, Error>(Written::Yes) {\n                Ok(Written::Yes) => {",
+     "redis_loss"),
+    ("listener: a gap is read from the log", "src/listener/follow.rs",
+     "} else if first || self.read_to.precedes(event.id) {", "} else if event.id > self.read_to {",
+     "listen"),
+    ("listener: subscribed before it reads", "src/listener/follow.rs",
+     "        } else if first || self.read_to", "        } else if self.read_to", "listen"),
+    ("listener: a run behind an end is read", "src/listener/follow.rs",
+     "if self.ended || (self.over && self.phase != Phase::Replay) {", "if self.ended || self.over {",
+     "one_history"),
+    ("cancel: the run ends in no other way", LUA + "conclude.lua",
+     "if r[4] and state ~= 'cancelled' then return 'cancelled' end", "",
+     "in_no_other_way or comes_with_the_end"),
+    ("cancel: the worker is told", LUA + "cancel.lua",
+     "  redis.pcall('PUBLISH', ARGV[1] .. (r[4] or ''), 'cancel ' .. job)\n", "",
+     "in_no_other_way or drops_its_model_call"),
+    ("cancel: a deaf worker reads the record", "src/worker/control.rs",
+     "            _ = ticks.tick(), if down => look(&context).await,\n",
+     "            _ = ticks.tick(), if down => {}\n", "hears_nothing"),
+    ("cancel: whoever is next ends it", LUA + "begin.lua",
+     "if r[13] and event ~= 'cancelled' then return answer('cancel') end", "",
+     "takes_over_a_cancelled or outlives_a_release"),
+    ("cancel: a higher fence", LUA + "cancel.lua",
+     "'state', 'cancelled', 'fence', fence,", "'state', 'cancelled',", "two_attempts_is_cancelled"),
+    ("release: the attempt is given back", LUA + "release.lua",
+     "'attempt', r[3] - 1", "'attempt', r[3]", "keeps_its_place_and_its_budget"),
+    ("release: only what is one's own", LUA + "hand_back.lua",
+     "if #mine == 0 then return 0 end", "", "never_began_can_be_released"),
+    ("requeue: an open run is not opened again", LUA + "reopen.lua",
+     "if r[4] == letter and not over and state ~= 'done' then", "if false then",
+     "opened_once or new_run"),
+    ("requeue: a letter gives one entry", LUA + "requeue.lua",
+     " == 0 and ARGV[3] ~= '1' then return 0 end", " == 0 and false then return 0 end",
+     "opened_once or a_dead_job_gets"),
+    ("requeue: an entry of an old run is nobody's", LUA + "begin.lua",
+     "if entry_run < (tonumber(r[12]) or 1) then return answer('remove') end", "",
+     "a_dead_job_gets or model"),
+    ("idempotency: another request is refused", "src/broker/redis/enqueue.rs",
+     "Ok((held, ..)) if held != fingerprint => {", "Ok((held, ..)) if held.is_empty() => {",
+     "a_key_held_by_another"),
+    ("idempotency: a repeat adds nothing", LUA + "reserve.lua",
+     "(r[2] or r[3]) and 1 or 0", "0", "a_key_gives_one_job or a_key_of_a_finished or idempot"),
+    ("expiry: not begun in time", LUA + "begin.lua",
+     "> tonumber(ARGV[10]) then return answer('expired') end", "> tonumber(ARGV[10]) then end",
+     "begun_in_time or expires_fails"),
+    ("janitor: a name that holds entries stays", LUA + "retire.lua",
+     "if consumer['pending'] == 0 and (name", "if (name", "hold_nothing_are_forgotten or empty_hands"),
+    ("lost entries: deleted under a worker", LUA + "renew.lua",
+     "if deleted > 0 then redis.call('HINCRBY', KEYS[2], 'lost_entries', deleted) end", "",
+     "deleted_under_a_worker"),
+]
+
+
+def copy_sources():
+    """The tracked and new files of the repository, as they are."""
+    if COPY.exists():
+        shutil.rmtree(COPY)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True,
+        capture_output=True, text=True).stdout.split("\n")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (COPY / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, COPY / name)
+    # What is compiled already need not be compiled again.
+    if not TARGET.exists() and (ROOT / "target" / "debug").exists():
+        TARGET.mkdir(parents=True)
+        subprocess.run(["cp", "-a", str(ROOT / "target" / "debug"), str(TARGET)], check=True)
+
+
+def run(words):
+    """Runs the tests whose names contain all words of one group, groups separated by `or`."""
+    groups = [group.split(" and ") for group in words.split(" or ")]
+    expression = " | ".join(
+        "(" + " & ".join(f"test({word.strip()})" for word in group) + ")" for group in groups)
+    env = dict(os.environ, CARGO_TARGET_DIR=str(TARGET), CARGO_TERM_COLOR="never",
+               PATH=f"{ROOT}/target/venv/bin:{os.environ['PATH']}")
+    return subprocess.run(
+        ["cargo", "nextest", "run", "--no-fail-fast", "-E", expression],
+        cwd=COPY, env=env, capture_output=True, text=True)
+
+
+def mutate(name, path, old, new, tests):
+    """Switches one mechanism off; the tests that notice, or what is wrong."""
+    file = COPY / path
+    text = file.read_text()
+    if text.count(old) != 1:
+        return None, f"does not fit {path}: found {text.count(old)} times"
+    file.write_text(text.replace(old, new))
+    try:
+        ran = run(tests)
+    finally:
+        file.write_text(text)
+        # A rebuild goes by the time of the file.
+        os.utime(file)
+    said = ran.stdout + ran.stderr
+    if "could not compile" in said or "error: no tests to run" in said:
+        lines = [line for line in said.splitlines() if line.startswith("error")]
+        return None, "; ".join(lines[:2])
+    red = sorted(set(re.findall(r"^ +(?:FAIL|TIMEOUT|SIG\w+) \[.*?\] (?:\(.*?\) )?(.+)$", said, re.M)))
+    return red, ""
+
+
+def main():
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    chosen = [m for m in MUTATIONS if not words or any(word in m[0] for word in words)]
+    if "--list" in sys.argv:
+        print("\n".join(name for name, *_ in chosen))
+        return 0
+    copy_sources()
+    unguarded = []
+    for name, path, old, new, tests in chosen:
+        began = time.monotonic()
+        red, wrong = mutate(name, path, old, new, tests)
+        took = time.monotonic() - began
+        if not red:
+            unguarded.append(name)
+            print(f"NOT GUARDED  {name} ({wrong or 'every test stayed green'})", flush=True)
+            continue
+        more = f" and {len(red) - 2} more" if len(red) > 2 else ""
+        print(f"guarded      {name}: {', '.join(red[:2])}{more} ({took:.0f} s)", flush=True)
+    print(f"{len(chosen) - len(unguarded)} of {len(chosen)} mechanisms are guarded")
+    return 1 if unguarded else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,6 +13,7 @@ mod answer;
 mod control;
 mod entry;
 mod error;
+mod limits;
 pub mod memory;
 pub mod redis;
 mod topic;
@@ -25,8 +26,11 @@ pub use answer::{
 };
 use async_trait::async_trait;
 pub use control::{Cancel, Control, Order, Reopened, Run};
-pub use entry::{Attempt, DeadLetter, Entry, Partition, Place, Setback, Submission, WorkerId};
+pub use entry::{
+    Attempt, DeadLetter, Entry, Load, Partition, Place, Setback, Spent, Submission, WorkerId,
+};
 pub use error::{Error, Result};
+pub use limits::{Correction, Counted, Limits};
 use tokio_util::sync::CancellationToken;
 pub use topic::{Signal, Topic, Wake};
 pub use view::{Depth, LaneDepth, Record, WorkerSeen};
@@ -37,9 +41,9 @@ use crate::{
 };
 
 /// Every port in one, as applications hold it.
-pub trait Broker: Enqueue + Claim + Settle + Log + Control + Inspect {}
+pub trait Broker: Enqueue + Claim + Settle + Log + Control + Inspect + Reconcile {}
 
-impl<T: Enqueue + Claim + Settle + Log + Control + Inspect> Broker for T {}
+impl<T: Enqueue + Claim + Settle + Log + Control + Inspect + Reconcile> Broker for T {}
 
 /// A broker shared by the parts of a process.
 pub type Shared = Arc<dyn Broker>;
@@ -49,12 +53,17 @@ pub type Shared = Arc<dyn Broker>;
 pub trait Enqueue: Send + Sync {
     /// Adds jobs, in order and in one round trip where none has an idempotency key; one result
     /// each. `Ok` is a promise: the job reaches a terminal event. A submission whose `not_before`
-    /// lies ahead is parked.
+    /// lies ahead is parked. A full queue refuses; a later job may still fit, because it is smaller
+    /// or another tenant's.
     ///
     /// # Errors
     /// [`Error::Conflict`] for a key that another request holds, [`Error::Full`] where a bound is
     /// reached, [`Error::Unavailable`] where nothing is known.
     async fn enqueue(&self, jobs: &[Submission]) -> Vec<Result<Receipt>>;
+
+    /// As [`Enqueue::enqueue`], but nothing overtakes: once a partition refuses a job as full, it
+    /// refuses every later one of the batch. Those refused can be tried again in their order.
+    async fn enqueue_in_order(&self, jobs: &[Submission]) -> Vec<Result<Receipt>>;
 
     /// Removes the entries that lie before every unread and every pending one: what is left when
     /// settling was interrupted or a consumer only acks. Returns how many. A lane without a group,
@@ -139,10 +148,12 @@ pub trait Settle: Send + Sync {
     /// [`Begin::Remove`], or [`Begin::Refuse`] where the job is to be cancelled instead.
     async fn refuse(&self, entry: &Entry, refusal: &Refusal, frame: &Frame) -> Result<Begin>;
 
-    /// Ends entries whose jobs are over. Entries of one partition, any lanes.
-    async fn remove(&self, places: &[Place]) -> Result<()>;
+    /// Ends entries whose jobs are over, of any lanes, and gives back what they count, once however
+    /// often it is repeated.
+    async fn remove(&self, spent: &[Spent]) -> Result<()>;
 
-    /// Moves an entry to the parked jobs until `due`. `false` when the entry was gone.
+    /// Moves an entry to the parked jobs until `due`; it still counts. `false` when the entry was
+    /// gone.
     async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool>;
 
     /// Gives an entry back, which keeps its place: the next sweep takes it. The `attempt`, where one
@@ -154,7 +165,7 @@ pub trait Settle: Send + Sync {
         attempt: Option<&Attempt>,
     ) -> Result<bool>;
 
-    /// Moves an entry to the dead letters. `false` when the entry was gone.
+    /// Moves an entry to the dead letters, which count nothing. `false` when the entry was gone.
     async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool>;
 }
 
@@ -221,6 +232,18 @@ pub trait Inspect: Send + Sync {
         after: Option<&str>,
         most: usize,
     ) -> Result<Vec<DeadLetter>>;
+}
+
+/// Keeps what is counted for [`Limits`] true, whatever others do to the entries.
+#[async_trait]
+pub trait Reconcile: Send + Sync {
+    /// Whether a recount is worth its price: more or fewer jobs are counted than there are entries
+    /// and parked jobs. Entries that do not count give a false alarm. Cheap, however much there is.
+    async fn drifted(&self, partition: &Partition) -> Result<bool>;
+
+    /// Counts what a partition really holds, in one indivisible step that takes as long as there are
+    /// jobs, and sets its counters right. The answer tells what was wrong.
+    async fn reconcile(&self, partition: &Partition) -> Result<Correction>;
 }
 
 impl fmt::Debug for dyn Broker {

@@ -21,6 +21,7 @@ pub mod millstream;
 mod parts;
 mod process;
 pub mod producer;
+mod queues;
 mod settings;
 mod simulate;
 mod tables;

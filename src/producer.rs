@@ -1,20 +1,26 @@
 //! The producer: checks jobs at the door, adds them in batches, and trims lanes now and then.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     broker::{self, Partition, Receipt, Shared, Submission},
     job::{Invalid, Job, Lane, QueueName, Timestamp},
+    retry::Backoff,
 };
 
 /// A worker that has read within this time is alive: it reads at least every 30 s.
 const ALIVE: Duration = Duration::from_secs(45);
+
+/// A batch that a lane refuses as full brings the lane's turn nearer by this part of `trim_every`:
+/// what was only acknowledged may be all that fills it.
+const TRIM_FULL: u64 = 10;
 
 /// How a producer behaves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,9 +134,7 @@ impl Producer {
             checked.iter().filter_map(|c| c.as_ref().ok().cloned()).collect();
         let mut receipts = Vec::with_capacity(good.len());
         for batch in good.chunks(self.options.batch.max(1)) {
-            let results = self.broker.enqueue(batch).await;
-            self.trim(batch, &results).await;
-            receipts.extend(results);
+            receipts.extend(self.submit(batch).await);
         }
         let mut receipts = receipts.into_iter();
         checked
@@ -141,6 +145,48 @@ impl Producer {
                 Ok(receipts.next().unwrap_or_else(missing)?)
             })
             .collect()
+    }
+
+    /// Enqueues one job, and while its queue is full tries again with growing pauses, no sooner than
+    /// the broker says. Once `stop` is cancelled the refusal stands.
+    pub async fn enqueue_waiting(
+        &self,
+        job: Job,
+        stop: &CancellationToken,
+    ) -> Result<Receipt, Error> {
+        let submission = [self.check(job, Timestamp::now())?];
+        let (mut backoff, mut waits) = (Backoff::waiting(), false);
+        loop {
+            let missing = || Err(broker::Error::Protocol("no answer for the job".to_owned()));
+            let result = self.submit(&submission).await.pop().unwrap_or_else(missing);
+            let Err(broker::Error::Full { message, retry_after }) = result else {
+                return Ok(result?);
+            };
+            if !std::mem::replace(&mut waits, true) {
+                tracing::warn!(%message, "queue full; waiting for room");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(retry_after + backoff.next_delay()) => {}
+                () = stop.cancelled() => {
+                    return Err(broker::Error::Full { message, retry_after }.into());
+                }
+            }
+        }
+    }
+
+    /// Enqueues, at once, what [`Producer::check`] has passed; one result each.
+    pub async fn submit(&self, batch: &[Submission]) -> Vec<broker::Result<Receipt>> {
+        let results = self.broker.enqueue(batch).await;
+        self.trim(batch, &results).await;
+        results
+    }
+
+    /// As [`Producer::submit`], but in each queue nothing overtakes a job that found no room: those
+    /// refused can be submitted again in their order.
+    pub async fn submit_in_order(&self, batch: &[Submission]) -> Vec<broker::Result<Receipt>> {
+        let results = self.broker.enqueue_in_order(batch).await;
+        self.trim(batch, &results).await;
+        results
     }
 
     /// Checks a job as [`Producer::enqueue`] does, without enqueuing it.
@@ -189,14 +235,18 @@ impl Producer {
     ) -> Vec<(Partition, Lane)> {
         let every = self.options.trim_every.max(1);
         let mut counts = self.since_trim.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut due = Vec::new();
+        let (mut due, mut full) = (Vec::new(), BTreeSet::new());
         for (submission, result) in batch.iter().zip(results) {
-            if !matches!(result, Ok(receipt) if !receipt.duplicate) {
-                continue;
-            }
             let lane = (submission.partition.clone(), submission.job.lane);
+            let step = match result {
+                Ok(receipt) if !receipt.duplicate => 1,
+                Err(broker::Error::Full { .. }) if full.insert(lane.clone()) => {
+                    every.div_ceil(TRIM_FULL)
+                }
+                _ => continue,
+            };
             let count = counts.entry(lane.clone()).or_insert_with(|| anywhere_below(every));
-            *count += 1;
+            *count += step;
             if *count >= every {
                 *count = 0;
                 due.push(lane);

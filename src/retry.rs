@@ -37,6 +37,11 @@ impl Backoff {
         Self::new(Duration::from_millis(100), 2.0, Duration::from_secs(5), 0.3)
     }
 
+    /// How a full queue is tried again, on top of what it asks for: 100 ms × 1.5 up to 4 s, ± 50 %.
+    pub fn waiting() -> Self {
+        Self::new(Duration::from_millis(100), 1.5, Duration::from_secs(4), 0.5)
+    }
+
     /// The next delay; it never exceeds the maximum by more than the jitter.
     pub fn next_delay(&mut self) -> Duration {
         self.inner.next_backoff().unwrap_or(self.max)

@@ -20,7 +20,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("upstream", &["error", "event", "job"]),
     ("simulator", &[]),
     ("admin", &["broker", "error", "job", "state"]),
-    ("producer", &["broker", "job"]),
+    ("producer", &["broker", "job", "retry"]),
     ("listener", &["broker", "event", "job", "retry"]),
     ("worker", &["broker", "error", "event", "job", "listener", "retry", "upstream"]),
     (

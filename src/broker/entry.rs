@@ -6,8 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Code, Failure},
-    job::{Invalid, Job, JobId, Lane, QueueName, Timestamp},
+    job::{Invalid, Job, JobId, Lane, QueueName, Tenant, Timestamp},
 };
+
+/// The field of an entry that counts against its queue's limits: the tenant it counts for.
+pub(super) const LOAD: &str = "load";
 
 /// One shard of a queue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -98,6 +101,42 @@ pub struct Submission {
     pub partition: Partition,
 }
 
+/// What an entry counts against its queue's [`Limits`](super::Limits).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Load {
+    /// The tenant that it counts for.
+    pub tenant: Tenant,
+    /// Bytes of its job.
+    pub bytes: u64,
+}
+
+impl Load {
+    /// What an entry with these fields counts; `None` where nobody has counted it.
+    pub(super) fn read(fields: &[(Vec<u8>, Vec<u8>)]) -> Option<Self> {
+        let value = |name: &str| {
+            let found = fields.iter().find(|(field, _)| field == name.as_bytes());
+            found.map(|(_, value)| value.as_slice())
+        };
+        let tenant = std::str::from_utf8(value(LOAD)?).ok()?.parse().ok()?;
+        Some(Self { tenant, bytes: value("job").unwrap_or_default().len() as u64 })
+    }
+}
+
+/// An entry whose job is over, and what is to be given back for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Spent {
+    /// Where it stands.
+    pub place: Place,
+    /// What it counts.
+    pub load: Option<Load>,
+}
+
+impl From<&Entry> for Spent {
+    fn from(entry: &Entry) -> Self {
+        Self { place: entry.place.clone(), load: entry.load.clone() }
+    }
+}
+
 /// An entry as a worker received it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
@@ -114,6 +153,8 @@ pub struct Entry {
     /// Whether it was taken from a worker that let its lease run out, with nothing but the worker or
     /// the job to blame: the attempt that ran, if one did, is a crash.
     pub crashed: bool,
+    /// What it counts against the queue's limits.
+    pub load: Option<Load>,
     /// The entry's fields as they are, in order.
     pub fields: Vec<(Vec<u8>, Vec<u8>)>,
     /// The job, or why it cannot be run.
@@ -121,7 +162,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Reads an entry's fields: `job` (required), `id`, `at`, `attempt` and `run`. An entry without an ID
+    /// Reads an entry's fields: `job` (required), `id`, `at`, `attempt`, `run` and `load`. An entry without an ID
     /// gets one derived from `lane_key` and its entry ID, the same at every delivery. Nothing here
     /// fails: what cannot be read is told by [`Entry::job`], with the bytes kept.
     pub fn read(place: Place, lane_key: &str, fields: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
@@ -181,6 +222,7 @@ impl Entry {
             run: run.map_or(1, small).max(1),
             crashed: false,
             job: job.map_err(|error| unread.unwrap_or_else(|| invalid(error))),
+            load: Load::read(&fields),
             place,
             fields,
         }
@@ -252,7 +294,7 @@ pub struct DeadLetter {
     pub run: u32,
     /// The attempts of the run that came to nothing, as far as the record tells.
     pub history: Vec<Setback>,
-    /// The entry's fields as they were, in order.
+    /// The entry's fields as they were, in order; without the mark that it counted.
     #[serde(skip)]
     pub fields: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -260,6 +302,8 @@ pub struct DeadLetter {
 impl DeadLetter {
     /// The letter of an entry. It has no name yet.
     pub fn new(entry: &Entry, error: Failure, attempts: u32, fence: u64) -> Self {
+        // Whoever adds the fields again must not give back what is given back already.
+        let is_mark = |name: &[u8]| entry.load.is_some() && name == LOAD.as_bytes();
         Self {
             letter: String::new(),
             id: entry.id,
@@ -270,7 +314,7 @@ impl DeadLetter {
             lane: entry.place.lane,
             run: entry.run,
             history: Vec::new(),
-            fields: entry.fields.clone(),
+            fields: entry.fields.iter().filter(|(name, _)| !is_mark(name)).cloned().collect(),
         }
     }
 
@@ -340,6 +384,21 @@ mod tests {
             assert!(entry.job.is_err(), "{fields:?}");
             assert_eq!(entry.fields.len(), fields.len());
         }
+    }
+
+    #[test]
+    fn an_entry_says_itself_what_it_counts() {
+        let fields: [(&str, &[u8]); 3] = [("job", JOB), ("load", b"acme"), ("x", b"y")];
+        let entry = read(&fields);
+        let load = Load { tenant: "acme".parse().unwrap(), bytes: JOB.len() as u64 };
+        assert_eq!(Spent::from(&entry).load, Some(load));
+        let error = Failure::new(crate::error::Code::InvalidJob, "no");
+        let letter = DeadLetter::new(&entry, error, 1, 1);
+        assert_eq!(letter.fields, [entry.fields[0].clone(), entry.fields[2].clone()]);
+        for other in [&b""[..], b"no tenant", b"\xff"] {
+            assert_eq!(read(&[("job", JOB), ("load", other)]).load, None);
+        }
+        assert_eq!(read(&[("load", b"acme")]).load.unwrap().bytes, 0);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! What this broker cannot do is survive its process, or lose its memory while the process lives:
 //! a feed is never closed, and a log is never missing unless [`Memory::forget`] drops it.
 
+mod admit;
 mod attempt;
 mod control;
 mod feed;
@@ -23,6 +24,7 @@ mod state;
 mod verdict;
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
@@ -33,10 +35,10 @@ use tokio::sync::Notify;
 
 use self::{feed::Subscriber, read::Reader, state::State};
 use super::{
-    Attempt, Begin, Cancel, Claim, Claimer, Control, DeadLetter, Depth, Enqueue, Entry, Feed,
-    Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt, Record, Refusal,
-    Renewed, Reopened, Result, Run, Settle, Sink, Submission, Sweep, Swept, Topic, Wake, WorkerId,
-    WorkerSeen, Written,
+    Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, DeadLetter, Depth, Enqueue, Entry,
+    Error, Feed, Inspect, Limits, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt,
+    Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Sink, Spent, Submission,
+    Sweep, Swept, Topic, Wake, WorkerId, WorkerSeen, Written,
 };
 use crate::{
     event::{Body, Event, EventId, Frame},
@@ -47,17 +49,19 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// Most jobs in lanes and parked; beyond it an enqueue is refused with [`Error::Full`](super::Error::Full).
+    /// Most jobs in lanes and parked; beyond it an enqueue is refused with [`Error::Full`].
     pub max_jobs: usize,
     /// Most bytes of payloads and logs together, 512 added for each job's record. At the limit the
     /// oldest finished jobs are dropped, then the oldest dead letters; where that is not enough an
-    /// enqueue is refused with [`Error::Full`](super::Error::Full). Attempts that run already may write beyond it.
+    /// enqueue is refused with [`Error::Full`]. Attempts that run already may write beyond it.
     pub max_bytes: usize,
     /// How long a finished job's record and log are kept.
     #[serde(with = "humantime_serde")]
     pub result_ttl: Duration,
     /// Most dead letters of a partition; beyond it the oldest is dropped.
     pub dead_max: usize,
+    /// The bounds of each queue, beside those of the whole.
+    pub limits: Limits,
 }
 
 impl Default for Options {
@@ -67,6 +71,7 @@ impl Default for Options {
             max_bytes: 64 * 1024 * 1024,
             result_ttl: Duration::from_hours(24),
             dead_max: 1_000,
+            limits: Limits::default(),
         }
     }
 }
@@ -109,7 +114,7 @@ impl Memory {
     /// entry's ID.
     ///
     /// # Errors
-    /// [`Error::Full`](super::Error::Full) at a bound.
+    /// [`Error::Full`] at a bound.
     pub fn add_raw(
         &self,
         partition: &Partition,
@@ -128,9 +133,8 @@ impl Memory {
     }
 }
 
-#[async_trait]
-impl Enqueue for Memory {
-    async fn enqueue(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
+impl Memory {
+    fn take_in(&self, jobs: &[Submission], in_order: bool) -> Vec<Result<Receipt>> {
         // Fingerprints are hashes over whole requests: they are made before the lock is taken.
         let prints = jobs
             .iter()
@@ -138,11 +142,30 @@ impl Enqueue for Memory {
         let prints: Vec<_> = prints.collect();
         let mut state = self.inner.lock();
         let now = Timestamp::now();
-        let results =
-            jobs.iter().zip(prints).map(|(job, print)| state.enqueue(job, print, now)).collect();
+        let mut full = HashSet::new();
+        let mut results = Vec::with_capacity(jobs.len());
+        for (job, print) in jobs.iter().zip(prints) {
+            let behind = in_order && full.contains(&job.partition);
+            let result = state.enqueue(job, print, now, behind);
+            if matches!(result, Err(Error::Full { .. })) {
+                full.insert(&job.partition);
+            }
+            results.push(result);
+        }
         drop(state);
         self.inner.arrived.notify_waiters();
         results
+    }
+}
+
+#[async_trait]
+impl Enqueue for Memory {
+    async fn enqueue(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
+        self.take_in(jobs, false)
+    }
+
+    async fn enqueue_in_order(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
+        self.take_in(jobs, true)
     }
 
     /// Always 0: an entry is deleted in the same step that takes it from its worker, so nothing is
@@ -229,8 +252,8 @@ impl Settle for Memory {
         Ok(self.inner.lock().refuse(entry, refusal, frame, Timestamp::now()))
     }
 
-    async fn remove(&self, places: &[Place]) -> Result<()> {
-        self.inner.lock().remove(places);
+    async fn remove(&self, spent: &[Spent]) -> Result<()> {
+        self.inner.lock().remove(spent);
         Ok(())
     }
 
@@ -358,6 +381,17 @@ impl Inspect for Memory {
         most: usize,
     ) -> Result<Vec<DeadLetter>> {
         Ok(self.inner.lock().dead_letters(partition, after, most))
+    }
+}
+
+#[async_trait]
+impl Reconcile for Memory {
+    async fn drifted(&self, partition: &Partition) -> Result<bool> {
+        Ok(self.inner.lock().drifted(partition))
+    }
+
+    async fn reconcile(&self, partition: &Partition) -> Result<Correction> {
+        Ok(self.inner.lock().reconcile(partition))
     }
 }
 

@@ -3,6 +3,7 @@
 //! One file per role. Scripts are used only where a decision needs one: a plain pipeline costs the
 //! server half as much. `docs/PROTOCOL.md` describes every key and field.
 
+mod admit;
 mod claim;
 mod codec;
 mod connect;
@@ -15,6 +16,7 @@ mod log;
 pub mod migrate;
 mod pool;
 mod pubsub;
+mod reconcile;
 mod scripts;
 mod settle;
 
@@ -26,7 +28,7 @@ use pool::Pool;
 use scripts::Scripts;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Result};
+use super::{Error, Limits, Result};
 
 /// How to reach Redis, and how long it keeps what is over.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +59,8 @@ pub struct Options {
     pub dead_ttl: Duration,
     /// Apply migrations at start; otherwise only check that they are applied.
     pub auto_migrate: bool,
+    /// The bounds of each queue.
+    pub limits: Limits,
 }
 
 impl Default for Options {
@@ -73,6 +77,7 @@ impl Default for Options {
             dead_max: 10_000,
             dead_ttl: Duration::from_secs(30 * DAY),
             auto_migrate: true,
+            limits: Limits::default(),
         }
     }
 }

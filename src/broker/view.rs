@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Partition, Setback};
+use super::{Counted, Partition, Setback};
 use crate::{
     error::Failure,
     job::{JobId, Labels, Lane, Tenant, Timestamp},
@@ -76,6 +76,8 @@ pub struct Depth {
     pub dropped: u64,
     /// Entries found deleted so far while workers held them: jobs that may never end.
     pub lost_entries: u64,
+    /// What counts against the queue's limits.
+    pub load: Counted,
 }
 
 /// How much is where in a lane.

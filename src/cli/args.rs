@@ -69,6 +69,11 @@ pub(super) struct Queues {
 }
 
 impl Queues {
+    /// Those of this name; none means those of the configuration.
+    pub(super) fn of(names: Vec<QueueName>) -> Self {
+        Self { names }
+    }
+
     /// The queues that are named, or those of the configuration.
     pub(super) fn or(self, configured: &[QueueName]) -> Vec<QueueName> {
         if self.names.is_empty() { configured.to_vec() } else { self.names }

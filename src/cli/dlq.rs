@@ -159,7 +159,7 @@ async fn find(
 ) -> Result<(Admin, Vec<Found>, Output), Error> {
     let Which { ids, reason, older_than, model, tenant, queues, output } = which;
     let filter = Filter { jobs: ids, reason, older_than, model, tenant };
-    let (Broker { shared, .. }, partitions) = tables::open(queues, common, cx).await?;
+    let (Broker { shared, .. }, partitions, _) = tables::open(queues, common, cx).await?;
     let admin = Admin::new(shared);
     let now = Timestamp::now();
     let mut found = Vec::new();

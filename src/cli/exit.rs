@@ -16,7 +16,7 @@ pub enum Exit {
     Usage = 2,
     /// A configuration that is wrong or lacks something.
     Configuration = 3,
-    /// The broker cannot be reached or refuses, or no worker serves it.
+    /// The broker cannot be reached or refuses, a queue is full, or no worker serves it.
     Broker = 4,
     /// The model's endpoint cannot be reached or refuses the key.
     Upstream = 5,
@@ -33,7 +33,7 @@ Exit codes:
     1  unexpected error
     2  wrong flags or bad input
     3  configuration wrong or missing
-    4  broker unavailable, or no worker serves it
+    4  broker unavailable, queue full, or no worker serves it
     5  model's endpoint unavailable, or it refuses the key
     6  a job failed, or was not over in time
   130  interrupted";

@@ -12,9 +12,10 @@ use super::{
     jobs::{self, Jobs},
     migrate::{self, Migrate},
     producer,
+    queues::{self, Overview},
     settings::{self, Settings},
     simulate::{self, Simulate},
-    tables::{self, View, Workers},
+    tables::{self, Workers},
     worker,
 };
 
@@ -47,8 +48,8 @@ enum Command {
     #[command(subcommand)]
     Jobs(Jobs),
 
-    /// Show how much waits, runs, is parked and is dead, by lane
-    Queues(View),
+    /// Show how much waits, runs, is parked and is dead, by lane, and what counts against the limits
+    Queues(Overview),
 
     /// Show the workers that have read the queues, or drain one
     Workers(Workers),
@@ -98,7 +99,7 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
         Command::Ask(ask) => ask::run(ask, common, cx).await,
         Command::Dev => dev::run(common, cx).await,
         Command::Jobs(what) => jobs::run(what, common, cx).await,
-        Command::Queues(view) => tables::queues(view, common, cx).await,
+        Command::Queues(what) => queues::run(what, common, cx).await,
         Command::Workers(what) => tables::workers(what, common, cx).await,
         Command::Dlq(what) => dlq::run(what, common, cx).await,
         Command::Migrate(what) => migrate::run(what, common, cx).await,

@@ -20,11 +20,11 @@ use super::{
     parts::{self, Broker},
 };
 use crate::{
-    broker::memory::Memory,
+    broker::{self, memory::Memory},
     config::{Config, Flag},
     job::{Job, Labels, Lane, QueueName, Tenant, Timestamp},
     listener::Listener,
-    producer::Producer,
+    producer::{self, Producer},
 };
 
 /// What happens after the table of exit codes.
@@ -44,6 +44,7 @@ Output:
 #[derive(Debug, Parser)]
 #[command(name = "millstream-producer", version, arg_required_else_help = true)]
 #[command(after_help = EXIT_CODES, after_long_help = format!("{EXIT_CODES}\n\n{NOTES}"))]
+#[expect(clippy::struct_excessive_bools, reason = "flags of the command line")]
 pub struct Args {
     #[command(flatten)]
     one: One,
@@ -66,6 +67,11 @@ pub struct Args {
     /// (producer.batch) are enqueued already
     #[arg(help_heading = "Many jobs", long, value_enum, default_value_t, value_name = "WHAT")]
     on_error: OnError,
+
+    /// Wait while the queue is full, however long, instead of giving up with exit code 4. In each
+    /// queue, jobs are enqueued in the order of their lines
+    #[arg(help_heading = "Every job", long, conflicts_with = "dry_run")]
+    block: bool,
 
     /// Largest job, in bytes of JSON [default: producer.max_payload, 1048576]
     #[arg(long, value_name = "BYTES")]
@@ -287,7 +293,17 @@ async fn stream(args: Args, config: &Config, cx: &mut Context) -> Result<Exit, E
     broker.prepare(std::slice::from_ref(&queue)).await?;
     let producer = Producer::new(broker.shared.clone(), config.producer.clone());
     let listener = Listener::new(broker.shared.clone(), config.listener.clone());
-    let receipt = producer.enqueue(job).await?;
+    let enqueued = if args.block {
+        producer.enqueue_waiting(job, &cx.interrupt).await
+    } else {
+        producer.enqueue(job).await
+    };
+    let receipt = enqueued.map_err(|error| match error {
+        producer::Error::Broker(broker::Error::Full { .. }) if args.block => {
+            Error::interrupted("nothing is enqueued")
+        }
+        error => error.into(),
+    })?;
     feed::warn_unserved(&producer, &queue, cx).await;
     let follow = Follow { durable: true, ..Follow::default() };
     answer::show(follow, &listener, receipt.id, cx).await.map(|_| Exit::Ok)

@@ -1,4 +1,4 @@
-//! `millstream queues` and `workers`: what is where.
+//! `millstream workers`: what is where, and the tables in which it is shown.
 
 use std::io;
 
@@ -15,19 +15,19 @@ use super::{
 };
 use crate::{
     admin::Admin,
-    broker::{Depth, Partition, Record, WorkerId, WorkerSeen},
-    job::Lane,
+    broker::{Partition, Record, WorkerId, WorkerSeen},
+    config::Config,
 };
 
 /// Which queues, and how they are shown.
 #[derive(Debug, Args)]
 pub(super) struct View {
     #[command(flatten)]
-    queues: Queues,
+    pub(super) queues: Queues,
 
     /// How it is written
     #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    pub(super) output: Output,
 }
 
 /// Opens Redis, and says which partitions to look at.
@@ -35,68 +35,12 @@ pub(super) async fn open(
     queues: Queues,
     common: &Common,
     cx: &mut Context,
-) -> Result<(Broker, Vec<Partition>), Error> {
+) -> Result<(Broker, Vec<Partition>, Config), Error> {
     let config = common.load(Vec::new())?.config;
     logging::start(&config.log, Level::Warn);
     let (broker, _) = cx.unless_interrupted(Broker::open_shared(&config), "").await??;
-    Ok((broker, parts::partitions(&queues.or(&config.worker.queues))))
-}
-
-/// Shows how much waits, runs, is parked and is dead.
-pub(super) async fn queues(view: View, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
-    let (broker, partitions) = open(view.queues, common, cx).await?;
-    let mut table = table(&["queue", "lane", "waiting", "in hands", "parked", "dead"], 2);
-    for partition in partitions {
-        let depth = broker.shared.depth(&partition).await?;
-        match view.output {
-            Output::Json => cx.terminal.json(&json!({
-                "queue": partition.queue, "partition": partition.index,
-                "lanes": lanes(&depth), "parked": depth.parked, "dead": depth.dead,
-                "dropped": depth.dropped, "lost_entries": depth.lost_entries,
-            }))?,
-            Output::Text => depth_rows(&mut table, &partition, &depth),
-        }
-        warn(&partition, &depth, cx);
-    }
-    finish(&table, view.output, &mut cx.terminal)
-}
-
-/// What an operator must know beside the numbers.
-fn warn(partition: &Partition, depth: &Depth, cx: &mut Context) {
-    if depth.dropped > 0 {
-        cx.terminal.warn(format_args!(
-            "queue {}: {} dead letters were dropped for newer ones or for their age; redis.dead_max \
-             and redis.dead_ttl bound them",
-            partition.queue, depth.dropped
-        ));
-    }
-    if depth.lost_entries > 0 {
-        cx.terminal.warn(format_args!(
-            "queue {}: {} entries were deleted by a stranger while workers held them; jobs of theirs \
-             that were to be retried may never end",
-            partition.queue, depth.lost_entries
-        ));
-    }
-}
-
-fn lanes(depth: &Depth) -> serde_json::Map<String, serde_json::Value> {
-    let lanes = Lane::ALL.iter().zip(&depth.lanes);
-    lanes.map(|(lane, depth)| (lane.to_string(), json!(depth))).collect()
-}
-
-fn depth_rows(table: &mut Table, partition: &Partition, depth: &Depth) {
-    for (lane, d) in Lane::ALL.into_iter().zip(&depth.lanes) {
-        let first = lane.index() == 0;
-        let once = |text: String| if first { text } else { String::new() };
-        table.add_row([
-            once(partition.queue.to_string()),
-            lane.to_string(),
-            d.waiting.to_string(),
-            d.pending.to_string(),
-            once(depth.parked.to_string()),
-            once(depth.dead.to_string()),
-        ]);
-    }
+    let partitions = parts::partitions(&queues.or(&config.worker.queues));
+    Ok((broker, partitions, config))
 }
 
 /// What to do with workers.
@@ -130,7 +74,7 @@ pub(super) async fn workers(
     match args.what {
         None => seen(args.view, common, cx).await,
         Some(Order::Drain { id }) => {
-            let (broker, _) = open(args.view.queues, common, cx).await?;
+            let (broker, _, _) = open(args.view.queues, common, cx).await?;
             if !Admin::new(broker.shared).drain(&id).await? {
                 let cause = format!("no worker {id} listens");
                 let remedy = "`millstream workers` shows those that live";
@@ -144,7 +88,7 @@ pub(super) async fn workers(
 
 /// Shows the workers that have read the queues.
 async fn seen(view: View, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
-    let (broker, partitions) = open(view.queues, common, cx).await?;
+    let (broker, partitions, _) = open(view.queues, common, cx).await?;
     let mut table = table(&["queue", "worker", "in hands", "idle"], 2);
     for partition in partitions {
         for worker in broker.shared.workers(&partition).await? {
@@ -231,24 +175,4 @@ pub(super) fn finish(
         Output::Text => terminal.line(table.trim_fmt())?,
     }
     Ok(Exit::Ok)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::job::QueueName;
-
-    #[test]
-    fn a_depth_has_a_row_for_each_lane() {
-        let mut depth = Depth { parked: 4, ..Depth::default() };
-        depth.lanes[1].waiting = 12;
-        let mut table = table(&["queue", "lane", "waiting", "in hands", "parked", "dead"], 2);
-        depth_rows(&mut table, &Partition::first(QueueName::default()), &depth);
-        let text = table.trim_fmt();
-        let rows: Vec<Vec<&str>> =
-            text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(rows[1], ["default", "high", "0", "0", "4", "0"]);
-        assert_eq!(rows[2], ["normal", "12", "0"]);
-        assert_eq!(lanes(&depth)["normal"]["waiting"], 12);
-    }
 }

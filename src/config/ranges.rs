@@ -6,7 +6,7 @@ use humantime_serde::re::humantime::format_duration;
 use tracing_subscriber::EnvFilter;
 
 use super::Config;
-use crate::{retry::Schedule, worker};
+use crate::{broker::Limits, retry::Schedule, worker};
 
 /// What is allowed for one key, and whether its value is.
 pub(super) struct Rule {
@@ -57,6 +57,10 @@ const GIB: usize = 1024 * MIB;
 /// Every rule. The range of a key comes before the rules that tie it to others.
 pub(super) fn rules(c: &Config) -> Vec<Rule> {
     let mut rules = brokers(c);
+    let redis = ["redis.limits.max_jobs", "redis.limits.max_bytes"];
+    rules.extend(limits(redis, "redis.limits.max_jobs_per_tenant", &c.redis.limits, c));
+    let embedded = ["embedded.limits.max_jobs", "embedded.limits.max_bytes"];
+    rules.extend(limits(embedded, "embedded.limits.max_jobs_per_tenant", &c.embedded.limits, c));
     rules.extend(clients(c));
     rules.extend(worker(&c.worker));
     rules.extend(retry(&c.worker.retry));
@@ -97,6 +101,28 @@ fn brokers(c: &Config) -> Vec<Rule> {
             Span(c.worker.total_timeout),
             format_args!("redis.job_ttl ({})", Span(c.redis.job_ttl)),
             c.worker.total_timeout <= c.redis.job_ttl,
+        ),
+    ]
+}
+
+/// The bounds of a queue; 0 is none.
+fn limits(
+    [jobs, bytes]: [&'static str; 2],
+    of_tenant: &'static str,
+    limits: &Limits,
+    c: &Config,
+) -> Vec<Rule> {
+    let largest = c.producer.max_payload;
+    vec![
+        within(jobs, limits.max_jobs, 0, 1_000_000_000),
+        within(of_tenant, limits.max_jobs_per_tenant, 0, 1_000_000_000),
+        within(bytes, limits.max_bytes, 0, 1024 * GIB as u64),
+        // A job above the bound would wait for ever.
+        text(
+            bytes,
+            &limits.max_bytes.to_string(),
+            limits.max_bytes == 0 || limits.max_bytes >= largest as u64,
+            &format!("0, or at least producer.max_payload ({largest})"),
         ),
     ]
 }

@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 58] = [
+const OTHERS: [(&str, &str); 64] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
@@ -47,10 +47,16 @@ const OTHERS: [(&str, &str); 58] = [
     ("redis.dead_max", "7"),
     ("redis.dead_ttl", "1h"),
     ("redis.auto_migrate", "false"),
+    ("redis.limits.max_jobs", "4"),
+    ("redis.limits.max_bytes", "3000000"),
+    ("redis.limits.max_jobs_per_tenant", "2"),
     ("embedded.max_jobs", "5"),
     ("embedded.max_bytes", "2000000"),
     ("embedded.result_ttl", "9m"),
     ("embedded.dead_max", "11"),
+    ("embedded.limits.max_jobs", "6"),
+    ("embedded.limits.max_bytes", "1048576"),
+    ("embedded.limits.max_jobs_per_tenant", "3"),
     ("producer.trim_every", "10"),
     ("producer.max_payload", "2048"),
     ("producer.batch", "2"),
@@ -177,6 +183,8 @@ fn each_refusal_names_key_value_place_and_what_is_allowed() {
         ("worker.retry.jitter", "NaN", "0 to 1"),
         ("redis.url", "localhost:6379", "redis://"),
         ("redis.auto_migrate", "maybe", "boolean"),
+        ("redis.limits.max_jobs", "-1", "0 to 1000000000"),
+        ("redis.limits.max_bytes", "1000", "0, or at least producer.max_payload (1048576)"),
         ("upstream.base_url", "api.openai.com", "https://"),
         ("simulator.fault", "explode", "status:CODE"),
         ("simulator.listen", "here", "socket address"),

@@ -179,7 +179,7 @@ async fn settle(context: &Context, entry: &Entry, owed: Owed) {
         Owed::Nothing | Owed::Again | Owed::Unfinished => {}
         Owed::Remove => {
             // The receiver outlives every job.
-            let _ = context.acks.send(entry.place.clone()).await;
+            let _ = context.acks.send(entry.into()).await;
         }
         Owed::Park { attempt, due } => {
             let park = async || {

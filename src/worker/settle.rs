@@ -5,12 +5,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Place, Shared},
+    broker::{Shared, Spent},
     retry::Backoff,
 };
 
-pub(super) type Sender = mpsc::Sender<Place>;
-pub(super) type Acks = mpsc::Receiver<Place>;
+pub(super) type Sender = mpsc::Sender<Spent>;
+pub(super) type Acks = mpsc::Receiver<Spent>;
 
 /// The queue of entries to acknowledge. It is bounded: a job does not end faster than entries do.
 pub(super) fn channel() -> (Sender, Acks) {

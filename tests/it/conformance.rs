@@ -10,6 +10,7 @@ mod control;
 mod enqueue;
 mod inspect;
 mod lease;
+mod limits;
 mod log;
 mod settle;
 
@@ -207,6 +208,25 @@ behaviours! {
         what_is_removed_is_neither_parked_nor_buried,
         of_two_ends_of_an_entry_one_counts,
         a_plain_entry_keeps_its_bytes_and_its_id_when_parked,
+    }
+    limits {
+        a_full_queue_refuses_and_keeps_what_it_has,
+        bytes_are_bounded_and_a_smaller_job_still_fits,
+        a_tenant_is_bounded_and_the_others_go_on,
+        a_batch_is_decided_job_by_job,
+        in_order_nothing_overtakes_what_was_refused,
+        each_queue_has_its_own_bound,
+        a_count_is_given_back_once,
+        a_buried_job_counts_no_more,
+        a_retried_job_counts_all_along,
+        a_scheduled_job_counts_from_its_enqueue,
+        a_parked_copy_that_is_replaced_counts_no_more,
+        a_taken_over_entry_still_says_what_it_counts,
+        a_duplicate_is_not_counted,
+        a_refused_key_can_be_tried_again,
+        what_nobody_counted_weighs_nothing,
+        producers_at_work_together_never_pass_a_bound,
+        a_recount_sets_the_counters_right,
     }
     log {
         appended_events_are_read_in_either_codec,

@@ -23,6 +23,7 @@
     reason = "a test reads from top to bottom"
 )]
 
+mod admission;
 mod bad_input;
 mod cancel;
 mod claim;

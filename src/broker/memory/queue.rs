@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::admit::Ledger;
 use crate::{
-    broker::{DeadLetter, Depth, Entry, LaneDepth, Place, WorkerId, WorkerSeen},
-    job::{JobId, Lane, Timestamp},
+    broker::{DeadLetter, Depth, Entry, LaneDepth, Load, Place, WorkerId, WorkerSeen, entry::LOAD},
+    job::{JobId, Lane, Tenant, Timestamp},
 };
 
 /// An entry's fields, in order.
@@ -65,6 +66,8 @@ pub(super) struct Parked {
     pub(super) attempt: u32,
     /// The run it belongs to.
     pub(super) run: u32,
+    /// The tenant for which it counts.
+    pub(super) mark: Option<Tenant>,
 }
 
 /// A partition.
@@ -81,14 +84,17 @@ pub(super) struct Queue {
     workers: HashMap<WorkerId, Instant>,
     /// Bytes of entries, parked payloads and dead letters.
     pub(super) bytes: usize,
+    /// What counts against the limits.
+    pub(super) ledger: Ledger,
 }
 
-/// The fields of an entry that Millstream writes.
+/// The fields of an entry that Millstream writes; `mark` is the tenant for which it counts.
 pub(super) fn fields(
     id: JobId,
     payload: &[u8],
     at: Timestamp,
     (attempt, run): (u32, u32),
+    mark: Option<&Tenant>,
 ) -> Fields {
     let field = |name: &str, value: Vec<u8>| (name.as_bytes().to_vec(), value);
     let mut fields = vec![
@@ -100,6 +106,7 @@ pub(super) fn fields(
     if run > 1 {
         fields.push(field("run", run.to_string().into_bytes()));
     }
+    fields.extend(mark.map(|tenant| field(LOAD, tenant.to_string().into_bytes())));
     fields
 }
 
@@ -270,13 +277,18 @@ impl Queue {
         true
     }
 
-    /// Keeps a job until its time. One that is parked already stays as it is.
-    pub(super) fn park(&mut self, id: JobId, parked: Parked) {
-        if let Slot::Vacant(slot) = self.parked.entry(id) {
-            self.bytes += parked.payload.len();
-            self.by_due.insert((parked.due, id));
-            slot.insert(parked);
-        }
+    /// Whether a job is parked.
+    pub(super) fn is_parked(&self, id: JobId) -> bool {
+        self.parked.contains_key(&id)
+    }
+
+    /// Keeps a job until its time. One that is parked already stays as it is; then `false`.
+    pub(super) fn park(&mut self, id: JobId, parked: Parked) -> bool {
+        let Slot::Vacant(slot) = self.parked.entry(id) else { return false };
+        self.bytes += parked.payload.len();
+        self.by_due.insert((parked.due, id));
+        slot.insert(parked);
+        true
     }
 
     /// Parks a job that is to be retried, in place of what a repeated enqueue may have parked.
@@ -284,6 +296,9 @@ impl Queue {
         if let Some(stale) = self.parked.remove(&id) {
             self.by_due.remove(&(stale.due, id));
             self.bytes -= stale.payload.len();
+            if let Some(load) = stale.load() {
+                self.ledger.give_back(&load);
+            }
         }
         self.park(id, parked);
     }
@@ -310,6 +325,9 @@ impl Queue {
         let Some(parked) = self.parked.remove(&id) else { return false };
         self.by_due.remove(&(parked.due, id));
         self.bytes -= parked.payload.len();
+        if let Some(load) = parked.load() {
+            self.ledger.give_back(&load);
+        }
         true
     }
 
@@ -356,6 +374,13 @@ impl Queue {
         self.parked.len() + self.lanes.iter().map(|stream| stream.entries.len()).sum::<usize>()
     }
 
+    /// What everything that counts counts.
+    pub(super) fn loads(&self) -> impl Iterator<Item = Load> {
+        let entries = self.lanes.iter().flat_map(|stream| stream.entries.values());
+        let parked = self.parked.values().filter_map(Parked::load);
+        entries.filter_map(|held| Load::read(&held.fields)).chain(parked)
+    }
+
     pub(super) fn depth(&self) -> Depth {
         let lane = |stream: &Stream| LaneDepth {
             waiting: (stream.entries.len() - stream.pending) as u64,
@@ -367,6 +392,7 @@ impl Queue {
             dead: self.dead.len() as u64,
             dropped: self.dropped,
             lost_entries: 0,
+            load: self.ledger.counted(),
         }
     }
 
@@ -393,6 +419,13 @@ impl Parked {
     /// What an entry leaves behind when it is parked.
     pub(super) fn of_entry(entry: &Entry, attempt: u32, due: Timestamp) -> Self {
         let payload = entry.payload().to_vec();
-        Self { due, lane: entry.place.lane, payload, at: entry.at, attempt, run: entry.run }
+        let mark = entry.load.as_ref().map(|load| load.tenant.clone());
+        let (lane, at, run) = (entry.place.lane, entry.at, entry.run);
+        Self { due, lane, payload, at, attempt, run, mark }
+    }
+
+    fn load(&self) -> Option<Load> {
+        let tenant = self.mark.clone()?;
+        Some(Load { tenant, bytes: self.payload.len() as u64 })
     }
 }

@@ -10,21 +10,18 @@ use super::{
 };
 use crate::{
     broker::{
-        Attempt, DeadLetter, Depth, Entry, Error, Partition, Place, Promoted, Receipt, Record,
-        Result, Submission, Topic, Wake, WorkerId, WorkerSeen,
+        Attempt, DeadLetter, Depth, Entry, Error, Load, Partition, Place, Promoted, Receipt,
+        Record, Result, Spent, Submission, Topic, Wake, WorkerId, WorkerSeen,
     },
     job::{JobId, Lane, Timestamp},
     state::State as JobState,
 };
 
-/// When a full broker may have room again: it depends on the workers, so it is a guess.
-const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
-
 /// The whole broker.
 #[derive(Debug)]
 pub(super) struct State {
-    options: Options,
-    queues: HashMap<Partition, Queue>,
+    pub(super) options: Options,
+    pub(super) queues: HashMap<Partition, Queue>,
     /// Records and logs.
     pub(super) runs: HashMap<JobId, Run>,
     /// Jobs that are over, in the order in which they ended.
@@ -35,7 +32,6 @@ pub(super) struct State {
     pub(super) topics: Topics,
 }
 
-// Bounds.
 impl State {
     pub(super) fn new(options: Options) -> Self {
         Self {
@@ -46,69 +42,6 @@ impl State {
             kept_bytes: 0,
             topics: Topics::default(),
         }
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.kept_bytes + self.queues.values().map(|queue| queue.bytes).sum::<usize>()
-    }
-
-    /// Drops finished jobs that have outlived `result_ttl`.
-    pub(super) fn expire(&mut self, now: Timestamp) {
-        let ttl = self.options.result_ttl;
-        let old = |run: &Run| run.record.ended_at.is_some_and(|ended| ended.after(ttl) <= now);
-        while self.drop_finished(old) {}
-    }
-
-    /// Drops the oldest finished job that `may` go. One whose entry is still in its lane stays:
-    /// without its record the entry would run the job again.
-    fn drop_finished(&mut self, may: impl Fn(&Run) -> bool) -> bool {
-        for index in 0..self.finished.len() {
-            let id = self.finished[index];
-            if let Some(run) = self.runs.get(&id).filter(|run| run.record.state.is_terminal()) {
-                if !may(run) {
-                    return false;
-                }
-                if self.is_unsettled(run) {
-                    continue;
-                }
-            }
-            self.finished.remove(index);
-            self.forget(id);
-            return true;
-        }
-        false
-    }
-
-    fn is_unsettled(&self, run: &Run) -> bool {
-        let place = run.place.as_ref();
-        place.is_some_and(|place| self.queues.get(&place.partition).is_some_and(|q| q.holds(place)))
-    }
-
-    /// Drops what may be dropped until `need` more bytes fit.
-    pub(super) fn make_room(&mut self, need: usize) -> bool {
-        let most = self.options.max_bytes;
-        while self.bytes() + need > most {
-            let dropped =
-                self.drop_finished(|_| true) || self.queues.values_mut().any(Queue::drop_dead);
-            if !dropped {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Whether one more job of so many bytes may come in.
-    fn admit(&mut self, need: usize) -> Result<()> {
-        let jobs = self.queues.values().map(Queue::jobs).sum::<usize>();
-        let message = if jobs >= self.options.max_jobs {
-            format!("{jobs} jobs are held, max_jobs is {}", self.options.max_jobs)
-        } else if !self.make_room(need) {
-            let (have, most) = (self.bytes(), self.options.max_bytes);
-            format!("{have} bytes are held and {need} more are asked for, max_bytes is {most}")
-        } else {
-            return Ok(());
-        };
-        Err(Error::Full { message, retry_after: RETRY_AFTER })
     }
 }
 
@@ -135,6 +68,7 @@ impl State {
         submission: &Submission,
         fingerprint: Option<String>,
         now: Timestamp,
+        behind: bool,
     ) -> Result<Receipt> {
         let Submission { id, job, payload, partition } = submission;
         if fingerprint.is_some()
@@ -146,21 +80,35 @@ impl State {
             let parked = run.record.state == JobState::Parked;
             return Ok(Receipt { id: *id, parked, duplicate: true });
         }
-        let fields = queue::fields(*id, payload, now, (0, 1));
-        self.admit(queue::weight(&fields) + RECORD_BYTES)?;
+        let is_counted = !self.options.limits.is_off();
+        let load =
+            is_counted.then(|| Load { tenant: job.tenant.clone(), bytes: payload.len() as u64 });
+        let mark = load.as_ref().map(|load| &load.tenant);
+        let fields = queue::fields(*id, payload, now, (0, 1), mark);
         let due = job.not_before.filter(|due| *due > now);
+        // What is parked already stays as it is.
+        if due.is_none() || !self.queue(partition).is_parked(*id) {
+            let need = queue::weight(&fields) + RECORD_BYTES;
+            self.admit_to(partition, load.as_ref(), need, behind)?;
+        }
         let mut run = Run::new(*id, now);
         run.describe(job, partition);
         run.fingerprint = fingerprint;
         run.record.due = due;
         if let Some(due) = due {
             run.record.state = JobState::Parked;
-            let (lane, payload) = (job.lane, payload.clone());
-            let parked = Parked { due, lane, payload, at: now, attempt: 0, run: 1 };
-            self.queue(partition).park(*id, parked);
+            let (lane, payload, mark) = (job.lane, payload.clone(), mark.cloned());
+            let parked = Parked { due, lane, payload, at: now, attempt: 0, run: 1, mark };
+            if let (true, Some(load)) = (self.queue(partition).park(*id, parked), &load) {
+                self.queue(partition).ledger.take(load);
+            }
             self.wake(partition, Wake::Parked);
         } else {
-            self.queue(partition).add(job.lane, fields, now);
+            let queue = self.queue(partition);
+            queue.add(job.lane, fields, now);
+            if let Some(load) = &load {
+                queue.ledger.take(load);
+            }
             self.wake(partition, Wake::Added);
         }
         // The same ID without a key is a caller's repeat: the record of the first one stays.
@@ -202,8 +150,8 @@ impl State {
         while count < most
             && let Some((id, parked)) = self.queue(partition).unpark(now)
         {
-            let fields =
-                queue::fields(id, &parked.payload, parked.at, (parked.attempt, parked.run));
+            let Parked { payload, at, attempt, run, mark, .. } = &parked;
+            let fields = queue::fields(id, payload, *at, (*attempt, *run), mark.as_ref());
             self.queue(partition).add(parked.lane, fields, now);
             let record = self.runs.get_mut(&id).map(|run| &mut run.record);
             if let Some(record) = record.filter(|record| record.state == JobState::Parked) {
@@ -221,9 +169,12 @@ impl State {
 
 // The end of entries; each acts only where the entry is still in its lane.
 impl State {
-    pub(super) fn remove(&mut self, places: &[Place]) {
-        for place in places {
-            self.queue(&place.partition).remove(place);
+    pub(super) fn remove(&mut self, spent: &[Spent]) {
+        for Spent { place, load } in spent {
+            let queue = self.queue(&place.partition);
+            if let (true, Some(load)) = (queue.remove(place), load) {
+                queue.ledger.give_back(load);
+            }
         }
     }
 
@@ -262,6 +213,9 @@ impl State {
         let removed = queue.remove(&entry.place);
         if removed {
             queue.bury(letter.clone(), most, now);
+            if let Some(load) = &entry.load {
+                queue.ledger.give_back(load);
+            }
         }
         removed
     }

@@ -42,7 +42,7 @@ async fn a_full_broker_says_so_until_a_job_is_over() {
     assert_eq!((error.code(), error.is_transient()), ("queue_full", true));
     assert!(error.to_string().contains("max_jobs is 2"), "{error}");
     let (entry, _) = run_one(&broker).await;
-    broker.remove(&[entry.place]).await.unwrap();
+    broker.remove(&[Spent::from(&entry)]).await.unwrap();
     add(&broker, "c").await.unwrap();
 }
 
@@ -56,7 +56,7 @@ async fn finished_jobs_make_room_before_an_enqueue_is_refused() {
     // The finished job's entry is still in its lane: without the record it would run again.
     assert!(add(&broker, &long).await.is_err());
     assert!(broker.job(finished).await.unwrap().is_some());
-    broker.remove(&[entry.place]).await.unwrap();
+    broker.remove(&[Spent::from(&entry)]).await.unwrap();
     let next = add(&broker, &long).await;
     assert!(next.is_ok(), "{next:?}");
     assert!(broker.job(finished).await.unwrap().is_none());
@@ -71,7 +71,7 @@ async fn a_finished_job_outlives_its_time_only_while_its_entry_is_there() {
     add(&broker, "a").await.unwrap();
     let (entry, job) = run_one(&broker).await;
     assert!(broker.job(job).await.unwrap().is_some());
-    broker.remove(&[entry.place]).await.unwrap();
+    broker.remove(&[Spent::from(&entry)]).await.unwrap();
     assert!(broker.job(job).await.unwrap().is_none());
 }
 
@@ -98,7 +98,7 @@ async fn everything_that_is_counted_is_given_back() {
     let broker = Memory::new(Options { result_ttl: Duration::ZERO, ..Options::default() });
     add(&broker, "a").await.unwrap();
     let (entry, _) = run_one(&broker).await;
-    broker.remove(&[entry.place]).await.unwrap();
+    broker.remove(&[Spent::from(&entry)]).await.unwrap();
     assert_eq!(broker.inner.lock().bytes(), 0);
 }
 

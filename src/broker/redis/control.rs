@@ -35,7 +35,9 @@ impl Control for Redis {
 
     async fn unpark(&self, partition: &Partition, job: JobId) -> Result<bool> {
         let mut call = self.scripts.unpark.key(self.keys.parked(partition));
-        call.key(self.keys.parked_jobs(partition)).arg(job.to_string());
+        call.key(self.keys.parked_jobs(partition))
+            .key(self.keys.load(partition))
+            .arg(job.to_string());
         codec::read(self.pool.script(&call).await?, "unpark")
     }
 

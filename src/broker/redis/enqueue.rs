@@ -19,6 +19,10 @@ use crate::{
     job::{Job, JobId, Lane, Timestamp},
 };
 
+/// How long an ID stays reserved for a job that a full queue refused: what is accepted is then kept
+/// for its whole time.
+const RESERVED: Duration = Duration::from_hours(1);
+
 /// The record's immutable fields, which are also what begin writes for a job without a record.
 pub(super) fn record_fields(
     partition: &Partition,
@@ -73,10 +77,10 @@ impl Redis {
     /// Reserves the ID of a submission with an idempotency key for its request.
     async fn reserve(&self, submission: &Submission, now: Timestamp) -> Step {
         let fingerprint = submission.job.request.fingerprint();
+        let ttl = self.ttl(&submission.job, now);
+        let ttl = if self.options.limits.is_off() { ttl } else { ttl.min(millis(RESERVED)) };
         let mut call = self.scripts.reserve.prepare_invoke();
-        call.key(self.keys.job(submission.id))
-            .arg(&fingerprint)
-            .arg(self.ttl(&submission.job, now));
+        call.key(self.keys.job(submission.id)).arg(&fingerprint).arg(ttl);
         let Submission { partition, job, .. } = submission;
         for (field, value) in record_fields(partition, job.lane, now, job) {
             call.arg(field).arg(value);
@@ -112,6 +116,7 @@ impl Redis {
         call.key(self.keys.parked(partition))
             .key(self.keys.parked_jobs(partition))
             .key(self.keys.lane(partition, job.lane))
+            .key(self.keys.load(partition))
             .arg("")
             .arg(self.keys.wake(partition))
             .arg(id.to_string())
@@ -126,15 +131,20 @@ impl Redis {
         self.pool.pipeline(&mut pipe).await.map(drop)
     }
 
-    fn write_record(&self, pipe: &mut redis::Pipeline, submission: &Submission, now: Timestamp) {
+    pub(super) fn write_record(
+        &self,
+        pipe: &mut redis::Pipeline,
+        submission: &Submission,
+        now: Timestamp,
+    ) {
         let Submission { id, job, partition, .. } = submission;
         let key = self.keys.job(*id);
         pipe.hset_multiple(&key, &record_fields(partition, job.lane, now, job)).ignore();
         pipe.pexpire(&key, i64::try_from(self.ttl(job, now)).unwrap_or(i64::MAX)).ignore();
     }
 
-    /// Adds submissions to their lanes in one pipeline; the reply of each `XADD`.
-    async fn add(&self, batch: &[&Submission], now: Timestamp) -> Vec<Result<()>> {
+    /// Adds submissions to their lanes in one pipeline; none is parked.
+    async fn add(&self, batch: &[&Submission], now: Timestamp) -> Vec<Result<bool>> {
         let mut pipe = redis::pipe();
         for submission in batch {
             let Submission { id, job, payload, partition } = submission;
@@ -156,10 +166,10 @@ impl Redis {
             Ok(replies) => replies,
             Err(error) => return refuse_all(batch.len(), &error),
         };
-        self.woken().extend(told.into_iter().map(|partition| (partition, Instant::now())));
+        self.have_woken(told);
         let results: Vec<_> = replies.into_iter().map(|reply| self.added(reply)).collect();
         self.mark_added(batch, &results).await;
-        results.into_iter().map(|result| result.map(drop)).collect()
+        results.into_iter().map(|result| result.map(|_| false)).collect()
     }
 
     fn woken(&self) -> std::sync::MutexGuard<'_, HashMap<Partition, Instant>> {
@@ -168,7 +178,11 @@ impl Redis {
 
     /// Wakes the sweepers of partitions that were not woken just now: should the worker that is
     /// given a job die before it says a word, somebody looks.
-    fn wake_some(&self, pipe: &mut redis::Pipeline, batch: &[&Submission]) -> HashSet<Partition> {
+    pub(super) fn wake_some(
+        &self,
+        pipe: &mut redis::Pipeline,
+        batch: &[&Submission],
+    ) -> HashSet<Partition> {
         let woken = self.woken();
         let due = |partition: &Partition| {
             woken.get(partition).is_none_or(|at| at.elapsed() >= WAKE_AGAIN)
@@ -179,6 +193,10 @@ impl Redis {
             pipe.publish(self.keys.wake(partition), Wake::Added.as_str()).ignore();
         }
         told
+    }
+
+    pub(super) fn have_woken(&self, told: HashSet<Partition>) {
+        self.woken().extend(told.into_iter().map(|partition| (partition, Instant::now())));
     }
 
     fn added(&self, reply: std::result::Result<Value, RedisError>) -> Result<String> {
@@ -204,7 +222,7 @@ impl Redis {
 }
 
 /// One error for a whole batch: nothing is known of any of its jobs.
-fn refuse_all(count: usize, error: &Error) -> Vec<Result<()>> {
+pub(super) fn refuse_all<T>(count: usize, error: &Error) -> Vec<Result<T>> {
     (0..count).map(|_| Err(copy(error))).collect()
 }
 
@@ -214,6 +232,9 @@ fn copy(error: &Error) -> Error {
         Error::Denied(text) => Error::Denied(text.clone()),
         Error::Protocol(text) => Error::Protocol(text.clone()),
         Error::Conflict { id } => Error::Conflict { id: *id },
+        Error::Full { message, retry_after } => {
+            Error::Full { message: message.clone(), retry_after: *retry_after }
+        }
         Error::Unavailable { message, .. } => {
             Error::Unavailable { message: message.clone(), source: None }
         }
@@ -232,7 +253,24 @@ fn repeated(first: &Result<Receipt>) -> Result<Receipt> {
 #[async_trait]
 impl Enqueue for Redis {
     async fn enqueue(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
+        self.take_in(jobs, false).await
+    }
+
+    async fn enqueue_in_order(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
+        self.take_in(jobs, true).await
+    }
+
+    async fn trim(&self, partition: &Partition, lane: Lane) -> Result<u64> {
+        let mut call = self.scripts.trim.key(self.keys.lane(partition, lane));
+        call.key(self.keys.load(partition));
+        codec::read(self.pool.script(&call).await?, "trim")
+    }
+}
+
+impl Redis {
+    async fn take_in(&self, jobs: &[Submission], in_order: bool) -> Vec<Result<Receipt>> {
         let now = Timestamp::now();
+        let is_bounded = !self.options.limits.is_off();
         let mut steps =
             join_all(jobs.iter().map(async |submission| match submission.job.idempotency_key {
                 Some(_) => self.reserve(submission, now).await,
@@ -241,7 +279,7 @@ impl Enqueue for Redis {
             .await;
         drop_repeats(jobs, &mut steps);
         for (submission, step) in jobs.iter().zip(&mut steps) {
-            if let (Step::Add, Some(due)) = (&step, submission.job.not_before)
+            if let (Step::Add, Some(due), false) = (&step, submission.job.not_before, is_bounded)
                 && due > now
             {
                 let parked = self.schedule(submission, due, now).await;
@@ -254,29 +292,25 @@ impl Enqueue for Redis {
             .zip(&steps)
             .filter_map(|(submission, step)| matches!(step, Step::Add).then_some(submission))
             .collect();
-        let mut added =
-            if to_add.is_empty() { Vec::new() } else { self.add(&to_add, now).await }.into_iter();
+        let added = match is_bounded {
+            _ if to_add.is_empty() => Vec::new(),
+            true => self.admit(&to_add, now, in_order).await,
+            false => self.add(&to_add, now).await,
+        };
+        let mut added = added.into_iter();
         let mut results: Vec<Result<Receipt>> = Vec::with_capacity(jobs.len());
         for (submission, step) in jobs.iter().zip(steps) {
             let result = match step {
                 Step::Answered(result) => result,
                 Step::Repeat(first) => repeated(&results[first]),
-                Step::Add => {
-                    let receipt = Receipt { id: submission.id, parked: false, duplicate: false };
-                    added
-                        .next()
-                        .unwrap_or_else(|| Err(Error::Protocol("a reply is missing".to_owned())))
-                        .map(|()| receipt)
-                }
+                Step::Add => added
+                    .next()
+                    .unwrap_or_else(|| Err(Error::Protocol("a reply is missing".to_owned())))
+                    .map(|parked| Receipt { id: submission.id, parked, duplicate: false }),
             };
             results.push(result);
         }
         results
-    }
-
-    async fn trim(&self, partition: &Partition, lane: Lane) -> Result<u64> {
-        let call = self.scripts.trim.key(self.keys.lane(partition, lane));
-        codec::read(self.pool.script(&call).await?, "trim")
     }
 }
 

@@ -8,7 +8,7 @@ use redis::Value;
 use super::{Redis, claim::read_failure, codec, keys::GROUP, settle::PACKED_FIELDS};
 use crate::{
     broker::{
-        DeadLetter, Depth, Error, Inspect, LaneDepth, Partition, Record, Result, Setback,
+        Counted, DeadLetter, Depth, Error, Inspect, LaneDepth, Partition, Record, Result, Setback,
         WorkerSeen,
     },
     error::{Code, Failure},
@@ -136,11 +136,17 @@ impl Inspect for Redis {
         }
         pipe.cmd("ZCARD").arg(self.keys.parked(partition));
         pipe.cmd("XLEN").arg(self.keys.dead(partition));
-        for counter in ["dropped", "lost_entries"] {
-            pipe.cmd("HGET").arg(self.keys.load(partition)).arg(counter);
-        }
+        let counters = ["jobs", "bytes", "corrected", "dropped", "lost_entries"];
+        pipe.cmd("HMGET").arg(self.keys.load(partition)).arg(&counters);
+        let mut replies = self.pool.pipeline(&mut pipe).await?;
+        let load = replies.pop().unwrap_or(Ok(Value::Nil));
+        let load = load.map_err(|e| self.pool.connector().classify(e))?;
+        let counts: Vec<Option<u64>> = codec::read(load, "load")?;
+        let count = |at: usize| counts.get(at).copied().flatten().unwrap_or_default();
+        let load = Counted { jobs: count(0), bytes: count(1), corrected: count(2) };
+        let (dropped, lost_entries) = (count(3), count(4));
         let mut numbers = Vec::with_capacity(8);
-        for reply in self.pool.pipeline(&mut pipe).await? {
+        for reply in replies {
             let value = absent_is_empty(reply).map_err(|e| self.pool.connector().classify(e))?;
             let count = match value {
                 Value::Array(summary) => summary.into_iter().next().unwrap_or(Value::Int(0)),
@@ -154,8 +160,7 @@ impl Inspect for Redis {
             let pending = number(lane.index() * 2 + 1);
             LaneDepth { waiting: number(lane.index() * 2).saturating_sub(pending), pending }
         });
-        let (dropped, lost_entries) = (number(8), number(9));
-        Ok(Depth { lanes, parked: number(6), dead: number(7), dropped, lost_entries })
+        Ok(Depth { lanes, parked: number(6), dead: number(7), dropped, lost_entries, load })
     }
 
     async fn workers(&self, partition: &Partition) -> Result<Vec<WorkerSeen>> {

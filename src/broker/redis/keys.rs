@@ -49,14 +49,14 @@ impl Keys {
         self.partition(partition, "parked:jobs")
     }
 
+    /// Counters of a partition: what counts against the queue's limits, and what was lost.
+    pub fn load(&self, partition: &Partition) -> String {
+        self.partition(partition, "load")
+    }
+
     /// Dead letters.
     pub fn dead(&self, partition: &Partition) -> String {
         self.partition(partition, "dead")
-    }
-
-    /// Counters of a partition.
-    pub fn load(&self, partition: &Partition) -> String {
-        self.partition(partition, "load")
     }
 
     /// The channel that wakes a partition's workers.

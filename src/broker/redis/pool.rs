@@ -246,6 +246,13 @@ impl Pool {
         }
     }
 
+    /// As [`Pool::script`] for what must not be repeated.
+    pub async fn script_once(&self, script: &ScriptInvocation<'_>) -> Result<Value> {
+        let mut connection = self.alive().await?;
+        let result = script.invoke_async(&mut connection.inner).await;
+        self.finish(&connection, result)
+    }
+
     /// Runs a script once, but only on a connection that is no younger than `session`; `None`
     /// otherwise, with nothing sent.
     pub async fn script_within(

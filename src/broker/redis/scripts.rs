@@ -1,9 +1,10 @@
-//! The Lua scripts. Each file opens with its contract.
+//! The Lua scripts. Each file opens with its contract. Where two are named, the first holds functions
+//! of the second.
 
 use redis::Script;
 
 macro_rules! scripts {
-    ($($(#[$doc:meta])* $name:ident: $file:literal,)*) => {
+    ($($(#[$doc:meta])* $name:ident: $($file:literal)+,)*) => {
         /// Every script, with its hash.
         #[derive(Debug)]
         pub struct Scripts {
@@ -13,7 +14,9 @@ macro_rules! scripts {
         impl Scripts {
             /// Hashes the scripts; each is loaded into the server when it is first missed there.
             pub fn new() -> Self {
-                Self { $($name: Script::new(include_str!(concat!("lua/", $file))),)* }
+                Self {
+                    $($name: Script::new(concat!($(include_str!(concat!("lua/", $file))),+)),)*
+                }
             }
         }
     };
@@ -27,11 +30,13 @@ scripts! {
     /// Rebuilds what the server forgot.
     heal: "heal.lua",
     /// Parks a job.
-    park: "park.lua",
+    park: "load.lua" "park.lua",
     /// Moves due jobs to their lanes.
     promote: "promote.lua",
     /// Moves an entry to the dead letters.
-    bury: "bury.lua",
+    bury: "load.lua" "bury.lua",
+    /// Ends counted entries.
+    remove: "load.lua" "remove.lua",
     /// Renews leases.
     renew: "renew.lua",
     /// Gives back a running attempt.
@@ -39,7 +44,7 @@ scripts! {
     /// Ends a lease.
     hand_back: "hand_back.lua",
     /// Removes what nobody needs from a lane.
-    trim: "trim.lua",
+    trim: "load.lua" "trim.lua",
     /// Reserves an ID for one request.
     reserve: "reserve.lua",
     /// Takes what ran out of lease.
@@ -49,9 +54,15 @@ scripts! {
     /// Cancels a job.
     cancel: "cancel.lua",
     /// Removes a parked job.
-    unpark: "unpark.lua",
+    unpark: "load.lua" "unpark.lua",
     /// Opens a new run.
     reopen: "reopen.lua",
     /// Puts a dead letter's entry back.
     requeue: "requeue.lua",
+    /// Adds jobs within the limits.
+    admit: "admit.lua",
+    /// Looks whether counters may be wrong.
+    drift: "drift.lua",
+    /// Sets counters right.
+    reconcile: "load.lua" "reconcile.lua",
 }

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     broker::{
-        Attempt, Begin, DeadLetter, Entry, Error, Outcome, Place, Refusal, Result, Settle,
-        WorkerId, Written,
+        Attempt, Begin, DeadLetter, Entry, Error, Load, Outcome, Place, Refusal, Result, Settle,
+        Spent, WorkerId, Written,
     },
     event::Frame,
     job::Timestamp,
@@ -22,6 +22,9 @@ use crate::{
 
 /// A log of at most this many events is rewritten into its least space when its job ends.
 const SMALL_LOG: u64 = 32;
+
+/// Most counted entries ended by one script, which takes only so many arguments.
+const PAGE: usize = 1000;
 
 /// An entry of more fields is kept in one: a script takes only so many arguments.
 const MANY_FIELDS: usize = 256;
@@ -126,22 +129,29 @@ impl Settle for Redis {
         })
     }
 
-    async fn remove(&self, places: &[Place]) -> Result<()> {
-        let mut lanes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-        for place in places {
-            let key = self.keys.lane(&place.partition, place.lane);
-            lanes.entry(key).or_default().push(&place.entry);
+    async fn remove(&self, spent: &[Spent]) -> Result<()> {
+        let mut plain: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        let mut counted: BTreeMap<(String, String), Vec<(&str, &Load)>> = BTreeMap::new();
+        for Spent { place: Place { partition, lane, entry }, load } in spent {
+            let key = self.keys.lane(partition, *lane);
+            match load {
+                None => plain.entry(key).or_default().push(entry),
+                Some(load) => {
+                    let keys = (key, self.keys.load(partition));
+                    counted.entry(keys).or_default().push((entry, load));
+                }
+            }
         }
-        let mut pipe = redis::pipe();
-        for (key, entries) in &lanes {
-            pipe.cmd("XACK").arg(key).arg(GROUP).arg(entries);
-            pipe.cmd("XDEL").arg(key).arg(entries);
-        }
-        if lanes.is_empty() {
-            return Ok(());
-        }
-        for reply in self.pool.pipeline(&mut pipe).await? {
-            reply.map_err(|e| self.pool.connector().classify(e))?;
+        self.remove_plain(&plain).await?;
+        for ((lane, load), entries) in &counted {
+            for page in entries.chunks(PAGE) {
+                let mut call = self.scripts.remove.key(lane);
+                call.key(load);
+                for (entry, load) in page {
+                    call.arg(*entry).arg(load.tenant.as_str()).arg(load.bytes);
+                }
+                self.pool.script(&call).await?;
+            }
         }
         Ok(())
     }
@@ -149,12 +159,15 @@ impl Settle for Redis {
     async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
         let Place { partition, lane, entry: entry_id } = &entry.place;
         let run = if entry.run > 1 { format!(",run={}", entry.run) } else { String::new() };
-        let mut stored = format!("{lane} {} {attempt}{run} ", entry.at.0).into_bytes();
+        let mark =
+            entry.load.as_ref().map_or(String::new(), |load| format!(",load={}", load.tenant));
+        let mut stored = format!("{lane} {} {attempt}{run}{mark} ", entry.at.0).into_bytes();
         stored.extend_from_slice(entry.payload());
         let mut call = self.scripts.park.prepare_invoke();
         call.key(self.keys.parked(partition))
             .key(self.keys.parked_jobs(partition))
             .key(self.keys.lane(partition, *lane))
+            .key(self.keys.load(partition))
             .arg(entry_id)
             .arg(self.keys.wake(partition))
             .arg(entry.id.to_string())
@@ -181,6 +194,8 @@ impl Settle for Redis {
             .arg(entry_id)
             .arg(self.options.dead_max)
             .arg(millis(self.options.dead_ttl))
+            .arg(entry.load.as_ref().map_or("", |load| load.tenant.as_str()))
+            .arg(entry.load.as_ref().map_or(0, |load| load.bytes))
             .arg("id")
             .arg(letter.id.to_string())
             .arg("error")
@@ -211,6 +226,24 @@ impl Settle for Redis {
             tracing::error!(%partition, dropped, "dead letters dropped for newer ones");
         }
         Ok(buried)
+    }
+}
+
+impl Redis {
+    /// Acknowledges and deletes entries that nobody has counted, by lane: no script is needed.
+    async fn remove_plain(&self, lanes: &BTreeMap<String, Vec<&str>>) -> Result<()> {
+        let mut pipe = redis::pipe();
+        for (key, entries) in lanes {
+            pipe.cmd("XACK").arg(key).arg(GROUP).arg(entries);
+            pipe.cmd("XDEL").arg(key).arg(entries);
+        }
+        if lanes.is_empty() {
+            return Ok(());
+        }
+        for reply in self.pool.pipeline(&mut pipe).await? {
+            reply.map_err(|e| self.pool.connector().classify(e))?;
+        }
+        Ok(())
     }
 }
 

@@ -1,8 +1,10 @@
 //! From input to broker in batches, and on to the answers where they are awaited.
 
+mod submit;
+
 use std::{collections::BTreeSet, time::Duration};
 
-use futures_util::future::join_all;
+pub(super) use submit::warn_unserved;
 use tokio::{
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
@@ -15,7 +17,7 @@ use super::{
     report::{Enqueued, Tally, counted},
 };
 use crate::{
-    broker::{self, Receipt},
+    broker::Submission,
     cli::{
         Context, Error, Exit,
         answer::{self, Ended},
@@ -23,7 +25,7 @@ use crate::{
         parts::Broker,
     },
     config::Config,
-    job::{Job, JobId, QueueName, Timestamp},
+    job::{JobId, QueueName, Timestamp},
     listener::Listener,
     producer::{self, Producer},
 };
@@ -34,8 +36,6 @@ const AT_ONCE: usize = 1024;
 const BATCH_BYTES: u64 = 8 * 1024 * 1024;
 /// How long a batch that is not full waits for more input.
 const LINGER: Duration = Duration::from_millis(20);
-/// Most states of duplicates that are asked for at once.
-const LOOKUPS: usize = 32;
 
 /// Enqueuing under way.
 struct Feed<'a> {
@@ -49,6 +49,8 @@ struct Feed<'a> {
     tally: Tally,
     /// Whether a refused line has stopped it.
     stopped: bool,
+    /// Whether it has said that it waits for room.
+    waits: bool,
     /// The last job that was enqueued.
     last: Option<JobId>,
     /// The first failure of a job.
@@ -94,6 +96,7 @@ pub(super) async fn run(
         queues: BTreeSet::new(),
         tally: Tally::default(),
         stopped: false,
+        waits: false,
         last: None,
         worst: None,
         awaited: JoinSet::new(),
@@ -157,8 +160,8 @@ impl Feed<'_> {
         &mut self,
         source: &mut Source,
         cx: &mut Context,
-    ) -> Result<(Vec<(u64, Job)>, Flow), Error> {
-        let mut jobs: Vec<(u64, Job)> = Vec::new();
+    ) -> Result<(Vec<(u64, Submission)>, Flow), Error> {
+        let mut jobs: Vec<(u64, Submission)> = Vec::new();
         let (mut linger, mut first) = (Instant::now(), None);
         loop {
             let room = !self.args.wait || self.awaited.len() + jobs.len() < AT_ONCE;
@@ -191,7 +194,7 @@ impl Feed<'_> {
             // What can be refused is refused before anything behind it is sent.
             let now = Timestamp::now();
             match item.job.map_err(Into::into).and_then(|job| self.producer.check(job, now)) {
-                Ok(submission) => jobs.push((item.line, submission.job)),
+                Ok(submission) => jobs.push((item.line, submission)),
                 Err(error) => self.refuse(item.line, error, cx)?,
             }
             if self.stopped {
@@ -218,99 +221,6 @@ impl Feed<'_> {
         Ok(())
     }
 
-    /// Enqueues a batch. Every job's fate is noted before anything ends the feed.
-    async fn enqueue(&mut self, jobs: Vec<(u64, Job)>, cx: &mut Context) -> Result<(), Error> {
-        let fresh: BTreeSet<QueueName> = jobs.iter().map(|(_, job)| job.queue.clone()).collect();
-        let fresh: Vec<QueueName> = fresh.difference(&self.queues).cloned().collect();
-        if !fresh.is_empty() {
-            let prepared = self.broker.prepare(&fresh).await;
-            prepared.map_err(|error| Error::from(error).and(self.left()))?;
-        }
-        let told: Vec<(u64, Option<String>)> =
-            jobs.iter().map(|(line, job)| (*line, job.custom_id.clone())).collect();
-        let jobs = jobs.into_iter().map(|(_, job)| job).collect();
-        let results = self.producer.enqueue_all(jobs).await;
-        let states = self.states(&results).await;
-        let (mut lost, mut unwritten) = (None, None);
-        for (((line, custom_id), result), state) in told.into_iter().zip(results).zip(states) {
-            self.tally.through = line;
-            match result {
-                Ok(receipt) => {
-                    let written = self.accepted(line, custom_id, receipt, state, cx);
-                    unwritten = unwritten.or(written.err());
-                }
-                Err(producer::Error::Broker(error)) if concerns_all(&error) => {
-                    match error {
-                        broker::Error::Full { .. } => self.tally.no_room.push(line),
-                        _ => self.tally.unknown.push(line),
-                    }
-                    lost.get_or_insert(error);
-                }
-                Err(error) => self.refuse(line, error, cx)?,
-            }
-        }
-        if let Some(error) = lost {
-            return Err(Error::from(error).and(self.left()));
-        }
-        if let Some(error) = unwritten {
-            let cause = format!("cannot write to standard output: {error}");
-            return Err(Error::new(Exit::Unexpected, cause, self.left()));
-        }
-        for queue in fresh {
-            warn_unserved(&self.producer, &queue, cx).await;
-            self.queues.insert(queue);
-        }
-        Ok(())
-    }
-
-    /// The state of each enqueued job; one that was there already may be anywhere.
-    async fn states(&self, results: &[Result<Receipt, producer::Error>]) -> Vec<&'static str> {
-        let mut states = Vec::with_capacity(results.len());
-        let asks = !self.args.wait && self.args.output == Output::Json;
-        for some in results.chunks(LOOKUPS) {
-            let one = |result: &Result<Receipt, producer::Error>| {
-                let receipt = result.as_ref().ok().copied();
-                async move {
-                    let Some(receipt) = receipt else { return "unknown" };
-                    let enqueued = if receipt.parked { "parked" } else { "waiting" };
-                    if !(asks && receipt.duplicate) {
-                        return enqueued;
-                    }
-                    let record = self.broker.shared.job(receipt.id).await.ok().flatten();
-                    record.map_or(enqueued, |record| record.state.as_str())
-                }
-            };
-            states.extend(join_all(some.iter().map(one)).await);
-        }
-        states
-    }
-
-    fn accepted(
-        &mut self,
-        line: u64,
-        custom_id: Option<String>,
-        receipt: Receipt,
-        state: &str,
-        cx: &mut Context,
-    ) -> std::io::Result<()> {
-        self.tally.enqueued += 1;
-        self.tally.duplicates += u64::from(receipt.duplicate);
-        let id = receipt.id;
-        self.last = Some(id);
-        if self.args.wait {
-            let listen = self.listener.listen(id).idle_timeout(None);
-            self.awaited.spawn(Ended::of(listen, id, line, custom_id));
-            return Ok(());
-        }
-        self.progress.around(|| match self.args.output {
-            Output::Text => cx.terminal.line(id),
-            Output::Json => {
-                let custom_id = custom_id.as_deref();
-                cx.terminal.json(&Enqueued { id: Some(id), line, state, custom_id })
-            }
-        })
-    }
-
     /// Reports the end of a job.
     fn ended(&mut self, ended: Result<Ended, JoinError>, cx: &mut Context) -> Result<(), Error> {
         let mut ended = ended.map_err(|error| Error::new(Exit::Unexpected, error, self.left()))?;
@@ -328,21 +238,6 @@ impl Feed<'_> {
             self.worst = ended.fault.take();
         }
         Ok(())
-    }
-}
-
-/// Whether an error is the broker's rather than one job's.
-fn concerns_all(error: &broker::Error) -> bool {
-    !matches!(error, broker::Error::Conflict { .. })
-}
-
-/// Warns when nobody is there to run the jobs of a queue.
-pub(super) async fn warn_unserved(producer: &Producer, queue: &QueueName, cx: &mut Context) {
-    if producer.live_workers(queue).await.is_ok_and(|workers| workers == 0) {
-        cx.terminal.warn(format_args!(
-            "no live worker serves queue `{queue}`; jobs wait until one does (millstream-worker \
-             --queues {queue})"
-        ));
     }
 }
 

@@ -83,7 +83,7 @@ impl Tally {
             through => format!("read up to line {through}: {self}"),
         }];
         if !self.no_room.is_empty() {
-            parts.push(format!("not enqueued: line {}", self.no_room));
+            parts.push(format!("not enqueued, for want of room: line {}", self.no_room));
         }
         if !self.unknown.is_empty() {
             parts.push(format!("enqueued or not, nothing is known: line {}", self.unknown));
@@ -139,6 +139,16 @@ mod tests {
         assert!(text.contains("nothing is known: line 513 to 768, 770"), "{text}");
         assert!(text.contains("--idempotency-prefix run"), "{text}");
         assert!(tally.left(None).contains("go on with these lines and from line 771"));
+        let mut tally = Tally { enqueued: 4, through: 7, ..Tally::default() };
+        for line in [3, 5, 6] {
+            tally.no_room.push(line);
+        }
+        assert_eq!(
+            tally.left(None),
+            "read up to line 7: 4 jobs enqueued; not enqueued, for want of room: line 3, 5 to 6; \
+             go on with these lines and from line 8 (a file enqueued with --idempotency-prefix can \
+             simply be run again)"
+        );
         assert!(Tally::default().left(None).starts_with("no line is enqueued"));
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use millstream::{
-    broker::{Begin, Promoted, Receipt, Topic, Written},
+    broker::{Begin, Promoted, Receipt, Spent, Topic, Written},
     event::{Body, EventId, Started},
     job::{JobId, Lane, Timestamp},
     state::State,
@@ -141,7 +141,7 @@ pub async fn pending_is_what_was_given_and_not_settled(s: &Subject) {
     // A reader opened anew finds what the one before was given.
     assert_eq!(key(&s.reader(&me).await.pending().await.unwrap()), key(&given));
     assert!(s.reader(&other).await.pending().await.unwrap().is_empty());
-    s.remove(&[given[0].place.clone()]).await.unwrap();
+    s.remove(&[Spent::from(&given[0])]).await.unwrap();
     assert_eq!(key(&reader.pending().await.unwrap()), key(&given[1..]));
 }
 

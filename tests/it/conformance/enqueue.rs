@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
 use millstream::{
-    broker::{Begin, Error, Topic},
+    broker::{Begin, Error, Spent, Topic},
     job::{JobId, Labels, Lane, Timestamp},
     state::State,
 };
@@ -132,7 +132,7 @@ pub async fn a_key_of_a_finished_job_adds_nothing(s: &Subject) {
     let entry = s.claim(&me).await;
     let attempt = begun(s.begin(&entry, &me).await.unwrap());
     s.finish(&attempt, 1).await;
-    s.remove(&[entry.place]).await.unwrap();
+    s.remove(&[Spent::from(&entry)]).await.unwrap();
     let again = s.add(keyed("q", "finished")).await;
     assert_eq!((again.id, again.duplicate, again.parked), (first.id, true, false));
     assert!(s.claim_all(Lane::Normal, &me).await.is_empty());

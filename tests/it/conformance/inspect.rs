@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millstream::{
-    broker::{DeadLetter, Depth, LaneDepth},
+    broker::{DeadLetter, Depth, LaneDepth, Spent},
     event::EventId,
     job::{JobId, Lane},
 };
@@ -33,7 +33,7 @@ pub async fn depth_follows_a_job_through_its_life(s: &Subject) {
     assert!(s.park(&entries[0], 1, far()).await.unwrap());
     let letter = DeadLetter::new(&entries[1], failure("no"), 1, 1);
     assert!(s.bury(&entries[1], &letter).await.unwrap());
-    s.remove(&[entries[2].place.clone()]).await.unwrap();
+    s.remove(&[Spent::from(&entries[2])]).await.unwrap();
     let expected = Depth { parked: 1, dead: 1, ..Depth::default() };
     assert_eq!(s.depth(&s.partition).await.unwrap(), expected);
 }
@@ -72,7 +72,7 @@ pub async fn workers_are_those_that_have_read(s: &Subject) {
     .await;
     assert_eq!((seen.id.as_str(), seen.pending), (first.as_str(), 2));
     s.reader(&second).await.read(Lane::Normal, 1).await.unwrap();
-    s.remove(&[entries[0].place.clone()]).await.unwrap();
+    s.remove(&[Spent::from(&entries[0])]).await.unwrap();
     let workers = s.workers(&s.partition).await.unwrap();
     let seen: Vec<_> = workers.iter().map(|w| (w.id.as_str(), w.pending)).collect();
     assert_eq!(seen, [(second.as_str(), 1), (first.as_str(), 1)]);

@@ -4,7 +4,7 @@ use std::{slice::from_ref, time::Duration};
 
 use millstream::{
     broker::redis::keys::Keys,
-    broker::{Attempt, Begin, Entry, Refused, Sweep, Swept, Topic, Wake, WorkerId, Written},
+    broker::{Attempt, Begin, Entry, Refused, Spent, Sweep, Swept, Topic, Wake, WorkerId, Written},
     error::Code,
     job::Lane,
     state::State,
@@ -76,7 +76,7 @@ pub async fn renewing_steals_nothing_back(s: &Subject) {
     assert_eq!(s.renew(&me, from_ref(&entry.place)).await.unwrap(), from_ref(&entry.place));
     let mut reader = s.reader(&me).await;
     assert!(reader.pending().await.unwrap().is_empty());
-    s.remove(&[mine[0].place.clone()]).await.unwrap();
+    s.remove(&[Spent::from(&mine[0])]).await.unwrap();
     // What is settled is nobody's, and renewing does not bring it back.
     assert_eq!(s.renew(&other, from_ref(&entry.place)).await.unwrap(), [entry.place]);
     assert_eq!(s.depth(&s.partition).await.unwrap().lanes[1].pending, 0);
@@ -262,7 +262,7 @@ pub async fn workers_that_hold_nothing_are_forgotten(s: &Subject) {
         s.add(job("held")).await;
         let entry = s.claim(reader).await;
         if *reader != holding {
-            s.remove(&[entry.place]).await.unwrap();
+            s.remove(&[Spent::from(&entry)]).await.unwrap();
         }
     }
     let names = async || -> Vec<String> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millstream::{
-    broker::{Begin, DeadLetter, Depth, Outcome, Submission, Topic, Written},
+    broker::{Begin, DeadLetter, Depth, Outcome, Spent, Submission, Topic, Written},
     error::{Code, Failure},
     event::EventId,
     job::{Job, Lane, Timestamp},
@@ -47,7 +47,7 @@ pub async fn done_ends_a_job_once(s: &Subject) {
     for worker in [&me, &other] {
         assert_eq!(s.begin(&entry, worker).await.unwrap(), Begin::Remove);
     }
-    s.remove(std::slice::from_ref(&entry.place)).await.unwrap();
+    s.remove(&[Spent::from(&entry)]).await.unwrap();
     assert_eq!(s.depth(&s.partition).await.unwrap(), Depth::default());
 }
 
@@ -259,26 +259,26 @@ pub async fn refusing_repeats_what_an_entry_is_owed(s: &Subject) {
 
 pub async fn entries_of_any_lane_are_removed_together(s: &Subject) {
     let me = worker("a");
-    let mut places = Vec::new();
+    let mut spent = Vec::new();
     for lane in Lane::ALL {
         for _ in 0..3 {
             let mut job = job("q");
             job.lane = lane;
             s.add(job).await;
         }
-        places.extend(s.claim_all(lane, &me).await.into_iter().map(|entry| entry.place));
+        spent.extend(s.claim_all(lane, &me).await.iter().map(Spent::from));
     }
     s.remove(&[]).await.unwrap();
-    s.remove(&places[..8]).await.unwrap();
+    s.remove(&spent[..8]).await.unwrap();
     // The last with others that are gone already.
-    s.remove(&places[6..]).await.unwrap();
+    s.remove(&spent[6..]).await.unwrap();
     assert_eq!(s.depth(&s.partition).await.unwrap(), Depth::default());
     assert!(s.reader(&me).await.pending().await.unwrap().is_empty());
 }
 
 pub async fn what_is_removed_is_neither_parked_nor_buried(s: &Subject) {
     let (entry, attempt) = s.running(&worker("a")).await;
-    s.remove(std::slice::from_ref(&entry.place)).await.unwrap();
+    s.remove(&[Spent::from(&entry)]).await.unwrap();
     let letter = DeadLetter::new(&entry, failure("no"), 1, attempt.fence);
     assert!(!s.park(&entry, 1, far()).await.unwrap());
     assert!(!s.bury(&entry, &letter).await.unwrap());

@@ -1,14 +1,20 @@
 //! What the Redis adapter does with its options.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use millstream::{
     broker::{
-        Error, Inspect as _,
+        Error, Inspect as _, Shared,
+        memory::Memory,
         redis::{Options, Redis, keys::Keys},
     },
+    config::{Flag, Layers},
     job::{ChatRequest, Job, JobId},
+    producer::Producer,
     worker,
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -186,4 +192,33 @@ async fn a_dead_letter_beyond_its_time_goes_with_the_next_one() {
     assert!(!has(&old), "an hour and ten minutes old");
     assert!(has(&young), "fifty minutes old");
     assert_eq!(stack.server.command(&["XLEN", &dead]), "2");
+}
+
+#[tokio::test]
+async fn each_bound_of_a_queue_is_the_one_that_is_configured() {
+    let server = Server::start().await;
+    for section in ["redis", "embedded"] {
+        for (bound, value) in
+            [("max_jobs", "3"), ("max_bytes", "600"), ("max_jobs_per_tenant", "2")]
+        {
+            server.command(&["FLUSHALL"]);
+            let key = format!("{section}.limits.{bound}");
+            let flags = [("producer.max_payload", "600"), (key.as_str(), value)];
+            let flags = flags.map(|(key, value)| Flag::new("--set", key, value)).to_vec();
+            let config = Layers { flags, ..Layers::default() }.load().unwrap().config;
+            let broker: Shared = match section {
+                "embedded" => Arc::new(Memory::new(config.embedded)),
+                _ => super::connected(Options { url: server.url(), ..config.redis }).await,
+            };
+            let producer = Producer::new(broker, config.producer);
+            let job = Job::new(ChatRequest::ask("m", &"x".repeat(200)));
+            let bytes = serde_json::to_vec(&job).unwrap().len();
+            let results = producer.enqueue_all(vec![job; 5]).await;
+            let accepted = results.iter().filter(|result| result.is_ok()).count();
+            let expected = if bound == "max_bytes" { 600 / bytes } else { value.parse().unwrap() };
+            assert_eq!(accepted, expected, "{key}");
+            let refusal = results.last().unwrap().as_ref().unwrap_err().to_string();
+            assert!(refusal.contains(&format!("{key} is {value}")), "{refusal}");
+        }
+    }
 }

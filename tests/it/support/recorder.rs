@@ -11,10 +11,10 @@ use std::{
 use async_trait::async_trait;
 use millstream::{
     broker::{
-        Attempt, Begin, Cancel, Claim, Claimer, Control, DeadLetter, Depth, Enqueue, Entry, Feed,
-        Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt, Record, Refusal,
-        Renewed, Reopened, Result, Run, Settle, Shared, Sink, Submission, Sweep, Swept, Topic,
-        Wake, WorkerId, WorkerSeen, Written,
+        Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, DeadLetter, Depth, Enqueue,
+        Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt,
+        Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Shared, Sink, Spent,
+        Submission, Sweep, Swept, Topic, Wake, WorkerId, WorkerSeen, Written,
     },
     event::{Event, EventId, Frame},
     job::{JobId, Lane, Timestamp},
@@ -69,6 +69,18 @@ impl Recorder {
         self.inner.job(job).await.unwrap()
     }
 
+    async fn added(&self, results: &[Result<Receipt>]) {
+        for receipt in results.iter().flatten().filter(|receipt| !receipt.duplicate) {
+            let after = self.state(receipt.id).await;
+            // With others at work the job may be further on; then this row is not observed.
+            match (receipt.parked, after) {
+                (true, State::Parked) => self.seen.row(None, Transition::Schedule, after),
+                (false, State::Waiting) => self.seen.row(None, Transition::Enqueue, after),
+                _ => {}
+            }
+        }
+    }
+
     /// The state of a job whose entry is in a worker's hands: no record, or none with a state,
     /// means waiting.
     async fn state(&self, job: JobId) -> State {
@@ -81,15 +93,14 @@ impl Enqueue for Recorder {
     async fn enqueue(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
         self.seen.call("Enqueue::enqueue");
         let results = self.inner.enqueue(jobs).await;
-        for receipt in results.iter().flatten().filter(|receipt| !receipt.duplicate) {
-            let after = self.state(receipt.id).await;
-            // With others at work the job may be further on; then this row is not observed.
-            match (receipt.parked, after) {
-                (true, State::Parked) => self.seen.row(None, Transition::Schedule, after),
-                (false, State::Waiting) => self.seen.row(None, Transition::Enqueue, after),
-                _ => {}
-            }
-        }
+        self.added(&results).await;
+        results
+    }
+
+    async fn enqueue_in_order(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
+        self.seen.call("Enqueue::enqueue_in_order");
+        let results = self.inner.enqueue_in_order(jobs).await;
+        self.added(&results).await;
         results
     }
 
@@ -232,9 +243,9 @@ impl Settle for Recorder {
         Ok(answer)
     }
 
-    async fn remove(&self, places: &[Place]) -> Result<()> {
+    async fn remove(&self, spent: &[Spent]) -> Result<()> {
         self.seen.call("Settle::remove");
-        self.inner.remove(places).await
+        self.inner.remove(spent).await
     }
 
     async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
@@ -397,5 +408,18 @@ impl Inspect for Recorder {
     ) -> Result<Vec<DeadLetter>> {
         self.seen.call("Inspect::dead_letters");
         self.inner.dead_letters(partition, after, most).await
+    }
+}
+
+#[async_trait]
+impl Reconcile for Recorder {
+    async fn drifted(&self, partition: &Partition) -> Result<bool> {
+        self.seen.call("Reconcile::drifted");
+        self.inner.drifted(partition).await
+    }
+
+    async fn reconcile(&self, partition: &Partition) -> Result<Correction> {
+        self.seen.call("Reconcile::reconcile");
+        self.inner.reconcile(partition).await
     }
 }

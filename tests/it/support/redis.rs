@@ -19,11 +19,22 @@ pub struct Server {
     process: Child,
     port: u16,
     dir: PathBuf,
+    /// When its append-only file is written: `always`, or `no` for no file.
+    aof: &'static str,
 }
 
 impl Server {
     /// Starts a server and waits until it answers.
     pub async fn start() -> Self {
+        Self::start_with("no").await
+    }
+
+    /// A server that forgets nothing that it has answered.
+    pub async fn durable() -> Self {
+        Self::start_with("always").await
+    }
+
+    async fn start_with(aof: &'static str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("millstream-test-{}-{number}", std::process::id());
@@ -32,7 +43,8 @@ impl Server {
         // Between finding a port and using it another process may take it: then another is found.
         for _ in 0..10 {
             let port = free_port();
-            let mut server = Self { process: spawn(port, &dir), port, dir: dir.clone() };
+            let process = spawn(port, &dir, aof);
+            let mut server = Self { process, port, dir: dir.clone(), aof };
             if server.is_ready().await {
                 return server;
             }
@@ -58,10 +70,10 @@ impl Server {
         let _ = self.process.wait();
     }
 
-    /// Kills it and starts it again on the same port, empty.
+    /// Kills it and starts it again on the same port; empty, unless it is durable.
     pub async fn restart(&mut self) {
         self.stop();
-        self.process = spawn(self.port, &self.dir);
+        self.process = spawn(self.port, &self.dir, self.aof);
         assert!(self.is_ready().await, "redis-server does not answer after its restart");
     }
 
@@ -83,10 +95,10 @@ impl Server {
         // Its own number, lest another server has taken the port in between.
         let mine = format!("process_id:{}\r\n", self.process.id());
         while Instant::now() < deadline && matches!(self.process.try_wait(), Ok(None)) {
-            let answer = client.get_connection_with_timeout(Duration::from_secs(1)).and_then(
-                |mut connection| redis::cmd("INFO").arg("server").query::<String>(&mut connection),
-            );
-            if answer.is_ok_and(|info| info.contains(&mine)) {
+            let answer = client
+                .get_connection_with_timeout(Duration::from_secs(1))
+                .and_then(|mut connection| redis::cmd("INFO").query::<String>(&mut connection));
+            if answer.is_ok_and(|info| info.contains(&mine) && info.contains("\nloading:0")) {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -106,9 +118,11 @@ fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-fn spawn(port: u16, dir: &PathBuf) -> Child {
+fn spawn(port: u16, dir: &PathBuf, aof: &str) -> Child {
+    let append = if aof == "no" { ["no", "no"] } else { ["yes", aof] };
     Command::new("redis-server")
-        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
+        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", append[0]])
+        .args(["--appendfsync", append[1], "--port"])
         .arg(port.to_string())
         .arg("--dir")
         .arg(dir)

@@ -4,8 +4,8 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 
 use millstream::{
     broker::{
-        Attempt, Begin, Broker, Claimer, DeadLetter, Entry, Feed, Outcome, Partition, Place,
-        Receipt, Refusal, Result, Shared, Signal, Submission, Topic, WorkerId, Written,
+        Attempt, Begin, Broker, Claimer, DeadLetter, Entry, Feed, Limits, Outcome, Partition,
+        Place, Receipt, Refusal, Result, Shared, Signal, Submission, Topic, WorkerId, Written,
         memory::{self, Memory},
         redis::{
             Options, Redis,
@@ -45,6 +45,7 @@ pub enum Adapter {
 pub struct Subject {
     broker: Shared,
     adapter: Adapter,
+    seen: Arc<Seen>,
     /// The first partition.
     pub partition: Partition,
     /// Another shard of the same queue.
@@ -86,7 +87,30 @@ impl Subject {
     /// The subject of the behaviour called `name`; `seen` notes what it does.
     pub fn new(name: &str, (broker, adapter): (Shared, Adapter), seen: Arc<Seen>) -> Self {
         let [partition, second] = partitions(name);
-        Self { broker: Recorder::around(broker, seen), adapter, partition, second }
+        let broker = Recorder::around(broker, seen.clone());
+        Self { broker, adapter, seen, partition, second }
+    }
+
+    /// The same partitions under limits, of which this subject knows nothing: on Redis those of
+    /// another process at the same server, else a broker of its own.
+    pub async fn limited(&self, limits: Limits) -> Self {
+        let (broker, adapter): (Shared, Adapter) = match &self.adapter {
+            Adapter::Memory(_) => {
+                let memory = Memory::new(memory::Options { limits, ..memory::Options::default() });
+                (Arc::new(memory.clone()), Adapter::Memory(memory))
+            }
+            Adapter::Redis(server, _) => {
+                let options = Options { url: server.url(), limits, ..Options::default() };
+                (Arc::new(Redis::connect(options).await.unwrap()), self.adapter.clone())
+            }
+        };
+        Self {
+            broker: Recorder::around(broker, self.seen.clone()),
+            adapter,
+            seen: self.seen.clone(),
+            partition: self.partition.clone(),
+            second: self.second.clone(),
+        }
     }
 
     /// A handle to the broker for a task of its own.

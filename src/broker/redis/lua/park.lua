@@ -1,20 +1,26 @@
 -- Parks a job until its time: a new one, or the entry of one that is to be retried.
 --
--- KEYS[1] parked   KEYS[2] parked jobs   KEYS[3] lane
+-- KEYS[1] parked   KEYS[2] parked jobs   KEYS[3] lane   KEYS[4] load
 -- ARGV[1] the entry's ID, or '' for a new job   ARGV[2] wake channel   ARGV[3] job ID
 -- ARGV[4] due, ms since the epoch   ARGV[5] `LANE AT ATTEMPT[,FIELD=VALUE…] JOB`
 --
--- Returns 1 when the job is parked, 0 when the entry was gone.
+-- Returns 1 when the job is parked, 0 when the entry was gone. What counts goes on counting.
 -- Replay: an entry that is gone changes nothing; a new job that is parked already stays as it is.
+local stale
 if ARGV[1] ~= '' then
   local there = redis.call('XDEL', KEYS[3], ARGV[1])
   redis.call('XACK', KEYS[3], 'workers', ARGV[1])
   if there == 0 then return 0 end
   -- It replaces what a repeated enqueue may have parked: this one has the attempts.
+  stale = redis.call('HGET', KEYS[2], ARGV[3])
   redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
   redis.call('ZADD', KEYS[1], ARGV[4], ARGV[3])
 elseif redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[5]) == 1 then
   redis.call('ZADD', KEYS[1], ARGV[4], ARGV[3])
 end
 redis.pcall('PUBLISH', ARGV[2], 'parked')
+if stale then
+  local tenant, job = string.match(stale, '^%S+ %S+ %d+%S*,load=([^%s,]+)%S* (.*)$')
+  if tenant then give_back(KEYS[4], #job, {[tenant] = 1}) end
+end
 return 1

@@ -1,6 +1,7 @@
--- Removes the entries of a lane that lie before every unread and every pending one.
+-- Removes the entries of a lane that lie before every unread and every pending one, and gives back
+-- what they count.
 --
--- KEYS[1] lane
+-- KEYS[1] lane   KEYS[2] load
 --
 -- Returns how many were removed. Without a group, or with more than one, it does nothing: who has
 -- read what is then unknown. Replay: removes nothing twice.
@@ -22,4 +23,19 @@ else
     first = ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
   end
 end
-return redis.call('XTRIM', KEYS[1], 'MINID', '=', first)
+-- Who only acknowledges gives nothing back.
+local tenants, bytes, start = {}, 0, '-'
+repeat
+  local page = redis.call('XRANGE', KEYS[1], start, '(' .. first, 'COUNT', 64)
+  for _, entry in ipairs(page) do
+    local tenant, size = load_of(entry[2])
+    if tenant then
+      tenants[tenant] = (tenants[tenant] or 0) + 1
+      bytes = bytes + size
+    end
+  end
+  if #page == 64 then start = '(' .. page[64][1] end
+until #page < 64
+local removed = redis.call('XTRIM', KEYS[1], 'MINID', '=', first)
+give_back(KEYS[2], bytes, tenants)
+return removed

@@ -1,0 +1,145 @@
+//! Adding jobs within the limits of their queues.
+//!
+//! One script per batch and partition decides, adds and counts, so that producers at work together
+//! never pass a bound. Only of what it has accepted are the records written, in a pipeline behind it.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+
+use super::{Redis, codec, enqueue::refuse_all};
+use crate::{
+    broker::{
+        Error, Partition, Result, Submission,
+        limits::{Met, behind},
+    },
+    job::Timestamp,
+};
+
+/// Where the configuration has the limits.
+const SECTION: &str = "redis.limits";
+
+/// What the script says of a job that it has parked.
+const PARKED: &str = "parked";
+
+impl Redis {
+    /// Adds submissions to their lanes, or parks those whose time lies ahead, as far as the limits
+    /// allow; whether each is parked.
+    pub(super) async fn admit(
+        &self,
+        batch: &[&Submission],
+        now: Timestamp,
+        in_order: bool,
+    ) -> Vec<Result<bool>> {
+        let mut groups: BTreeMap<&Partition, Vec<usize>> = BTreeMap::new();
+        for (index, submission) in batch.iter().enumerate() {
+            groups.entry(&submission.partition).or_default().push(index);
+        }
+        let answers = join_all(groups.iter().map(async |(partition, indices)| {
+            let group: Vec<&Submission> = indices.iter().map(|index| batch[*index]).collect();
+            self.admit_to(partition, &group, now, in_order).await
+        }))
+        .await;
+        let mut all: Vec<(usize, Result<bool>)> =
+            groups.into_values().flatten().zip(answers.into_iter().flatten()).collect();
+        all.sort_by_key(|(index, _)| *index);
+        all.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    async fn admit_to(
+        &self,
+        partition: &Partition,
+        batch: &[&Submission],
+        now: Timestamp,
+        in_order: bool,
+    ) -> Vec<Result<bool>> {
+        let limits = &self.options.limits;
+        let mut call = self.scripts.admit.prepare_invoke();
+        for lane in self.keys.lanes(partition) {
+            call.key(lane);
+        }
+        call.key(self.keys.parked(partition))
+            .key(self.keys.parked_jobs(partition))
+            .key(self.keys.load(partition))
+            .arg(self.keys.wake(partition))
+            .arg(now.0)
+            .arg(limits.max_jobs)
+            .arg(limits.max_bytes)
+            .arg(limits.max_jobs_per_tenant)
+            .arg(u8::from(in_order));
+        for Submission { id, job, payload, .. } in batch {
+            let due = job.not_before.filter(|due| *due > now).unwrap_or_default();
+            call.arg(job.lane.as_str())
+                .arg(id.to_string())
+                .arg(job.tenant.as_str())
+                .arg(due.0)
+                .arg(payload);
+        }
+        let replies = self.pool.script_once(&call).await;
+        let replies = replies.and_then(|value| codec::read::<Vec<String>>(value, "admit"));
+        let replies = match replies {
+            Ok(replies) if replies.len() == batch.len() => replies,
+            Ok(_) => {
+                let error = Error::Protocol("admit: a reply is missing".to_owned());
+                return refuse_all(batch.len(), &error);
+            }
+            Err(error) => return refuse_all(batch.len(), &error),
+        };
+        let places: Vec<Result<String>> = batch
+            .iter()
+            .zip(replies)
+            .map(|(submission, reply)| self.admitted(submission, reply))
+            .collect();
+        self.write_records(batch, &places, now).await;
+        places.into_iter().map(|place| place.map(|place| place == PARKED)).collect()
+    }
+
+    /// Where a job went, or why it did not.
+    fn admitted(&self, submission: &Submission, reply: String) -> Result<String> {
+        let unknown = || Error::Protocol(format!("admit: unknown answer `{reply}`"));
+        let met = match reply.split_once(' ') {
+            None if reply == "behind" => return Err(behind(&submission.partition)),
+            None => return Ok(reply),
+            Some((bound, count)) => {
+                let count = count.parse().map_err(|_| unknown())?;
+                match bound {
+                    "jobs" => Met::Jobs(count),
+                    "bytes" => Met::Bytes(count),
+                    "tenant" => Met::Tenant(count),
+                    _ => return Err(unknown()),
+                }
+            }
+        };
+        let Submission { partition, job, payload, .. } = submission;
+        let asked = (&job.tenant, payload.len() as u64);
+        Err(met.full(SECTION, &self.options.limits, partition, asked))
+    }
+
+    /// Writes the records of what was accepted. The jobs are in the queue whatever becomes of this:
+    /// begin writes a record that is missing.
+    async fn write_records(
+        &self,
+        batch: &[&Submission],
+        places: &[Result<String>],
+        now: Timestamp,
+    ) {
+        let mut pipe = redis::pipe();
+        for (submission, place) in batch.iter().zip(places) {
+            let Ok(place) = place else { continue };
+            self.write_record(&mut pipe, submission, now);
+            if submission.job.idempotency_key.is_some() {
+                pipe.hset(self.keys.job(submission.id), "added", place).ignore();
+            }
+        }
+        if pipe.is_empty() {
+            return;
+        }
+        let told = self.wake_some(&mut pipe, batch);
+        match self.pool.pipeline(&mut pipe).await {
+            Ok(_) => self.have_woken(told),
+            Err(error) => {
+                tracing::warn!(%error, "records not written; a repeat under a key may add its job again");
+            }
+        }
+    }
+}

@@ -3,7 +3,7 @@
 CARGO_BUILD_JOBS ?= 2
 export CARGO_BUILD_JOBS
 
-.PHONY: test ci setup fmt lint doc features bench-idle mutations
+.PHONY: test ci setup fmt lint doc features bench-idle mutations chaos
 
 # The tests' own needs: a Redis server, a test runner, a Procfile runner and a Redis client.
 setup:
@@ -35,3 +35,10 @@ mutations: setup
 # Commands of an idle worker and an idle listener over five minutes, counted by the server.
 bench-idle: setup
 	PATH="$(CURDIR)/target/venv/bin:$$PATH" cargo nextest run --run-ignored only --no-capture idle
+
+# Real processes under random faults for SECONDS; the same SEED gives the same jobs and faults.
+SECONDS ?= 60
+SEED ?= 1
+chaos: setup
+	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) PATH="$(CURDIR)/target/venv/bin:$$PATH" \
+	cargo nextest run --release --profile chaos --test chaos --no-capture under_random_faults

@@ -1,0 +1,146 @@
+//! What the clients have noted, and what Redis holds in the end: all that the checker looks at.
+
+use std::collections::BTreeMap;
+
+use millstream::{
+    event::{Body, Event, EventId},
+    job::JobId,
+};
+
+/// The kinds of event, by their names in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Started,
+    Delta,
+    Retrying,
+    Done,
+    Failed,
+    Cancelled,
+    Requeued,
+    Other,
+}
+
+impl Kind {
+    const NAMES: [(Self, &'static str); 7] = [
+        (Self::Started, "started"),
+        (Self::Delta, "delta"),
+        (Self::Retrying, "retrying"),
+        (Self::Done, "done"),
+        (Self::Failed, "failed"),
+        (Self::Cancelled, "cancelled"),
+        (Self::Requeued, "requeued"),
+    ];
+
+    /// Also of a kind that the library of this version knows by its name only.
+    pub fn named(name: &str) -> Self {
+        Self::NAMES.iter().find(|row| row.1 == name).map_or(Self::Other, |row| row.0)
+    }
+
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|row| row.0 == self).map_or("other", |row| row.1)
+    }
+
+    /// Whether it ends a run.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// An event as the checker needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub id: EventId,
+    pub kind: Kind,
+    /// Of `delta` its text, of `started` its worker, of `retrying` and `failed` the failure's code.
+    pub says: Box<str>,
+}
+
+impl Step {
+    pub fn of(event: &Event) -> Self {
+        let says = match &event.body {
+            Body::Started(started) => started.worker.clone(),
+            Body::Delta(chunk) => chunk.text(),
+            Body::Retrying(retrying) => retrying.error.code.to_string(),
+            Body::Failed(failed) => failed.error.code.to_string(),
+            _ => String::new(),
+        };
+        Self { id: event.id, kind: Kind::named(event.body.kind()), says: says.into() }
+    }
+}
+
+/// What became of an enqueue, as far as the client that asked for it knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Fate {
+    /// No answer yet, or the answer was lost: the job may exist.
+    #[default]
+    Unknown,
+    /// Acknowledged under these IDs, which must all be the same.
+    Acknowledged(Vec<JobId>),
+}
+
+/// What the clients did about one job.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// The job's own name, its `custom_id`.
+    pub name: String,
+    pub fate: Fate,
+    /// The whole text that the model gives.
+    pub text: String,
+    /// Whether the model never gives it.
+    pub hopeless: bool,
+    pub requeues: Repeats,
+    pub cancels: Repeats,
+    pub readers: Vec<Reader>,
+}
+
+/// An operation on a job, counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Repeats {
+    pub acknowledged: usize,
+    /// Asked for, and the answer was lost.
+    pub unknown: usize,
+}
+
+/// One reader, over all its connections.
+#[derive(Debug, Clone, Default)]
+pub struct Reader {
+    pub sessions: Vec<Session>,
+    /// Whether its last stream came to its end.
+    pub ended: bool,
+    /// Whether it was told that there is no such job.
+    pub not_found: bool,
+}
+
+/// What a reader saw on one connection.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// The last event that it had seen when it connected.
+    pub after: EventId,
+    pub seen: Vec<Step>,
+}
+
+/// A job as Redis holds it.
+#[derive(Debug, Clone, Default)]
+pub struct Kept {
+    /// The record's `custom_id`.
+    pub name: String,
+    pub state: String,
+    pub fence: u64,
+    pub log: Vec<Step>,
+}
+
+/// A dead letter.
+#[derive(Debug, Clone)]
+pub struct Dead {
+    pub id: JobId,
+    pub fence: u64,
+}
+
+/// Everything that Redis holds when nothing moves any more.
+#[derive(Debug, Clone, Default)]
+pub struct Finals {
+    pub jobs: BTreeMap<JobId, Kept>,
+    pub dead: Vec<Dead>,
+    /// Entries that still wait, are pending or parked.
+    pub unsettled: u64,
+}

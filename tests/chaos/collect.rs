@@ -21,14 +21,11 @@ use crate::{
 };
 
 /// How long nothing at all may move before the wait is given up: longer than a lease with sweep and
-/// grace, and than any delay of a retry.
-const STILL: Duration = Duration::from_secs(40);
+/// grace, than any delay of a retry, and than it takes to find out that a connection is stranded.
+const STILL: Duration = Duration::from_secs(60);
 
 /// Records read in one round trip.
 const PAGE: usize = 200;
-
-/// Most dead letters that are kept.
-const DEAD: usize = 10_000;
 
 /// Waits until every entry is settled and every reader has come to its end, or until nothing moves.
 /// Whether it was the former.
@@ -78,8 +75,13 @@ pub async fn finals(world: &World, server: &Server) -> Finals {
     }
     let depth = world.redis.depth(&partition()).await.unwrap();
     let lanes = depth.lanes.iter().map(|lane| lane.waiting + lane.pending).sum::<u64>();
-    let dead = world.redis.dead_letters(&partition(), DEAD).await.unwrap();
-    let dead = dead.into_iter().map(|letter| Dead { id: letter.id, fence: letter.fence });
+    let mut letters = redis::cmd("XRANGE");
+    letters.arg(world.keys().dead(&partition())).arg("-").arg("+");
+    let letters: StreamRangeReply = letters.query_async(&mut connection).await.unwrap();
+    let dead = letters.ids.iter().map(|letter| Dead {
+        id: letter.get::<String>("id").unwrap().parse().unwrap(),
+        fence: letter.get("fence").unwrap(),
+    });
     Finals { jobs, dead: dead.collect(), unsettled: lanes + depth.parked }
 }
 

@@ -70,7 +70,7 @@ impl Victims {
             FaultKind::RedisKill => self.server.kill(time).await,
             FaultKind::RedisShutdown => self.server.shutdown(time).await,
             FaultKind::Cut => {
-                self.links(fault.pick).iter().for_each(|proxy| proxy.cut(fault.torn));
+                self.links(fault.pick).iter().for_each(|proxy| proxy.cut(fault.cut));
             }
             FaultKind::Stall => stall(&self.links(fault.pick), time).await,
             FaultKind::ListenerDrop => self.world.drop_house(fault.pick),
@@ -81,16 +81,20 @@ impl Victims {
         }
     }
 
-    /// A worker with an answer under way, if there is one.
+    /// A worker with answers under way: one of those that hold at least half as many jobs as the
+    /// one that holds most.
     async fn busy(&self, pick: u64) -> usize {
         let seen = self.world.redis.workers(&partition()).await.unwrap_or_default();
-        let names = self.fleet.names();
-        let is_busy = |name: &String| seen.iter().any(|w| w.pending > 0 && w.id.starts_with(name));
-        let busy: Vec<usize> = (0..WORKERS).filter(|slot| is_busy(&names[*slot])).collect();
-        match busy.len() {
-            0 => remainder(pick, WORKERS),
-            length => busy[remainder(pick, length)],
-        }
+        let held = |name: &String| {
+            seen.iter()
+                .filter(|worker| worker.id.starts_with(name))
+                .map(|worker| worker.pending)
+                .sum()
+        };
+        let held: Vec<u64> = self.fleet.names().iter().map(held).collect();
+        let most = held.iter().copied().max().unwrap_or(0);
+        let busy: Vec<usize> = (0..WORKERS).filter(|slot| held[*slot] * 2 >= most).collect();
+        busy[remainder(pick, busy.len())]
     }
 
     /// The links of one worker, of the clients, or of everybody.

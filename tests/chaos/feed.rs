@@ -87,7 +87,9 @@ impl Feed {
 
     /// One process, to its end.
     async fn process(&mut self) {
-        let args = ["--file", "-", "--output", "json", "--on-error", "skip"].map(str::to_owned);
+        let trim = "producer.trim_every=50";
+        let args = ["--file", "-", "--output", "json", "--on-error", "skip", "--set", trim];
+        let args = args.map(str::to_owned);
         let url = self.world.proxy.url();
         let env = [("REDIS_URL", url.as_str())];
         let mut command = command(PRODUCER, &args, &env, &self.log);

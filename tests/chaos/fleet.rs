@@ -62,7 +62,9 @@ fn arguments() -> Vec<String> {
         ("worker.retry.initial", "300ms"),
         ("worker.retry.max", "3s"),
     ];
-    settings.extend([("worker.max_crashes", "100")].into_iter().filter(|(k, v)| knows(k, v)));
+    // Keys that not every version knows.
+    let more = [("worker.max_crashes", "100"), ("worker.retry.max_crashes", "100")];
+    settings.extend(more.into_iter().filter(|(key, value)| knows(key, value)));
     settings.into_iter().flat_map(|(k, v)| ["--set".to_owned(), format!("{k}={v}")]).collect()
 }
 

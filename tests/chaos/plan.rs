@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millstream::job::{ChatRequest, Job, Lane, Timestamp};
 
-use crate::random::Random;
+use crate::{proxy::Cut, random::Random};
 
 /// How a job gets to the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -184,8 +184,8 @@ pub struct Fault {
     pub time: Duration,
     /// Chooses the victim among those there are.
     pub pick: u64,
-    /// Whether a cut tears what is under way.
-    pub torn: bool,
+    /// How connections are cut.
+    pub cut: Cut,
 }
 
 /// Faults in the order in which they come: every kind once, in a random order, again and again.
@@ -209,7 +209,7 @@ impl Faults {
         // One in three lasts longer than a lease.
         let lasting = random.percent(33);
         let time = match kind {
-            FaultKind::WorkerFreeze | FaultKind::Stall if lasting => random.millis(6500, 10_000),
+            FaultKind::WorkerFreeze | FaultKind::Stall if lasting => random.millis(6500, 11_000),
             FaultKind::WorkerFreeze | FaultKind::Stall => random.millis(300, 4000),
             FaultKind::RedisKill | FaultKind::RedisShutdown => random.millis(0, 2500),
             _ => random.millis(0, 1500),
@@ -217,7 +217,8 @@ impl Faults {
         // One in five leaves time to recover before the next.
         let calm = random.percent(20);
         let gap = if calm { random.millis(8000, 12_000) } else { random.millis(200, 2500) };
-        Fault { gap, kind, time, pick: random.number(), torn: random.percent(50) }
+        let cut = [Cut::Closed, Cut::Torn, Cut::Torn, Cut::Stranded][random.index(4)];
+        Fault { gap, kind, time, pick: random.number(), cut }
     }
 }
 

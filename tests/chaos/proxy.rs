@@ -1,5 +1,6 @@
-//! A TCP proxy in front of Redis, whose connections can be cut, torn in the middle of a message, or
-//! held still for a while and then let go on: what was held arrives late.
+//! A TCP proxy in front of Redis, whose connections can be closed, torn in the middle of a message,
+//! stranded without a word, or held still for a while and then let go on: what was held arrives
+//! late.
 
 use std::{
     io,
@@ -20,13 +21,24 @@ use tokio_util::task::AbortOnDropHandle;
 /// How long a connection that is to be torn waits for something to tear.
 const TEAR_WITHIN: Duration = Duration::from_millis(500);
 
+/// How a connection is cut.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Cut {
+    /// Both sides are closed.
+    #[default]
+    Closed,
+    /// Both sides are closed in the middle of what it carries next.
+    Torn,
+    /// Nobody is told: what is sent vanishes, as behind a router that forgot the connection.
+    Stranded,
+}
+
 /// What all connections of a proxy obey.
 #[derive(Debug, Clone, Copy, Default)]
 struct Weather {
     /// Connections of an earlier one are cut.
     epoch: u64,
-    /// They are cut in the middle of the next thing that they carry.
-    torn: bool,
+    cut: Cut,
     /// Nothing gets through, in either direction.
     still: bool,
 }
@@ -52,11 +64,11 @@ impl Proxy {
         format!("redis://{}", self.addr)
     }
 
-    /// Cuts every connection, at once or in the middle of what it carries next.
-    pub fn cut(&self, torn: bool) {
+    /// Cuts every connection that there is.
+    pub fn cut(&self, cut: Cut) {
         self.weather.send_modify(|weather| {
             weather.epoch += 1;
-            weather.torn = torn;
+            weather.cut = cut;
         });
     }
 
@@ -116,7 +128,7 @@ async fn carry(
         let length = tokio::select! {
             biased;
             cut = once(&mut weather, |weather| weather.epoch != epoch) => {
-                return if cut?.torn { tear(from, to, &mut buffer).await } else { Ok(()) };
+                return end(from, to, cut?.cut, &mut buffer).await;
             }
             length = from.read(&mut buffer) => length?,
         };
@@ -125,22 +137,32 @@ async fn carry(
         }
         let now = once(&mut weather, |weather| !weather.still || weather.epoch != epoch).await?;
         if now.epoch != epoch {
-            let kept = if now.torn { length / 2 } else { 0 };
-            return to.write_all(&buffer[..kept]).await;
+            if now.cut == Cut::Torn {
+                return to.write_all(&buffer[..length / 2]).await;
+            }
+            return end(from, to, now.cut, &mut buffer).await;
         }
         to.write_all(&buffer[..length]).await?;
     }
 }
 
-/// Lets half of what comes next through.
-async fn tear(
+/// What a direction still does once it is cut.
+async fn end(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
+    cut: Cut,
     buffer: &mut [u8],
 ) -> io::Result<()> {
-    match tokio::time::timeout(TEAR_WITHIN, from.read(buffer)).await {
-        Ok(length) => to.write_all(&buffer[..length? / 2]).await,
-        Err(_) => Ok(()),
+    match cut {
+        Cut::Closed => Ok(()),
+        Cut::Torn => match tokio::time::timeout(TEAR_WITHIN, from.read(buffer)).await {
+            Ok(length) => to.write_all(&buffer[..length? / 2]).await,
+            Err(_) => Ok(()),
+        },
+        Cut::Stranded => {
+            while from.read(buffer).await? > 0 {}
+            Ok(())
+        }
     }
 }
 
@@ -170,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_is_cut_torn_and_held() {
+    async fn a_connection_is_held_torn_closed_and_stranded() {
         let (port, _echo) = echo().await;
         let proxy = Proxy::to(port).await;
         let mut held = TcpStream::connect(proxy.addr).await.unwrap();
@@ -184,12 +206,18 @@ mod tests {
         let ((), heard) = tokio::join!(stall, heard);
         assert!(heard.is_err(), "nothing gets through");
         assert_eq!(held.read(&mut buffer).await.unwrap(), 8, "it arrives late");
-        proxy.cut(true);
+        proxy.cut(Cut::Torn);
         let torn = said_back(&mut held, b"12345678").await.unwrap_or_default();
         assert!(torn < 8, "{torn}");
         let mut cut = TcpStream::connect(proxy.addr).await.unwrap();
         assert_eq!(said_back(&mut cut, b"1").await.unwrap(), 1);
-        proxy.cut(false);
+        proxy.cut(Cut::Closed);
         assert_eq!(cut.read(&mut buffer).await.unwrap_or_default(), 0);
+        let mut stranded = TcpStream::connect(proxy.addr).await.unwrap();
+        assert_eq!(said_back(&mut stranded, b"1").await.unwrap(), 1);
+        proxy.cut(Cut::Stranded);
+        let said = said_back(&mut stranded, b"1");
+        let said = tokio::time::timeout(Duration::from_millis(100), said).await;
+        assert!(said.is_err(), "nobody answers and nobody hangs up");
     }
 }

@@ -64,11 +64,18 @@ impl Summary {
 
     pub fn jobs(&mut self, planned: &[Planned], asked: &[Asked], finals: &Finals) {
         self.jobs = planned.len();
+        let there: BTreeSet<&str> = finals.jobs.values().map(|kept| kept.name.as_str()).collect();
         for (planned, asked) in planned.iter().zip(asked) {
             self.long += usize::from(planned.long);
             count(&mut self.kinds, planned.kind());
-            let known = matches!(asked.fate, Fate::Acknowledged(_));
-            count(&mut self.fates, if known { "acknowledged" } else { "unknown" });
+            count(
+                &mut self.fates,
+                match asked.fate {
+                    Fate::Acknowledged(_) => "acknowledged",
+                    Fate::Unknown if there.contains(asked.name.as_str()) => "unknown and there",
+                    Fate::Unknown => "unknown and not there",
+                },
+            );
             count(&mut self.troubles, planned.trouble.unwrap_or("none"));
             self.readers += asked.readers.len();
             self.sessions +=

@@ -58,11 +58,13 @@ impl World {
         let redis = Redis::connect(options).await.unwrap();
         redis.ensure_schema(&[partition()]).await.unwrap();
         let shared: Shared = Arc::new(redis.clone());
+        // Lanes are trimmed all the time.
+        let often = producer::Options { trim_every: 50, ..producer::Options::default() };
         let houses = (0..HOUSES).map(|_| House(watch::Sender::new(listener(&shared)))).collect();
         Arc::new(Self {
             proxy,
             redis,
-            producer: Producer::new(shared, producer::Options::default()),
+            producer: Producer::new(shared, often),
             journal: Mutex::default(),
             houses,
             seen: AtomicU64::new(0),

@@ -47,6 +47,8 @@ pub enum Breach {
     RequeueLost,
     /// A requeue that nobody asked for.
     RequeueUnasked,
+    /// A cancellation that was acknowledged, of a job that ended otherwise.
+    CancelLost,
     /// A cancellation that nobody asked for.
     CancelUnasked,
     /// The record's state or fence is not that of the log's last event.
@@ -198,6 +200,10 @@ impl Checker {
         if walk.stage != Stage::Over {
             let last = log.last().map_or("nothing", |step| step.kind.name());
             self.report(Breach::Unfinished, format!("{}: ends in {last}", job.name));
+        }
+        let ends_cancelled = log.last().is_some_and(|step| step.kind == Kind::Cancelled);
+        if job.cancels.acknowledged > 0 && !ends_cancelled {
+            self.report(Breach::CancelLost, job.name.clone());
         }
         let asked = job.requeues;
         let detail = format!("{}: {} requeued, asked for {asked:?}", job.name, walk.requeued);

@@ -6,7 +6,7 @@ use millstream::{broker, event::EventId, job::JobId, producer};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
-    feed,
+    feed, operations,
     plan::{Jobs, Planned, Route},
     readers,
     world::{World, partition},
@@ -83,9 +83,14 @@ async fn plain(world: Arc<World>, job: usize, planned: Planned) {
     }
 }
 
-/// Notes what a producer was promised, and has the job read.
+/// Notes what a producer was promised, and has the job read, and cancelled where that is planned.
 pub fn acknowledged(world: &Arc<World>, job: usize, id: JobId) {
-    if world.acknowledged(job, id) {
-        readers::start(world, job, id);
+    if !world.acknowledged(job, id) {
+        return;
+    }
+    readers::start(world, job, id);
+    let cancel = world.journal()[job].planned.cancel;
+    if let Some(delay) = cancel {
+        world.tasks.spawn(operations::cancel(Arc::clone(world), job, id, delay));
     }
 }

@@ -25,6 +25,7 @@ mod feed;
 mod fleet;
 mod history;
 mod load;
+mod operations;
 mod plan;
 mod proxy;
 mod random;
@@ -100,10 +101,13 @@ async fn storm(victims: &mut Victims, seed: u64, end: Instant) -> (Vec<Done>, bo
         senders.push(sender);
         victims.feeds.push(kill);
     }
+    let stop = CancellationToken::new();
+    world.tasks.spawn(operations::operate(world.clone(), stop.clone()));
     let load = tokio::spawn(load::run(world.clone(), seed, senders, end));
     let done = faults::run(victims, seed, end).await;
     victims.fleet.revive();
     load.await.unwrap();
+    stop.cancel();
     let rested = collect::settle(&world).await;
     world.over.cancel();
     world.tasks.close();

@@ -30,6 +30,17 @@ pub enum Reading {
     Late(Duration),
 }
 
+/// How a job is expected to end, if nobody cancels it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outlook {
+    /// As done.
+    Good,
+    /// As failed, and as done once it is put back.
+    Doubtful,
+    /// As failed.
+    Hopeless,
+}
+
 /// One job to come.
 #[derive(Debug, Clone)]
 pub struct Planned {
@@ -42,8 +53,11 @@ pub struct Planned {
     pub long: bool,
     /// What the model does wrong.
     pub trouble: Option<&'static str>,
-    /// Whether the model never gives the whole text.
-    pub hopeless: bool,
+    pub outlook: Outlook,
+    /// Cancelled so long after it was acknowledged.
+    pub cancel: Option<Duration>,
+    /// Whether its first dead letter is put back.
+    pub is_put_back: bool,
     pub reading: Reading,
 }
 
@@ -59,7 +73,10 @@ const PASSING: [&str; 8] = [
     "silence:2*1",
 ];
 
-/// What does not.
+/// What outlasts the attempts of one run.
+const DOUBTFUL: [&str; 2] = ["status:503*3", "drop:2*2"];
+
+/// What does not pass.
 const LASTING: [&str; 3] = ["status:400", "error:3", "status:503"];
 
 /// Jobs in the order in which they come.
@@ -83,10 +100,11 @@ impl Jobs {
         // The answer ends (tokens - 1) / rate after its first token.
         let (tokens, rate) =
             if long { (random.within(32, 50), 6) } else { (random.within(1, 12), 20) };
-        let (trouble, hopeless) = match random.below(100) {
-            0..10 => (Some(PASSING[random.index(PASSING.len())]), false),
-            10..13 => (Some(LASTING[random.index(LASTING.len())]), true),
-            _ => (None, false),
+        let (trouble, outlook) = match random.below(100) {
+            0..10 => (Some(PASSING[random.index(PASSING.len())]), Outlook::Good),
+            10..13 => (Some(DOUBTFUL[random.index(DOUBTFUL.len())]), Outlook::Doubtful),
+            13..16 => (Some(LASTING[random.index(LASTING.len())]), Outlook::Hopeless),
+            _ => (None, Outlook::Good),
         };
         let fault = trouble.map(|fault| format!(",fault={fault}")).unwrap_or_default();
         let model = format!("m?tokens={tokens},rate={rate},ttft=50{fault}");
@@ -105,15 +123,18 @@ impl Jobs {
             60..85 => Reading::Restless(random.index(12) + 1),
             _ => Reading::Late(random.millis(500, 6000)),
         };
+        let cancelled = random.percent(6) && outlook == Outlook::Good;
+        let cancel = cancelled.then(|| random.millis(0, 5000));
+        let is_put_back = outlook == Outlook::Doubtful || random.percent(50);
         let job = Job {
             lane,
             idempotency_key: keyed.then(|| name.clone()),
             custom_id: Some(name.clone()),
-            max_attempts: hopeless.then_some(2),
+            max_attempts: (outlook != Outlook::Good).then_some(2),
             stream,
             ..Job::new(ChatRequest::ask(&model, &name))
         };
-        Planned { name, route, job, delay, long, trouble, hopeless, reading }
+        Planned { name, route, job, delay, long, trouble, outlook, cancel, is_put_back, reading }
     }
 }
 
@@ -192,11 +213,13 @@ pub struct Fault {
 pub struct Faults {
     random: Random,
     deck: Vec<FaultKind>,
+    /// The next one is long in coming.
+    calm: bool,
 }
 
 impl Faults {
     pub fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed, 2), deck: Vec::new() }
+        Self { random: Random::new(seed, 2), deck: Vec::new(), calm: false }
     }
 
     pub fn draw(&mut self) -> Fault {
@@ -214,9 +237,11 @@ impl Faults {
             FaultKind::RedisKill | FaultKind::RedisShutdown => random.millis(0, 2500),
             _ => random.millis(0, 1500),
         };
-        // One in five leaves time to recover before the next.
-        let calm = random.percent(20);
-        let gap = if calm { random.millis(8000, 12_000) } else { random.millis(200, 2500) };
+        // Some come after everything has recovered, and of a kill the recovery is then awaited.
+        let calm = random.percent(if kind == FaultKind::WorkerKill { 50 } else { 10 });
+        let long = calm || self.calm;
+        self.calm = calm && kind == FaultKind::WorkerKill;
+        let gap = if long { random.millis(9000, 12_000) } else { random.millis(200, 2500) };
         let cut = [Cut::Closed, Cut::Torn, Cut::Torn, Cut::Stranded][random.index(4)];
         Fault { gap, kind, time, pick: random.number(), cut }
     }

@@ -61,15 +61,8 @@ pub fn start(world: &Arc<World>, job: usize, id: JobId) {
         Reading::Late(delay) => &[(None, Duration::ZERO), (None, delay)],
     };
     for (number, (leaves, delay)) in readers.iter().copied().enumerate() {
-        let following = Following {
-            world: Arc::clone(world),
-            house: world.house(job + number),
-            id,
-            leaves,
-            expected: route == Route::Plain,
-            reader: Reader::default(),
-            last: EventId::START,
-        };
+        let house = world.house(job + number);
+        let following = Following { leaves, ..Following::new(world, house, id, route) };
         world.tasks.spawn(async move {
             tokio::time::sleep(delay).await;
             following.run(job).await;
@@ -77,7 +70,26 @@ pub fn start(world: &Arc<World>, job: usize, id: JobId) {
     }
 }
 
+/// Starts one reader of what comes after an event.
+pub fn follow(world: &Arc<World>, job: usize, id: JobId, after: EventId) {
+    let house = world.house(job);
+    let following = Following::new(world, house, id, Route::Library);
+    world.tasks.spawn(Following { last: after, ..following }.run(job));
+}
+
 impl Following {
+    fn new(world: &Arc<World>, house: watch::Receiver<Listener>, id: JobId, route: Route) -> Self {
+        Self {
+            world: Arc::clone(world),
+            house,
+            id,
+            leaves: None,
+            expected: route == Route::Plain,
+            reader: Reader::default(),
+            last: EventId::START,
+        }
+    }
+
     async fn run(mut self, job: usize) {
         loop {
             match self.connect().await {

@@ -12,7 +12,7 @@ use crate::{
     faults::Done,
     fleet::Kill,
     history::{Asked, Fate, Finals, Kind, Step},
-    plan::{FaultKind, Planned},
+    plan::{FaultKind, Outlook, Planned},
 };
 
 /// What a run of half an hour is to reach.
@@ -83,12 +83,12 @@ impl Summary {
             self.requeues += asked.requeues.acknowledged;
             self.cancels += asked.cancels.acknowledged;
         }
-        let hopeless: BTreeSet<&str> =
-            asked.iter().filter(|job| job.hopeless).map(|job| job.name.as_str()).collect();
+        let good = planned.iter().filter(|job| job.outlook == Outlook::Good);
+        let good: BTreeSet<&str> = good.map(|job| job.name.as_str()).collect();
         for kept in finals.jobs.values() {
             let code = kept.log.last().filter(|step| step.kind == Kind::Failed);
             let code = code.map(|step| format!(" ({})", step.says)).unwrap_or_default();
-            let odd = kept.state == "failed" && !hopeless.contains(kept.name.as_str());
+            let odd = kept.state == "failed" && good.contains(kept.name.as_str());
             let odd = if odd { ", unplanned" } else { "" };
             count(&mut self.ends, format!("{}{code}{odd}", kept.state));
             for step in &kept.log {

@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     history::{Asked, Fate, Reader},
-    plan::Planned,
+    plan::{Outlook, Planned},
     proxy::Proxy,
 };
 
@@ -84,7 +84,8 @@ impl World {
     /// Notes a job that is about to be enqueued; its number.
     pub fn note(&self, planned: Planned) -> usize {
         let name = planned.name.clone();
-        let asked = Asked { name, hopeless: planned.hopeless, ..Asked::default() };
+        let hopeless = planned.outlook == Outlook::Hopeless;
+        let asked = Asked { name, hopeless, ..Asked::default() };
         let mut journal = self.journal();
         journal.push(Entry { planned, asked });
         journal.len() - 1

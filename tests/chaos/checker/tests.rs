@@ -206,6 +206,7 @@ fn the_text_is_the_models() {
 fn operations_are_done_as_often_as_asked_for() {
     broken(Breach::RequeueLost, |case| case.asked[1].requeues.acknowledged = 2);
     broken(Breach::RequeueUnasked, |case| case.asked[1].requeues.acknowledged = 0);
+    broken(Breach::CancelLost, |case| case.asked[0].cancels.acknowledged = 1);
     broken(Breach::CancelUnasked, |case| {
         case.log("failing").last_mut().unwrap().kind = Kind::Cancelled;
     });

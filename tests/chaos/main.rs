@@ -35,7 +35,7 @@ mod summary;
 mod support;
 mod world;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use millstream::simulator::{self, Simulator};
 use tokio::{
@@ -45,7 +45,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    checker::Violation,
+    checker::{Breach, Violation},
     faults::{Done, Victims},
     feed::Feed,
     fleet::Fleet,
@@ -59,8 +59,8 @@ use crate::{
 /// Chains of producer processes.
 const FEEDS: usize = 2;
 
-/// Most violations that are printed.
-const SHOWN: usize = 50;
+/// Most violations of each kind that are printed.
+const SHOWN: usize = 5;
 
 fn setting(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
@@ -133,8 +133,15 @@ fn tell(summary: &Summary, violations: &[Violation], surprises: &[String]) {
     for surprise in surprises {
         println!("surprise: {surprise}");
     }
-    for violation in violations.iter().take(SHOWN) {
-        println!("violation: {violation}");
+    let mut kinds: BTreeMap<Breach, Vec<&Violation>> = BTreeMap::new();
+    for violation in violations {
+        kinds.entry(violation.breach).or_default().push(violation);
+    }
+    for (breach, violations) in kinds {
+        println!("{} times {breach:?}:", violations.len());
+        for violation in violations.iter().take(SHOWN) {
+            println!("  {}", violation.detail);
+        }
     }
     println!("{} violations, {} surprises", violations.len(), surprises.len());
 }

@@ -60,7 +60,9 @@ impl State {
             if mine && !over && state != JobState::Done {
                 return Ok(Reopened::Yes(Run { number, fresh: false }));
             }
-            if !over || (number != letter.run && !mine) {
+            // The run that this letter opened has had its entry, so the letter is gone.
+            let spent = mine && (state == JobState::Failed || run.record.attempt > 0);
+            if !over || spent || (number != letter.run && !mine) {
                 return Ok(Reopened::No(state));
             }
         }

@@ -295,6 +295,8 @@ pub async fn a_stale_letter_opens_nothing(s: &Subject) {
     s.conclude(&attempt, &frames, &Outcome::Failed(error.clone())).await.unwrap();
     let second = DeadLetter::new(&entry, error, 1, attempt.fence);
     assert!(s.bury(&entry, &second).await.unwrap());
+    // Repeated, as after a lost reply, when the run that it opened has failed, too.
+    assert_eq!(admin.requeue(&s.partition, &letter).await.unwrap(), alive);
     // Its own run is over: the letter that counts is the second.
     let stale = DeadLetter { letter: "1-1".to_owned(), ..letter };
     assert_eq!(admin.requeue(&s.partition, &stale).await.unwrap(), alive);

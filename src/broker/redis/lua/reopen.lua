@@ -6,14 +6,17 @@
 --
 -- Returns {verdict, run or state}: `yes` with the run that was opened, `again` with the one that this
 -- letter has opened before, or `no` with the state of a job that is not dead, or not by this letter.
--- Replay: `again`, and nothing is written.
+-- Replay: `again`, or `no` once the run is over, and nothing is written.
 local record, log, letter = KEYS[1], KEYS[2], ARGV[1]
-local r = redis.call('HMGET', record, 'state', 'fence', 'run', 'letter')
+local r = redis.call('HMGET', record, 'state', 'fence', 'run', 'letter', 'attempt')
 local known = redis.call('EXISTS', record) == 1
 local state = r[1] or (known and 'waiting' or '')
 local run = tonumber(r[3]) or 1
 local over = state == '' or state == 'failed' or state == 'cancelled'
 if r[4] == letter and not over and state ~= 'done' then return {'again', tostring(run)} end
+-- The run that this letter opened has begun or failed, so its entry was added and the letter is gone:
+-- this is a replay, of a call whose reply was lost.
+if r[4] == letter and (state == 'failed' or r[5]) then return {'no', state} end
 -- A letter of an earlier run was put back by somebody else, and has no entry to give.
 if not over or (known and run ~= tonumber(ARGV[3]) and r[4] ~= letter) then return {'no', state} end
 

@@ -126,7 +126,15 @@ impl Admin {
                 Cancelled::Cancelled
             }
             Cancel::Asked { worker, again } => Cancelled::Asked { worker, again },
-            Cancel::Over(state) => Cancelled::Over { state },
+            Cancel::Over(state) => {
+                // Whoever cancelled it may have died before this.
+                if state == State::Cancelled
+                    && let Some(partition) = self.broker.job(job).await?.and_then(|r| r.partition)
+                {
+                    self.broker.unpark(&partition, job).await?;
+                }
+                Cancelled::Over { state }
+            }
             Cancel::Unknown => Cancelled::Unknown,
         })
     }
@@ -166,6 +174,10 @@ impl Admin {
         partition: &Partition,
         letter: &DeadLetter,
     ) -> broker::Result<Requeued> {
+        // One that was put back or deleted since it was read opens nothing.
+        if self.broker.letter(partition, &letter.letter).await?.is_none() {
+            return Ok(Requeued::Gone);
+        }
         let run = match self.broker.reopen(partition, letter).await? {
             Reopened::No(state) => return Ok(Requeued::Alive { state }),
             Reopened::Yes(run) => run,

@@ -22,7 +22,8 @@ mod view;
 use std::{fmt, sync::Arc, time::Duration};
 
 pub use answer::{
-    Begin, Opened, Outcome, Promoted, Receipt, Refusal, Refused, Renewed, Sweep, Swept, Written,
+    Begin, Crashes, Opened, Outcome, Promoted, Receipt, Refusal, Refused, Renewed, Sweep, Swept,
+    Written,
 };
 use async_trait::async_trait;
 pub use control::{Cancel, Control, Order, Reopened, Run};
@@ -80,8 +81,9 @@ pub trait Claim: Send + Sync {
     /// Opens an attempt: checks that this entry carries the job, raises the fence, sets `running`,
     /// and appends and publishes `started`, all or nothing. Repeating it (a lost reply) by the same
     /// worker for the same entry gives the same attempt, as long as nothing follows its `started`.
-    /// A job that has lost `most_crashes` attempts with their workers is refused.
-    async fn begin(&self, entry: &Entry, worker: &WorkerId, most_crashes: u32) -> Result<Begin>;
+    /// A job that was lost too often with its workers is refused, and one that may be lost only once
+    /// more has to run alone.
+    async fn begin(&self, entry: &Entry, worker: &WorkerId, crashes: Crashes) -> Result<Begin>;
 
     /// Moves up to `most` jobs whose time has come to their lanes; each exactly once however many
     /// workers promote. Time is the broker's.

@@ -184,6 +184,8 @@ struct Context {
     upstream: Arc<dyn Upstream>,
     options: Options,
     slots: Arc<Semaphore>,
+    /// One permit: for a job that may be what its workers died of.
+    suspect: Arc<Semaphore>,
     hands: Hands,
     wakes: Wakes,
     acks: settle::Sender,
@@ -232,6 +234,7 @@ impl Worker {
             broker,
             upstream,
             slots: Arc::new(Semaphore::new(options.concurrency.max(1))),
+            suspect: Arc::new(Semaphore::new(1)),
             options,
             hands: Hands::default(),
             wakes: Wakes::default(),

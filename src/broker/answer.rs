@@ -43,6 +43,9 @@ pub enum Begin {
         /// The fence under which it failed.
         fence: u64,
     },
+    /// It has been lost with its workers before: ask again with [`Crashes::alone`], once no other such
+    /// job runs beside it.
+    Alone,
     /// No attempt may open: end the job with [`Settle::refuse`](super::Settle::refuse).
     Refuse {
         /// Why.
@@ -50,6 +53,15 @@ pub enum Begin {
         /// Attempts made.
         attempts: u32,
     },
+}
+
+/// How a worker deals with jobs that were lost with their workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crashes {
+    /// A job that was lost so often is refused.
+    pub most: u32,
+    /// Whether no other job that was lost more than once runs beside it.
+    pub alone: bool,
 }
 
 /// Why no attempt may open.

@@ -100,6 +100,9 @@ pub trait Control: Send + Sync {
     /// is added in any case.
     async fn requeue(&self, partition: &Partition, letter: &DeadLetter, run: Run) -> Result<bool>;
 
+    /// A dead letter by its name.
+    async fn letter(&self, partition: &Partition, letter: &str) -> Result<Option<DeadLetter>>;
+
     /// Deletes dead letters by their names; how many there were.
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64>;
 }

@@ -330,11 +330,14 @@ impl DeadLetter {
     }
 
     /// The fields of an entry that carries its job again, as the entry of `run`: the same bytes, and
-    /// what else an entry says.
+    /// what else an entry says. Of very many fields only the job is left: an entry is added by a script,
+    /// which takes only so many arguments.
     pub(crate) fn entry(&self, run: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
         let own = ["id", "at", "attempt", "run"];
-        let others =
-            self.fields.iter().filter(|(name, _)| !own.iter().any(|o| o.as_bytes() == name));
+        let many = self.fields.len() > 1000;
+        let others = self.fields.iter().filter(|(name, _)| {
+            if many { name == b"job" } else { !own.iter().any(|o| o.as_bytes() == name) }
+        });
         let field = |name: &str, value: String| (name.as_bytes().to_vec(), value.into_bytes());
         others
             .cloned()

@@ -33,15 +33,15 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use self::{feed::Subscriber, read::Reader, state::State};
+use self::{feed::Subscriber, log::decode, read::Reader, state::State};
 use super::{
-    Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, DeadLetter, Depth, Enqueue, Entry,
-    Error, Feed, Inspect, Limits, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt,
-    Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Sink, Spent, Submission,
-    Sweep, Swept, Topic, Wake, WorkerId, WorkerSeen, Written,
+    Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Depth,
+    Enqueue, Entry, Error, Feed, Inspect, Limits, Log, Opened, Order, Outcome, Partition, Place,
+    Promoted, Receipt, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Sink,
+    Spent, Submission, Sweep, Swept, Topic, Wake, WorkerId, WorkerSeen, Written,
 };
 use crate::{
-    event::{Body, Event, EventId, Frame},
+    event::{Event, EventId, Frame},
     job::{JobId, Lane, Timestamp},
 };
 
@@ -181,8 +181,8 @@ impl Claim for Memory {
         Ok(Box::new(Reader::new(self.inner.clone(), partition.clone(), worker.clone())))
     }
 
-    async fn begin(&self, entry: &Entry, worker: &WorkerId, most_crashes: u32) -> Result<Begin> {
-        self.inner.lock().begin(entry, worker, most_crashes, Timestamp::now())
+    async fn begin(&self, entry: &Entry, worker: &WorkerId, crashes: Crashes) -> Result<Begin> {
+        self.inner.lock().begin(entry, worker, crashes, Timestamp::now())
     }
 
     async fn promote(&self, partition: &Partition, most: usize) -> Result<Promoted> {
@@ -312,16 +312,6 @@ impl Log for Memory {
     }
 }
 
-/// Reads stored frames; outside the lock, since a page may be large. An event that cannot be read
-/// is kept as unknown, so that one broken writer cannot stop a reader.
-fn decode(page: &[(EventId, Frame)]) -> Vec<Event> {
-    let read = |(id, frame): &(EventId, Frame)| {
-        let unknown = || Event { id: *id, body: Body::Unknown { kind: frame.kind.to_owned() } };
-        Event::decode(*id, frame.kind, &frame.bytes).unwrap_or_else(|_| unknown())
-    };
-    page.iter().map(read).collect()
-}
-
 #[async_trait]
 impl Control for Memory {
     async fn cancel(&self, job: JobId) -> Result<Cancel> {
@@ -351,6 +341,11 @@ impl Control for Memory {
         let added = self.inner.lock().requeue(partition, letter, run, Timestamp::now());
         self.inner.arrived.notify_waiters();
         Ok(added)
+    }
+
+    async fn letter(&self, partition: &Partition, letter: &str) -> Result<Option<DeadLetter>> {
+        let found = self.inner.lock().dead_letters(partition, None, usize::MAX);
+        Ok(found.into_iter().find(|dead| dead.letter == letter))
     }
 
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {

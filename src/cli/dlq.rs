@@ -41,7 +41,8 @@ pub(super) enum Letters {
     },
     /// Put them back: each job begins a new run under its old ID, with a new budget of attempts
     ///
-    /// Repeating it after an interruption is harmless.
+    /// Repeating it after an interruption is harmless. The exit code is 6 where one was left alone, or a
+    /// job was named that has none.
     Requeue {
         #[command(flatten)]
         which: Which,
@@ -116,23 +117,24 @@ pub(super) async fn run(what: Letters, common: &Common, cx: &mut Context) -> Res
         Letters::Show { which } => show(which, common, cx).await,
         Letters::Requeue { which, all, dry_run } => {
             needs_all(&which, all)?;
-            let (admin, letters, output) = find(which, usize::MAX, common, cx).await?;
+            let found = find(which, usize::MAX, common, cx).await?;
             if dry_run {
-                return print(&letters, output, cx);
+                return print(&found, cx);
             }
-            requeue(&admin, &letters, output, cx).await
+            requeue(&found, cx).await
         }
         Letters::Purge { which, all, dry_run, yes } => {
             needs_all(&which, all)?;
-            let (admin, letters, output) = find(which, usize::MAX, common, cx).await?;
+            let found = find(which, usize::MAX, common, cx).await?;
             if dry_run {
-                return print(&letters, output, cx);
+                return print(&found, cx);
             }
-            if !yes && !letters.is_empty() && !confirmed(letters.len(), cx).await? {
+            let count = found.letters.len();
+            if !yes && count > 0 && !confirmed(count, cx).await? {
                 cx.terminal.say("nothing deleted");
                 return Ok(Exit::Ok);
             }
-            purge(&admin, &letters, output, cx).await
+            purge(&found, cx).await
         }
     }
 }
@@ -147,8 +149,28 @@ fn needs_all(which: &Which, all: bool) -> Result<(), Error> {
     Err(Error::new(Exit::Usage, "no dead letters named", remedy))
 }
 
-/// A dead letter, and where it lies.
-type Found = (Partition, DeadLetter);
+/// What was found, and how to tell it.
+struct Found {
+    admin: Admin,
+    /// Dead letters, and where they lie.
+    letters: Vec<(Partition, DeadLetter)>,
+    /// Jobs that were named and have none.
+    missing: Vec<JobId>,
+    output: Output,
+}
+
+impl Found {
+    /// Tells which jobs were named in vain. The others are not held up by them.
+    fn end(&self, left: usize, cx: &mut Context) -> Exit {
+        for id in &self.missing {
+            cx.terminal.say(format_args!(
+                "{id} has no dead letter here, or the filters leave it out; `millstream dlq list` \
+                 shows them"
+            ));
+        }
+        if self.missing.is_empty() && left == 0 { Exit::Ok } else { Exit::Job }
+    }
+}
 
 /// Reads the letters that are meant, up to `most` of each queue.
 async fn find(
@@ -156,7 +178,7 @@ async fn find(
     most: usize,
     common: &Common,
     cx: &mut Context,
-) -> Result<(Admin, Vec<Found>, Output), Error> {
+) -> Result<Found, Error> {
     let Which { ids, reason, older_than, model, tenant, queues, output } = which;
     let filter = Filter { jobs: ids, reason, older_than, model, tenant };
     let (Broker { shared, .. }, partitions, _) = tables::open(queues, common, cx).await?;
@@ -175,12 +197,9 @@ async fn find(
             }
         }
     }
-    let missing = filter.jobs.iter().find(|id| !found.iter().any(|(_, l)| l.id == **id));
-    if let Some(id) = missing {
-        let cause = format!("job {id} has no dead letter here, or the filters leave it out");
-        return Err(Error::new(Exit::Usage, cause, "`millstream dlq list` shows them"));
-    }
-    Ok((admin, found, output))
+    let lacks = |id: &JobId| !found.iter().any(|(_, letter)| letter.id == *id);
+    let missing = filter.jobs.into_iter().filter(lacks).collect();
+    Ok(Found { admin, letters: found, missing, output })
 }
 
 async fn list(
@@ -189,14 +208,13 @@ async fn list(
     common: &Common,
     cx: &mut Context,
 ) -> Result<Exit, Error> {
-    let (_, letters, output) = find(which, limit, common, cx).await?;
-    print(&letters, output, cx)
+    print(&find(which, limit, common, cx).await?, cx)
 }
 
-fn print(letters: &[Found], output: Output, cx: &mut Context) -> Result<Exit, Error> {
+fn print(found: &Found, cx: &mut Context) -> Result<Exit, Error> {
     let mut table: Table = table(&["queue", "job", "buried", "lane", "attempts", "reason"], 0);
-    for (partition, letter) in letters {
-        match output {
+    for (partition, letter) in &found.letters {
+        match found.output {
             Output::Json => cx.terminal.json(&with_queue(partition, &described(letter)))?,
             Output::Text => {
                 table.add_row([
@@ -210,7 +228,8 @@ fn print(letters: &[Found], output: Output, cx: &mut Context) -> Result<Exit, Er
             }
         }
     }
-    finish(&table, output, &mut cx.terminal)
+    finish(&table, found.output, &mut cx.terminal)?;
+    Ok(found.end(0, cx))
 }
 
 /// A letter without its payload.
@@ -221,9 +240,9 @@ fn described(letter: &DeadLetter) -> Value {
 }
 
 async fn show(which: Which, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
-    let (_, letters, _) = find(which, usize::MAX, common, cx).await?;
-    for (partition, letter) in letters {
-        let mut object = with_queue(&partition, &described(&letter));
+    let found = find(which, usize::MAX, common, cx).await?;
+    for (partition, letter) in &found.letters {
+        let mut object = with_queue(partition, &described(letter));
         let fields = letter.fields.iter().map(|(name, value)| {
             let name = String::from_utf8_lossy(name).into_owned();
             let value = serde_json::from_slice(value)
@@ -234,20 +253,16 @@ async fn show(which: Which, common: &Common, cx: &mut Context) -> Result<Exit, E
         let text = serde_json::to_string_pretty(&object).unwrap_or_default();
         cx.terminal.line(text)?;
     }
-    Ok(Exit::Ok)
+    Ok(found.end(0, cx))
 }
 
-async fn requeue(
-    admin: &Admin,
-    letters: &[Found],
-    output: Output,
-    cx: &mut Context,
-) -> Result<Exit, Error> {
+async fn requeue(found: &Found, cx: &mut Context) -> Result<Exit, Error> {
+    let Found { admin, letters, output, .. } = found;
     let mut back = 0;
     for (partition, letter) in letters {
         let again = "the same command goes on where it stopped";
         let requeued = cx.unless_interrupted(admin.requeue(partition, letter), again).await??;
-        back += u32::from(matches!(requeued, Requeued::Requeued { .. }));
+        back += usize::from(matches!(requeued, Requeued::Requeued { .. }));
         let (id, what) = (
             letter.id,
             match requeued {
@@ -266,15 +281,11 @@ async fn requeue(
         }
     }
     cx.terminal.say(format_args!("{back} of {} dead letters put back", letters.len()));
-    Ok(Exit::Ok)
+    Ok(found.end(letters.len() - back, cx))
 }
 
-async fn purge(
-    admin: &Admin,
-    letters: &[Found],
-    output: Output,
-    cx: &mut Context,
-) -> Result<Exit, Error> {
+async fn purge(found: &Found, cx: &mut Context) -> Result<Exit, Error> {
+    let Found { admin, letters, output, .. } = found;
     let mut purged = 0;
     let mut partitions: Vec<&Partition> = letters.iter().map(|(partition, _)| partition).collect();
     partitions.dedup();
@@ -287,7 +298,7 @@ async fn purge(
         Output::Json => cx.terminal.json(&json!({ "purged": purged }))?,
         Output::Text => cx.terminal.line(format_args!("{purged} dead letters deleted"))?,
     }
-    Ok(Exit::Ok)
+    Ok(found.end(0, cx))
 }
 
 /// Asks the person at the terminal.

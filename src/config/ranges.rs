@@ -96,6 +96,19 @@ fn brokers(c: &Config) -> Vec<Rule> {
         within("embedded.max_bytes", c.embedded.max_bytes, MIB, 1024 * GIB),
         span("embedded.result_ttl", c.embedded.result_ttl, SECOND, YEAR),
         within("embedded.dead_max", c.embedded.dead_max, 1, 10_000_000),
+        text(
+            "redis.result_ttl",
+            &Span(c.redis.result_ttl).to_string(),
+            c.redis.result_ttl >= (c.worker.lease + c.worker.sweep) * 5,
+            "at least five times worker.lease and worker.sweep together: an entry that is delivered \
+             again must find that its job is over",
+        ),
+        text(
+            "redis.job_ttl",
+            &Span(c.redis.job_ttl).to_string(),
+            c.redis.job_ttl >= c.worker.refresh * 2,
+            "at least twice worker.refresh: a job that runs must not be forgotten",
+        ),
         below(
             "worker.total_timeout",
             Span(c.worker.total_timeout),

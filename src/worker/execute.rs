@@ -4,7 +4,12 @@
 //! entry is removed, parked or buried. A worker that dies between the two leaves an entry whose
 //! next begin says which second step is owed.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Context,
@@ -13,7 +18,7 @@ use super::{
     publish::{Over, Publisher},
 };
 use crate::{
-    broker::{self, Attempt, Begin, DeadLetter, Entry, Outcome, Refusal, Refused},
+    broker::{self, Attempt, Begin, Crashes, DeadLetter, Entry, Outcome, Refusal, Refused},
     error::{Code, Failure},
     event::{Body, Cancelled, Done, Failed, Frame, Retrying},
     job::{Job, Timestamp},
@@ -45,14 +50,19 @@ enum Owed {
 /// Runs an entry to its end.
 pub(super) async fn run(context: &Context, entry: Entry) {
     let hold = context.hands.hold(&entry.place);
-    if hold.age() > context.options.lease / 2 && !is_still_mine(context, &entry).await {
-        return;
-    }
     let mut running = None;
+    // Held until the end by a job that may be what its workers died of.
+    let mut alone = None;
     let owed = loop {
-        let owed = match persist(context, "begin", || begin(context, &entry)).await {
+        let open = || open(context, &entry, &hold, alone.is_some());
+        let owed = match persist(context, "begin", open).await {
             None => Owed::Unfinished,
-            Some(Begin::Begun(attempt)) => match &entry.job {
+            Some(None) => Owed::Nothing,
+            Some(Some(Begin::Alone)) => {
+                alone = only_suspect(context).await;
+                if alone.is_some() { Owed::Again } else { Owed::Unfinished }
+            }
+            Some(Some(Begin::Begun(attempt))) => match &entry.job {
                 Ok(job) => {
                     hold.begun(attempt.fence);
                     running = Some(attempt.clone());
@@ -60,7 +70,7 @@ pub(super) async fn run(context: &Context, entry: Entry) {
                 }
                 Err(_) => Owed::Unfinished,
             },
-            Some(verdict) => owed(verdict),
+            Some(Some(verdict)) => owed(verdict),
         };
         if !matches!(owed, Owed::Again) {
             break owed;
@@ -75,24 +85,41 @@ pub(super) async fn run(context: &Context, entry: Entry) {
     }
 }
 
-/// Renews an entry that has waited long for its turn. Where the lease has run out meanwhile, the
-/// entry is another's: beginning it would end that one's attempt.
-async fn is_still_mine(context: &Context, entry: &Entry) -> bool {
-    let places = std::slice::from_ref(&entry.place);
-    let renew = || context.broker.renew(&context.id, places);
-    let mine =
-        persist(context, "renew", renew).await.is_some_and(|renewed| renewed.gone.is_empty());
-    if !mine {
-        tracing::warn!(job = %entry.id, "lease ran out before the job began");
+/// A job that was lost with its workers more than once runs with no other such job beside it: the
+/// guilty one dies alone, and the others are not held to have done it.
+async fn only_suspect(context: &Context) -> Option<OwnedSemaphorePermit> {
+    tokio::select! {
+        permit = Arc::clone(&context.suspect).acquire_owned() => permit.ok(),
+        () = context.abandon.cancelled() => None,
     }
-    mine
+}
+
+/// Opens an attempt of an entry that is this worker's; `None` where it is another's by now.
+async fn open(
+    context: &Context,
+    entry: &Entry,
+    hold: &Hold<'_>,
+    alone: bool,
+) -> broker::Result<Option<Begin>> {
+    // It has waited for its turn, or for the broker: beginning what somebody else has taken over
+    // would end that one's attempt.
+    if hold.age() > context.options.lease / 2 {
+        let at = Instant::now();
+        let places = std::slice::from_ref(&entry.place);
+        if !context.broker.renew(&context.id, places).await?.gone.is_empty() {
+            tracing::warn!(job = %entry.id, "lease ran out before the job began");
+            return Ok(None);
+        }
+        hold.renewed(at);
+    }
+    begin(context, entry, alone).await.map(Some)
 }
 
 /// Begins a job, or ends one that cannot or may not be run.
-async fn begin(context: &Context, entry: &Entry) -> broker::Result<Begin> {
-    let most = context.options.retry.max_crashes;
+async fn begin(context: &Context, entry: &Entry, alone: bool) -> broker::Result<Begin> {
+    let crashes = Crashes { most: context.options.retry.max_crashes, alone };
     let mut answer = match &entry.job {
-        Ok(_) => context.broker.begin(entry, &context.id, most).await?,
+        Ok(_) => context.broker.begin(entry, &context.id, crashes).await?,
         Err(error) => {
             // The decoder's words may quote the prompt: they go to the job's own history only.
             tracing::warn!(job = %entry.id, code = %error.code, "entry becomes a dead letter");
@@ -143,7 +170,7 @@ async fn refuse(
 
 fn owed(verdict: Begin) -> Owed {
     match verdict {
-        Begin::Begun(_) | Begin::Refuse { .. } => Owed::Unfinished,
+        Begin::Begun(_) | Begin::Alone | Begin::Refuse { .. } => Owed::Unfinished,
         Begin::Remove => Owed::Remove,
         Begin::Park { attempt, due } => Owed::Park { attempt, due: Some(due) },
         Begin::Bury { error, attempts, fence } => Owed::Bury { error, attempts, fence },

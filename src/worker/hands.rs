@@ -95,6 +95,13 @@ impl Hold<'_> {
         }
     }
 
+    /// Notes that the lease was renewed at `at`.
+    pub(super) fn renewed(&self, at: Instant) {
+        if let Some(held) = self.hands.lock().get_mut(&self.place) {
+            held.renewed = at;
+        }
+    }
+
     /// How long ago the lease began.
     pub(super) fn age(&self) -> Duration {
         self.hands.lock().get(&self.place).map(|held| held.renewed.elapsed()).unwrap_or_default()
@@ -103,6 +110,9 @@ impl Hold<'_> {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(place = %self.place.entry, "a job's task failed; its lease runs out");
+        }
         self.hands.lock().remove(&self.place);
     }
 }

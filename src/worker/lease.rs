@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use futures_util::future::join_all;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -63,8 +64,9 @@ async fn note(
             held.renewed = at;
         }
     }
-    for place in gone {
-        end_if_fenced(context, &place).await;
+    let looks = gone.iter().map(|place| end_if_fenced(context, place));
+    if tokio::time::timeout(context.options.renewal / 2, join_all(looks)).await.is_err() {
+        tracing::debug!(%partition, "records of entries that are gone not read in time");
     }
 }
 
@@ -88,7 +90,9 @@ async fn refresh(context: &Context) {
     if jobs.is_empty() {
         return;
     }
-    if let Err(error) = context.broker.keep(&jobs).await {
-        tracing::warn!(%error, "records of running jobs not refreshed");
+    match tokio::time::timeout(context.options.renewal / 2, context.broker.keep(&jobs)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "records of running jobs not refreshed"),
+        Err(_) => tracing::warn!("records of running jobs not refreshed in time"),
     }
 }

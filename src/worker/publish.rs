@@ -150,7 +150,7 @@ impl Publisher {
                     }
                     return Err(Over::Cancelled);
                 }
-                Ok(Written::Fenced) => self.heal(first).await?,
+                Ok(Written::Fenced) => self.contest(first).await?,
                 Ok(Written::Behind | Written::Missing) => self.verify().await?,
                 Err(error) => {
                     self.pause(&mut backoff, &error).await?;
@@ -185,6 +185,18 @@ impl Publisher {
                     self.attempt.session = session;
                     return Ok(());
                 }
+                Err(error) => self.pause(&mut backoff, &error).await?,
+            }
+        }
+    }
+
+    /// The record knows another fence: a higher one, or none where the broker has forgotten this.
+    async fn contest(&self, end: u64) -> std::result::Result<(), Over> {
+        let mut backoff = Backoff::connecting();
+        loop {
+            match self.broker.last(self.attempt.job).await {
+                Ok(Some(id)) if id.fence > self.attempt.fence => return Err(Over::Fenced),
+                Ok(_) => return self.heal(end).await,
                 Err(error) => self.pause(&mut backoff, &error).await?,
             }
         }

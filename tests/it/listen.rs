@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::{Stream, StreamExt, future::join_all};
 use millstream::{
-    broker::{Begin, WorkerId, Written},
+    broker::{Begin, Crashes, WorkerId, Written},
     event::{Body, Codec, Event, EventId, Frame},
     job::{JobId, Lane},
     listener::{self, Error, Listener},
@@ -166,7 +166,9 @@ async fn an_event_that_was_never_published_is_read_from_the_log() {
     let me = WorkerId::new("test");
     let mut reader = stack.broker.claimer(&stack.partition, &me).await.unwrap();
     let entry = reader.read(Lane::Normal, 1).await.unwrap().remove(0);
-    let Begin::Begun(attempt) = stack.broker.begin(&entry, &me, 3).await.unwrap() else {
+    let Begin::Begun(attempt) =
+        stack.broker.begin(&entry, &me, Crashes { most: 3, alone: false }).await.unwrap()
+    else {
         panic!("it does not begin")
     };
     let mut events = stack.listener().listen(id).events();

@@ -109,8 +109,14 @@ impl State {
     }
 
     fn is_unsettled(&self, run: &Run) -> bool {
-        let place = run.place.as_ref();
-        place.is_some_and(|place| self.queues.get(&place.partition).is_some_and(|q| q.holds(place)))
+        match (&run.place, &run.record.partition) {
+            (Some(place), _) => self.queues.get(&place.partition).is_some_and(|q| q.holds(place)),
+            // Cancelled before it began: nobody has noted which entry is its own.
+            (None, Some(partition)) => {
+                self.queues.get(partition).is_some_and(|queue| queue.carries(run.record.id))
+            }
+            (None, None) => false,
+        }
     }
 
     /// Drops what may be dropped until `need` more bytes fit.

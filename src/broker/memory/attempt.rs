@@ -7,7 +7,8 @@ use super::{
 };
 use crate::{
     broker::{
-        Attempt, Begin, Entry, Error, Outcome, Record, Refusal, Refused, Result, WorkerId, Written,
+        Attempt, Begin, Crashes, Entry, Error, Outcome, Record, Refusal, Refused, Result, WorkerId,
+        Written,
     },
     error::{Code, Failure},
     event::{Body, Codec, Frame, Started},
@@ -38,20 +39,22 @@ impl State {
         &self,
         entry: &Entry,
         worker: &WorkerId,
-        most_crashes: u32,
+        (most, alone): (u32, bool),
         now: Timestamp,
     ) -> Option<Begin> {
         let run = self.runs.get(&entry.id);
         let attempts = run.map_or(0, |run| run.record.attempt);
-        let crashes = run.map_or(0, |run| run.crashes(entry, Some(worker)).0);
+        let (crashes, lost) = run.map_or((0, None), |run| run.crashes(entry, Some(worker)));
         let begun = run.is_some_and(|run| run.record.began_at.is_some());
         // A job that has begun once, or was put back by an operator, does not expire.
         let fresh = entry.attempt == 0 && entry.run == 1 && !begun;
         let expires = entry.job.as_ref().ok().and_then(|job| job.expires_at).filter(|_| fresh);
         let why = if run.is_some_and(|run| run.cancel) {
             Refused::Cancelled
-        } else if crashes >= most_crashes {
+        } else if crashes >= most {
             Refused::Poison { crashes }
+        } else if lost.is_some() && crashes >= 2 && !alone {
+            return Some(Begin::Alone);
         } else if expires.is_some_and(|at| now > at) {
             Refused::Expired
         } else {
@@ -64,14 +67,14 @@ impl State {
         &mut self,
         entry: &Entry,
         worker: &WorkerId,
-        most_crashes: u32,
+        Crashes { most, alone }: Crashes,
         now: Timestamp,
     ) -> Result<Begin> {
         let verdict = verdict(self.runs.get(&entry.id), entry, Some(worker));
         let attempt = match verdict {
             Verdict::Again => return Ok(Begin::Begun(self.run_of(entry).attempt(entry, worker))),
             Verdict::Open => {
-                if let Some(refused) = self.refused(entry, worker, most_crashes, now) {
+                if let Some(refused) = self.refused(entry, worker, (most, alone), now) {
                     return Ok(refused);
                 }
                 self.run_of(entry).open(entry, worker, now)

@@ -3,7 +3,7 @@
 use super::{run::Run, state::State};
 use crate::{
     broker::{Attempt, Topic, Written},
-    event::{EventId, Frame},
+    event::{Body, Event, EventId, Frame},
     job::{JobId, Timestamp},
     state::State as JobState,
 };
@@ -72,4 +72,14 @@ impl State {
         self.write(attempt.job, attempt.fence, &missing);
         Written::Yes
     }
+}
+
+/// Reads stored frames; outside the lock, since a page may be large. An event that cannot be read
+/// is kept as unknown, so that one broken writer cannot stop a reader.
+pub(super) fn decode(page: &[(EventId, Frame)]) -> Vec<Event> {
+    let read = |(id, frame): &(EventId, Frame)| {
+        let unknown = || Event { id: *id, body: Body::Unknown { kind: frame.kind.to_owned() } };
+        Event::decode(*id, frame.kind, &frame.bytes).unwrap_or_else(|_| unknown())
+    };
+    page.iter().map(read).collect()
 }

@@ -265,6 +265,13 @@ impl Queue {
             .is_some_and(|id| self.lanes[place.lane.index()].entries.contains_key(&id))
     }
 
+    /// Whether any entry is of this job, as far as entries say it.
+    pub(super) fn carries(&self, job: JobId) -> bool {
+        let id = job.to_string().into_bytes();
+        let of_job = |held: &Held| held.fields.iter().any(|(n, v)| n == b"id" && *v == id);
+        self.lanes.iter().any(|stream| stream.entries.values().any(of_job))
+    }
+
     /// Takes an entry out of its lane; `false` when it is not there, and then nothing else may be
     /// done with it.
     pub(super) fn remove(&mut self, place: &Place) -> bool {

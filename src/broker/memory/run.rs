@@ -109,7 +109,7 @@ impl Run {
     /// that worker.
     pub(super) fn crashes(&self, entry: &Entry, worker: Option<&WorkerId>) -> (u32, Option<&str>) {
         let mine = worker.map(WorkerId::as_str) == self.record.worker.as_deref();
-        let lost = self.record.state == State::Running && !mine;
+        let lost = self.record.state == State::Running && (!mine || entry.crashed);
         let dead = self.record.worker.as_deref().filter(|_| lost);
         (self.record.crashes + u32::from(lost && entry.crashed), dead)
     }

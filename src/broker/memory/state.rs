@@ -185,9 +185,10 @@ impl State {
         attempt: Option<&Attempt>,
     ) -> bool {
         if let Some(attempt) = attempt {
-            let run = self.runs.get_mut(&attempt.job);
-            if !run.is_some_and(|run| run.release(attempt.fence)) {
-                return false;
+            // Refused where the job has just ended: its entry is given back all the same, so that
+            // the second step is not long in coming.
+            if let Some(run) = self.runs.get_mut(&attempt.job) {
+                run.release(attempt.fence);
             }
         }
         let released = self.queue(&place.partition).release(worker, place);

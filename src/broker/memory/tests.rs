@@ -23,7 +23,9 @@ async fn run_one(broker: &Memory) -> (Entry, JobId) {
     let partition = Partition::first(QueueName::default());
     let mut claimer = broker.claimer(&partition, &worker).await.unwrap();
     let entry = claimer.read(Lane::Normal, 1).await.unwrap().remove(0);
-    let Begin::Begun(attempt) = broker.begin(&entry, &worker, 3).await.unwrap() else {
+    let Begin::Begun(attempt) =
+        broker.begin(&entry, &worker, Crashes { most: 3, alone: false }).await.unwrap()
+    else {
         panic!("not begun")
     };
     let frame = Frame::new(1, &Body::Done(Done::default()), Codec::Json).unwrap();

@@ -27,7 +27,8 @@ pub(super) fn verdict(run: Option<&Run>, entry: &Entry, worker: Option<&WorkerId
     let Some(run) = run else { return Verdict::Open };
     let here = run.place.as_ref() == Some(&entry.place);
     let mine = worker.is_some_and(|id| run.record.worker.as_deref() == Some(id.as_str()))
-        && run.is_fresh();
+        && run.is_fresh()
+        && !entry.crashed;
     let behind = entry.attempt < run.record.attempt;
     // An entry of an earlier run is nobody's any more.
     if entry.run < run.record.run {

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Redis, codec, enqueue::record_fields, keys::GROUP, migrate::create_lanes, millis};
 use crate::{
     broker::{
-        Attempt, Begin, Claim, Claimer, Entry, Error, Partition, Place, Promoted, Refused, Renewed,
-        Result, Sweep, Swept, Wake, WorkerId,
+        Attempt, Begin, Claim, Claimer, Crashes, Entry, Error, Partition, Place, Promoted, Refused,
+        Renewed, Result, Sweep, Swept, Wake, WorkerId,
     },
     error::{Code, Failure},
     job::{JobId, Lane, Timestamp},
@@ -37,7 +37,7 @@ impl Redis {
         &self,
         entry: &Entry,
         (event, payload): (&str, &[u8]),
-        (worker, most_crashes): (&str, u32),
+        (worker, crashes): (&str, Crashes),
         failure: &str,
     ) -> Result<(String, u64, u32, u32, u64, String)> {
         // A job that has begun once, or was put back by an operator, does not expire.
@@ -54,7 +54,8 @@ impl Redis {
             .arg(entry.run)
             .arg(u8::from(entry.crashed))
             .arg(millis(self.options.job_ttl))
-            .arg(most_crashes)
+            .arg(crashes.most)
+            .arg(u8::from(crashes.alone))
             .arg(expires.map_or(0, |at| at.0))
             .arg(failure);
         match &entry.job {
@@ -91,6 +92,7 @@ pub(super) fn verdict(
         "remove" => Begin::Remove,
         "park" => Begin::Park { attempt, due: Timestamp(due) },
         "bury" => Begin::Bury { error: read_failure(&error), attempts: attempt, fence },
+        "alone" => Begin::Alone,
         "cancel" => Begin::Refuse { why: Refused::Cancelled, attempts: attempt },
         "expired" => Begin::Refuse { why: Refused::Expired, attempts: attempt },
         "poison" => {
@@ -115,10 +117,10 @@ impl Claim for Redis {
         Ok(Box::new(claimer))
     }
 
-    async fn begin(&self, entry: &Entry, worker: &WorkerId, most_crashes: u32) -> Result<Begin> {
+    async fn begin(&self, entry: &Entry, worker: &WorkerId, crashes: Crashes) -> Result<Begin> {
         let session = self.pool.session();
         let payload = format!("\"worker\":\"{worker}\"}}");
-        let (event, by) = (("started", payload.as_bytes()), (worker.as_str(), most_crashes));
+        let (event, by) = (("started", payload.as_bytes()), (worker.as_str(), crashes));
         verdict(self.open_fence(entry, event, by, "").await?, |fence, number, failures| Attempt {
             job: entry.id,
             place: entry.place.clone(),

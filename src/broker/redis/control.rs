@@ -6,7 +6,7 @@ use super::{Redis, codec, enqueue::record_fields, millis};
 use crate::{
     broker::{
         Cancel, Control, DeadLetter, Error, Order, Partition, Reopened, Result, Run, WorkerId,
-        redis::inspect::partition,
+        redis::inspect::{dead_letter, partition},
     },
     job::JobId,
     state::State,
@@ -20,7 +20,7 @@ fn state(text: &str, script: &str) -> Result<State> {
 impl Control for Redis {
     async fn cancel(&self, job: JobId) -> Result<Cancel> {
         let mut call = self.scripts.cancel.key(self.keys.job(job));
-        call.key(self.keys.log(job)).arg(self.keys.workers());
+        call.key(self.keys.log(job)).arg(self.keys.workers()).arg(millis(self.options.job_ttl));
         let (verdict, was, more): (String, String, String) =
             codec::read(self.pool.script(&call).await?, "cancel")?;
         Ok(match verdict.as_str() {
@@ -99,6 +99,15 @@ impl Control for Redis {
             call.arg(name).arg(value);
         }
         codec::read(self.pool.script(&call).await?, "requeue")
+    }
+
+    async fn letter(&self, partition: &Partition, letter: &str) -> Result<Option<DeadLetter>> {
+        let mut command = redis::cmd("XRANGE");
+        command.arg(self.keys.dead(partition)).arg(letter).arg(letter);
+        let entries = codec::entries(self.pool.command(&command).await?)?;
+        let read =
+            |(letter, fields): codec::RawEntry| dead_letter(letter, &fields.unwrap_or_default());
+        Ok(entries.into_iter().next().map(read))
     }
 
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {

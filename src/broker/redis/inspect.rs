@@ -81,7 +81,7 @@ pub(super) fn partition(text: &str) -> Option<Partition> {
 }
 
 /// A dead letter's fields.
-fn dead_letter(letter: String, fields: &codec::Fields) -> DeadLetter {
+pub(super) fn dead_letter(letter: String, fields: &codec::Fields) -> DeadLetter {
     let text = |name: &str| {
         let found = fields.iter().find(|(field, _)| field == name.as_bytes());
         found.map(|(_, value)| String::from_utf8_lossy(value).into_owned())

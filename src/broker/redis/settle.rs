@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     broker::{
-        Attempt, Begin, DeadLetter, Entry, Error, Load, Outcome, Place, Refusal, Result, Settle,
-        Spent, WorkerId, Written,
+        Attempt, Begin, Crashes, DeadLetter, Entry, Error, Load, Outcome, Place, Refusal, Result,
+        Settle, Spent, WorkerId, Written,
     },
     event::Frame,
     job::Timestamp,
@@ -88,14 +88,18 @@ impl Settle for Redis {
     ) -> Result<Written> {
         let Effects { state, delay, failure, fields } = effects(outcome);
         let over = state != "parked";
-        let ttl = if over { self.options.result_ttl } else { self.options.job_ttl };
+        let ttl = if over {
+            millis(self.options.result_ttl)
+        } else {
+            millis(self.options.job_ttl).saturating_add(delay)
+        };
         let small = frames.last().is_some_and(|last| last.seq < SMALL_LOG);
         let mut call = self.scripts.conclude.prepare_invoke();
         call.key(self.keys.job(attempt.job))
             .key(self.keys.log(attempt.job))
             .arg(attempt.fence)
             .arg(state)
-            .arg(millis(ttl))
+            .arg(ttl)
             .arg(delay)
             .arg(u8::from(over && small))
             .arg(failure)
@@ -117,7 +121,8 @@ impl Settle for Redis {
             Refusal::Failed(error) => failure_text(error),
             Refusal::Cancelled => String::new(),
         };
-        let reply = self.open_fence(entry, (frame.kind, &frame.bytes), ("", 0), &failure).await?;
+        let (event, nobody) = ((frame.kind, &frame.bytes[..]), Crashes { most: 0, alone: true });
+        let reply = self.open_fence(entry, event, ("", nobody), &failure).await?;
         verdict(reply, |fence, number, failures| Attempt {
             job: entry.id,
             place: entry.place.clone(),

@@ -229,8 +229,10 @@ pub async fn a_dead_job_gets_a_new_run(s: &Subject) {
     assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
     let kinds = ["started", "failed", "requeued", "started", "done"];
     assert_eq!(s.kinds(letter.id).await, kinds);
-    let no = Requeued::Alive { state: State::Done };
-    assert_eq!(admin.requeue(&s.partition, &letter).await.unwrap(), no);
+    assert_eq!(admin.requeue(&s.partition, &letter).await.unwrap(), Requeued::Gone);
+    // Nor does it open anything for one who does not look.
+    let no = Reopened::No(State::Done);
+    assert_eq!(s.reopen(&s.partition, &letter).await.unwrap(), no);
     assert_eq!(s.depth(&s.partition).await.unwrap().dead, 0);
 }
 
@@ -289,17 +291,18 @@ pub async fn a_stale_letter_opens_nothing(s: &Subject) {
     let me = worker("b");
     let entry = s.claim(&me).await;
     let attempt = begun(s.begin(&entry, &me).await.unwrap());
-    let alive = Requeued::Alive { state: State::Failed };
+    let no = Reopened::No(State::Failed);
     let error = failure("again");
     let frames = [failed(1, error.clone())];
     s.conclude(&attempt, &frames, &Outcome::Failed(error.clone())).await.unwrap();
     let second = DeadLetter::new(&entry, error, 1, attempt.fence);
     assert!(s.bury(&entry, &second).await.unwrap());
     // Repeated, as after a lost reply, when the run that it opened has failed, too.
-    assert_eq!(admin.requeue(&s.partition, &letter).await.unwrap(), alive);
+    assert_eq!(admin.requeue(&s.partition, &letter).await.unwrap(), Requeued::Gone);
+    assert_eq!(s.reopen(&s.partition, &letter).await.unwrap(), no);
     // Its own run is over: the letter that counts is the second.
     let stale = DeadLetter { letter: "1-1".to_owned(), ..letter };
-    assert_eq!(admin.requeue(&s.partition, &stale).await.unwrap(), alive);
+    assert_eq!(s.reopen(&s.partition, &stale).await.unwrap(), no);
     let second = s.dead_letters(&s.partition, 9).await.unwrap().pop().unwrap();
     assert_eq!(second.run, 2);
     let requeued = admin.requeue(&s.partition, &second).await.unwrap();

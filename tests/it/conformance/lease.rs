@@ -4,7 +4,10 @@ use std::{slice::from_ref, time::Duration};
 
 use millstream::{
     broker::redis::keys::Keys,
-    broker::{Attempt, Begin, Entry, Refused, Spent, Sweep, Swept, Topic, Wake, WorkerId, Written},
+    broker::{
+        Attempt, Begin, Crashes, Entry, Refused, Spent, Sweep, Swept, Topic, Wake, WorkerId,
+        Written,
+    },
     error::Code,
     job::Lane,
     state::State,
@@ -176,7 +179,8 @@ pub async fn an_attempt_lost_with_its_worker_is_a_crash(s: &Subject) {
     let taken = swept(s, &other, SOON, 1).await.remove(0);
     assert!(taken.crashed, "a lease ran out");
     let shared = s.shared();
-    let begun = begun(shared.begin(&taken, &other, 2).await.unwrap());
+    let most = |most| Crashes { most, alone: false };
+    let begun = begun(shared.begin(&taken, &other, most(2)).await.unwrap());
     let record = s.job(entry.id).await.unwrap().unwrap();
     assert_eq!((record.crashes, record.failures, begun.number), (1, 0, 2));
     assert_eq!(record.history.len(), 1);
@@ -184,9 +188,26 @@ pub async fn an_attempt_lost_with_its_worker_is_a_crash(s: &Subject) {
     assert!(record.history[0].error.message.contains(me.as_str()));
     // The second crash is one too many: nothing begins, and nothing is written.
     let taken = swept(s, &third, SOON, 1).await.remove(0);
-    let refused = shared.begin(&taken, &third, 2).await.unwrap();
+    let refused = shared.begin(&taken, &third, most(2)).await.unwrap();
     assert_eq!(refused, Begin::Refuse { why: Refused::Poison { crashes: 2 }, attempts: 2 });
     assert_eq!(s.job(entry.id).await.unwrap().unwrap().fence, begun.fence);
+    // Where more are allowed it runs, but with no other such job beside it.
+    assert_eq!(shared.begin(&taken, &third, most(3)).await.unwrap(), Begin::Alone);
+    assert_eq!(s.job(entry.id).await.unwrap().unwrap().fence, begun.fence);
+    let alone = Crashes { most: 3, alone: true };
+    assert!(matches!(shared.begin(&taken, &third, alone).await.unwrap(), Begin::Begun(_)));
+    assert_eq!(s.job(entry.id).await.unwrap().unwrap().crashes, 2);
+}
+
+/// Guards against a job whose task panics, in a worker that lives on and takes it over from itself.
+pub async fn a_crash_on_the_same_worker_counts(s: &Subject) {
+    let me = worker("a");
+    calm(s).await;
+    tokio::time::sleep(SOON * 2).await;
+    let (entry, _) = s.running(&me).await;
+    let taken = swept(s, &me, SOON, 1).await.remove(0);
+    begun(s.begin(&taken, &me).await.unwrap());
+    assert_eq!(s.job(entry.id).await.unwrap().unwrap().crashes, 1);
 }
 
 pub async fn what_was_given_back_is_no_crash(s: &Subject) {
@@ -197,7 +218,8 @@ pub async fn what_was_given_back_is_no_crash(s: &Subject) {
     assert!(s.release(&me, &entry.place, None).await.unwrap());
     let taken = sweep(s, &other, NEVER, 1).await.remove(0);
     assert!(!taken.crashed);
-    let again = begun(s.shared().begin(&taken, &other, 1).await.unwrap());
+    let again =
+        begun(s.shared().begin(&taken, &other, Crashes { most: 1, alone: false }).await.unwrap());
     assert!(again.fence > attempt.fence);
     assert_eq!(s.job(entry.id).await.unwrap().unwrap().crashes, 0);
 }

@@ -11,10 +11,10 @@ use std::{
 use async_trait::async_trait;
 use millstream::{
     broker::{
-        Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, DeadLetter, Depth, Enqueue,
-        Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt,
-        Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Shared, Sink, Spent,
-        Submission, Sweep, Swept, Topic, Wake, WorkerId, WorkerSeen, Written,
+        Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Depth,
+        Enqueue, Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted,
+        Receipt, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Shared, Sink,
+        Spent, Submission, Sweep, Swept, Topic, Wake, WorkerId, WorkerSeen, Written,
     },
     event::{Event, EventId, Frame},
     job::{JobId, Lane, Timestamp},
@@ -118,10 +118,10 @@ impl Claim for Recorder {
         Ok(Box::new(RecordedClaimer { inner, seen: self.seen.clone() }))
     }
 
-    async fn begin(&self, entry: &Entry, worker: &WorkerId, most_crashes: u32) -> Result<Begin> {
+    async fn begin(&self, entry: &Entry, worker: &WorkerId, crashes: Crashes) -> Result<Begin> {
         self.seen.call("Claim::begin");
         let before = self.record(entry.id).await;
-        let begin = self.inner.begin(entry, worker, most_crashes).await?;
+        let begin = self.inner.begin(entry, worker, crashes).await?;
         if let Begin::Begun(attempt) = &begin
             && before.as_ref().is_none_or(|record| record.fence != attempt.fence)
         {
@@ -375,6 +375,11 @@ impl Control for Recorder {
     async fn requeue(&self, partition: &Partition, letter: &DeadLetter, run: Run) -> Result<bool> {
         self.seen.call("Control::requeue");
         self.inner.requeue(partition, letter, run).await
+    }
+
+    async fn letter(&self, partition: &Partition, letter: &str) -> Result<Option<DeadLetter>> {
+        self.seen.call("Control::letter");
+        self.inner.letter(partition, letter).await
     }
 
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {

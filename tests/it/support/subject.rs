@@ -4,8 +4,9 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 
 use millstream::{
     broker::{
-        Attempt, Begin, Broker, Claimer, DeadLetter, Entry, Feed, Limits, Outcome, Partition,
-        Place, Receipt, Refusal, Result, Shared, Signal, Submission, Topic, WorkerId, Written,
+        Attempt, Begin, Broker, Claimer, Crashes, DeadLetter, Entry, Feed, Limits, Outcome,
+        Partition, Place, Receipt, Refusal, Result, Shared, Signal, Submission, Topic, WorkerId,
+        Written,
         memory::{self, Memory},
         redis::{
             Options, Redis,
@@ -122,7 +123,7 @@ impl Subject {
 
     /// Begins with room for crashes.
     pub async fn begin(&self, entry: &Entry, worker: &WorkerId) -> Result<Begin> {
-        self.broker.begin(entry, worker, 100).await
+        self.broker.begin(entry, worker, Crashes { most: 100, alone: true }).await
     }
 
     /// Refuses for a failure.

@@ -5,15 +5,16 @@
 -- ARGV[2] payload; for `started` its JSON object without the opening brace and without `attempt`
 -- ARGV[3] worker   ARGV[4] place of the entry (`LANE ENTRY-ID`)   ARGV[5] the entry's attempt
 -- ARGV[6] the entry's run   ARGV[7] `1` where its last worker let the lease run out, else `0`
--- ARGV[8] time to live in ms   ARGV[9] most crashes   ARGV[10] not to begin after, or `0`
--- ARGV[11] failure as JSON, for `failed`
--- ARGV[12…] field, value, …: immutable fields, written where the producer left no record
+-- ARGV[8] time to live in ms   ARGV[9] most crashes   ARGV[10] `1` where no other suspect runs
+-- ARGV[11] not to begin after, or `0`   ARGV[12] failure as JSON, for `failed`
+-- ARGV[13…] field, value, …: immutable fields, written where the producer left no record
 --
 -- Returns {verdict, fence, attempt, failures, due or crashes, error}; the verdict is
 --   begun    the fence is open and its first event written
 --   remove   the run is over, or another entry carries the job
 --   park     the last attempt asked for a retry, and this is its entry: park it until `due`
 --   bury     the job has failed, and this is its entry
+--   alone    nothing was written: the job may be lost only once more, and has to run alone
 --   cancel, expired, poison   nothing was written: the job is to be ended without an attempt
 -- Replay: by the same worker for the same entry, while the log ends in its `started`, it answers
 -- `begun` with the fence that it has and writes nothing. Once more was written a new attempt opens:
@@ -32,6 +33,13 @@ end
 
 if state == 'done' or state == 'cancelled' then return answer('remove') end
 if entry_run < (tonumber(r[12]) or 1) then return answer('remove') end
+if entry_run > (tonumber(r[12]) or 1) and r[1] then
+  -- The server has forgotten that this run was opened: what it knows is of the run before.
+  redis.call('HDEL', record, 'state', 'attempt', 'failures', 'crashes', 'history', 'error', 'due',
+    'began', 'ended', 'worker', 'place', 'cancel', 'usage', 'finish_reason')
+  state, attempt, failures, crashes, same = 'waiting', 0, 0, 0, false
+  r[3], r[6], r[8], r[13], r[14], r[15] = false, false, false, false, false, false
+end
 if state == 'failed' then return answer(same and 'bury' or 'remove') end
 if state == 'running' and not same then return answer('remove') end
 if state == 'parked' and same then return answer('park') end
@@ -39,19 +47,20 @@ if not same and tonumber(ARGV[5]) < attempt then return answer('remove') end
 if state ~= 'running' and state ~= 'parked' and state ~= 'waiting' then
   return redis.error_reply('ERR state `' .. state .. '` is of a newer version; upgrade this worker')
 end
-if state == 'running' and r[6] == worker and event == 'started' then
+if state == 'running' and r[6] == worker and event == 'started' and ARGV[7] == '0' then
   local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   if top and top[1] == string.format('%.0f-0', fence) then return answer('begun') end
 end
 if r[13] and event ~= 'cancelled' then return answer('cancel') end
 
-local lost = state == 'running' and r[6] ~= worker
+local lost = state == 'running' and (r[6] ~= worker or ARGV[7] == '1')
 if lost and ARGV[7] == '1' then crashes = crashes + 1 end
 if event == 'started' then
   if crashes >= tonumber(ARGV[9]) then return answer('poison', tostring(crashes)) end
-  if not r[14] and tonumber(ARGV[10]) > 0 then
+  if lost and crashes >= 2 and ARGV[10] ~= '1' then return answer('alone') end
+  if not r[14] and tonumber(ARGV[11]) > 0 then
     local t = redis.call('TIME')
-    if t[1] * 1000 + math.floor(t[2] / 1000) > tonumber(ARGV[10]) then return answer('expired') end
+    if t[1] * 1000 + math.floor(t[2] / 1000) > tonumber(ARGV[11]) then return answer('expired') end
   end
   attempt = attempt + 1
   payload = '{"attempt":' .. attempt .. ',' .. payload
@@ -75,7 +84,7 @@ if event == 'started' then
   put('state', 'running'); put('worker', worker); put('began', now)
 else
   put('state', event); put('ended', now)
-  if event == 'failed' then r[8] = ARGV[11]; put('error', ARGV[11]) end
+  if event == 'failed' then r[8] = ARGV[12]; put('error', ARGV[12]) end
 end
 if entry_run > (tonumber(r[12]) or 1) then put('run', ARGV[6]) end
 if lost then
@@ -87,11 +96,11 @@ if lost then
     .. ',"error":{"code":"worker_lost","message":"' .. (r[6] or '') .. ' did not renew its lease"}}\n')
 end
 if not r[9] then
-  for i = 12, #ARGV, 2 do put(ARGV[i], ARGV[i + 1]) end
+  for i = 13, #ARGV, 2 do put(ARGV[i], ARGV[i + 1]) end
 end
 redis.call('HSET', record, unpack(set))
--- A record of the last hour has its whole time before it.
-if not r[9] or now - (tonumber(r[10]) or 0) > 3600000 then
+-- A young record has its whole time before it.
+if not r[9] or now - (tonumber(r[10]) or 0) > math.min(3600000, tonumber(ARGV[8]) / 8) then
   redis.call('PEXPIRE', record, ARGV[8])
 end
 redis.call('PEXPIRE', log, ARGV[8])

@@ -1,7 +1,7 @@
 -- Cancels a job, or notes that its attempt is to end so.
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
--- ARGV[1] what the channels of workers begin with
+-- ARGV[1] what the channels of workers begin with   ARGV[2] time to live in ms
 --
 -- Returns {verdict, state, worker or partition}; the verdict is
 --   cancelled   no attempt ran: `cancelled` is written under a new fence
@@ -35,8 +35,9 @@ local logged = top and tonumber(string.match(top[1], '^(%d+)')) or 0
 local fence = string.format('%.0f', math.max((tonumber(r[2]) or 0) + 1, logged + 1, now))
 redis.call('XADD', log, fence .. '-0', 'cancelled', payload)
 redis.call('HSET', record, 'state', 'cancelled', 'fence', fence, 'ended', string.format('%.0f', now))
--- It keeps the time that it has: its entry must still find it.
-local left = redis.call('PTTL', record)
-if left > 0 then redis.call('PEXPIRE', log, left) end
+-- Its entry must still find it, however long that takes; a schedule's time is longer still.
+local left = math.max(redis.call('PTTL', record), tonumber(ARGV[2]))
+redis.call('PEXPIRE', record, left)
+redis.call('PEXPIRE', log, left)
 redis.pcall('PUBLISH', record, fence .. '-0 cancelled ' .. payload)
 return {'cancelled', state, r[5] or ''}

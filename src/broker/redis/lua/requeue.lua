@@ -7,9 +7,12 @@
 -- Returns 1 when the entry was added, 0 when the letter was gone. Replay: changes nothing, unless the
 -- caller has opened the run: then a second entry is added, and begin drops it. A letter purged in
 -- between must not leave an open run without an entry.
-if redis.call('XDEL', KEYS[1], ARGV[1]) == 0 and ARGV[3] ~= '1' then return 0 end
+local there = #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) > 0
+if not there and ARGV[3] ~= '1' then return 0 end
 local fields = {}
 for i = 4, #ARGV do fields[#fields + 1] = ARGV[i] end
+-- Added before it is deleted: what the server does not take is not lost.
 redis.call('XADD', KEYS[2], '*', unpack(fields))
+redis.call('XDEL', KEYS[1], ARGV[1])
 redis.pcall('PUBLISH', ARGV[2], 'added')
 return 1

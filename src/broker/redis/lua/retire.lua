@@ -1,6 +1,6 @@
 -- Forgets consumers of lanes that hold nothing.
 --
--- KEYS[1…] lanes   ARGV[1] the one that leaves, or ''   ARGV[2] for all others: idle time in ms
+-- KEYS[1] and on: lanes   ARGV[1] the one that leaves, or ''   ARGV[2] for all others: idle time in ms
 --
 -- Returns how many names were forgotten. Replay: forgets nobody twice. Deleting a consumer would drop
 -- what it holds, so the look and the deletion are one step.

@@ -16,7 +16,7 @@ mod ranges;
 
 use std::{fmt, path::PathBuf};
 
-pub use layers::{Flag, Layers, environment};
+pub use layers::{Flag, Layers, environment, variables};
 pub use mask::printed;
 
 pub use crate::broker::redis::masked_url;

@@ -62,6 +62,17 @@ pub fn environment() -> Vec<(String, String)> {
         .collect()
 }
 
+/// The variables by which a program without file and flags gets this configuration. Secrets stand
+/// in them as they are.
+pub fn variables(config: &Config) -> Vec<(String, String)> {
+    let tree = serde_json::to_value(config).unwrap_or_default();
+    let variable = |(key, value): (String, Value)| {
+        let name = format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"));
+        (name, if value.is_null() { String::new() } else { plain(&value) })
+    };
+    leaves(&tree).into_iter().map(variable).collect()
+}
+
 impl Layers {
     /// Reads and checks the configuration.
     pub fn load(&self) -> Result<Loaded, Error> {

@@ -127,6 +127,17 @@ fn every_key_is_set_by_its_variable_and_by_a_flag() {
 }
 
 #[test]
+fn a_configuration_survives_as_variables() {
+    for (key, value) in OTHERS {
+        let config = with(&[], &[(key, value)]).unwrap().config;
+        let variables = variables(&config);
+        let own: Vec<(&str, &str)> =
+            variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(tree(&with(&own, &[]).unwrap().config), tree(&config), "{key}");
+    }
+}
+
+#[test]
 fn the_example_holds_every_key_at_its_default() {
     let text = include_str!("../../config.example.toml");
     let parsed: Config = toml::from_str(text).unwrap();

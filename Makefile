@@ -3,7 +3,7 @@
 CARGO_BUILD_JOBS ?= 2
 export CARGO_BUILD_JOBS
 
-.PHONY: test ci setup fmt lint doc features bench-idle mutations chaos
+.PHONY: test ci setup fmt lint doc features bench bench-idle mutations chaos
 
 # The tests' own needs: a Redis server, a test runner, a Procfile runner and a Redis client.
 setup:
@@ -31,6 +31,12 @@ features:
 # Switches off one mechanism after the other, and shows which test goes red for it.
 mutations: setup
 	./tests/mutations.py
+
+# What is promised in figures, each on a private Redis; fails where a budget is missed.
+bench: setup
+	cargo build --release --bins
+	target/release/millstream bench promotion --check
+	target/release/millstream bench recovery --check
 
 # Commands of an idle worker and an idle listener over five minutes, counted by the server.
 bench-idle: setup

@@ -10,6 +10,7 @@
 mod answer;
 mod args;
 mod ask;
+mod bench;
 mod dev;
 mod dlq;
 mod engine;

@@ -14,7 +14,7 @@
 //!   a model
 //! - [`producer`] enqueues, [`listener`] follows, `worker` executes, [`admin`] cancels, requeues and
 //!   drains
-//! - `config` gathers everyone's options; `cli` is what the programs share
+//! - `config` gathers everyone's options; `bench` measures; `cli` is what the programs share
 //!
 //! # Features
 //!
@@ -25,6 +25,8 @@
 //! Without them an application embeds producer and listener alone.
 
 pub mod admin;
+#[cfg(feature = "cli")]
+pub mod bench;
 pub mod broker;
 #[cfg(feature = "cli")]
 pub mod cli;

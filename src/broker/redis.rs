@@ -9,6 +9,8 @@ mod codec;
 mod connect;
 mod control;
 mod enqueue;
+#[cfg(feature = "cli")]
+mod erase;
 mod inspect;
 pub mod keys;
 mod lease;
@@ -129,6 +131,15 @@ impl Redis {
         })
     }
 
+    /// What the server calls itself, with its version: `Redis 7.0.15`.
+    pub async fn server(&self) -> Result<String> {
+        let info = self.pool.connector().server_info().await?;
+        Ok(match version(&info, "valkey_version:") {
+            Some(version) => format!("Valkey {version}"),
+            None => format!("Redis {}", version(&info, "redis_version:").unwrap_or("unknown")),
+        })
+    }
+
     /// The keys in use.
     pub fn keys(&self) -> &Keys {
         &self.keys
@@ -160,10 +171,14 @@ pub fn masked_url(url: &str) -> String {
     parts.map_or(shown.clone(), |query| format!("{shown}?{query}"))
 }
 
+/// A version among what the server says of itself.
+fn version<'a>(info: &'a str, field: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(field)).map(str::trim)
+}
+
 /// Valkey reports the Redis version that it is compatible with, too.
 fn check_version(info: &str) -> Result<()> {
-    let field = |name: &str| info.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
-    let version = field("redis_version:").unwrap_or("unknown");
+    let version = version(info, "redis_version:").unwrap_or("unknown");
     let major = version.split('.').next().and_then(|n| n.parse::<u32>().ok()).unwrap_or(0);
     if major >= 7 {
         return Ok(());

@@ -2,7 +2,7 @@
 
 use std::{fmt, process::ExitCode};
 
-use crate::{broker, config, error, listener, producer, simulator, upstream};
+use crate::{bench, broker, config, error, listener, producer, simulator, upstream};
 
 /// Why a program ended. The numbers do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub enum Exit {
     Upstream = 5,
     /// A job failed, or was not over in time.
     Job = 6,
+    /// A benchmark that was to be checked missed a budget.
+    Missed = 7,
     /// SIGINT or SIGTERM came before the end.
     Interrupted = 130,
 }
@@ -36,6 +38,7 @@ Exit codes:
     4  broker unavailable, queue full, or no worker serves it
     5  model's endpoint unavailable, or it refuses the key
     6  a job failed, or was not over in time
+    7  a budget was missed (bench --check)
   130  interrupted";
 
 impl From<Exit> for ExitCode {
@@ -204,6 +207,25 @@ impl From<upstream::openai::Error> for Error {
 impl From<simulator::Error> for Error {
     fn from(error: simulator::Error) -> Self {
         Self::from_source(Exit::Configuration, error, "")
+    }
+}
+
+impl From<bench::Error> for Error {
+    fn from(error: bench::Error) -> Self {
+        let remedy = match error {
+            bench::Error::Broker(error) => return error.into(),
+            bench::Error::Producer(error) => return error.into(),
+            bench::Error::Listener(error) => return error.into(),
+            bench::Error::Simulator(error) => return error.into(),
+            bench::Error::Upstream(error) => return error.into(),
+            bench::Error::Folder { .. } => "set TMPDIR to a folder that can be written",
+            bench::Error::Program { ref program, .. } if program.is_absolute() => {
+                "build it (cargo build --bins), or name it by --worker-bin"
+            }
+            bench::Error::Program { .. } => "install it, or set REDIS_URL to where Redis runs",
+            _ => "",
+        };
+        Self::from_source(Exit::Unexpected, error, remedy)
     }
 }
 

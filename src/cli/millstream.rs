@@ -7,6 +7,7 @@ use super::{
     Context, Error, Exit,
     args::Common,
     ask::{self, Ask},
+    bench::{self, Bench},
     dev, dlq,
     exit::EXIT_CODES,
     jobs::{self, Jobs},
@@ -72,6 +73,14 @@ enum Command {
     /// base URL.
     Simulate(Simulate),
 
+    /// Measure what is promised in figures: crash recovery, lateness
+    ///
+    /// Runs on the Redis that is configured, under a key prefix of its own, and removes what it
+    /// made; with none configured, on a private redis-server found on the PATH. The model is the
+    /// simulator.
+    #[command(subcommand)]
+    Bench(Bench),
+
     /// Write a completion script for a shell
     Completions {
         /// The shell
@@ -105,6 +114,7 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
         Command::Migrate(what) => migrate::run(what, common, cx).await,
         Command::Config(what) => settings::run(&what, common, cx),
         Command::Simulate(args) => simulate::run(args, common, cx).await,
+        Command::Bench(what) => bench::run(what, common, cx).await,
         Command::Completions { shell, program } => completions(shell, program, cx),
     }
 }

@@ -25,6 +25,7 @@
 
 mod admission;
 mod bad_input;
+mod bench;
 mod cancel;
 mod claim;
 mod conformance;

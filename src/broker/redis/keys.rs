@@ -94,6 +94,11 @@ impl Keys {
         format!("{}:schema:lock", self.prefix)
     }
 
+    /// A pattern that every key under this prefix matches, and no other.
+    pub fn all(&self) -> String {
+        format!("{}:*", self.prefix)
+    }
+
     /// A topic's channel.
     pub fn channel(&self, topic: &Topic) -> String {
         match topic {

@@ -36,6 +36,7 @@ mutations: setup
 bench: setup
 	cargo build --release --bins
 	target/release/millstream bench promotion --check
+	target/release/millstream bench cancel --check
 	target/release/millstream bench recovery --check
 
 # Commands of an idle worker and an idle listener over five minutes, counted by the server.

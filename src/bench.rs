@@ -4,6 +4,7 @@
 //! [`Report`]: distributions with their budgets, and claims that hold or do not. Nothing here
 //! writes to a terminal. The model is the simulator, so what is measured is this system alone.
 
+pub mod cancel;
 mod distribution;
 mod fleet;
 mod folder;
@@ -12,6 +13,7 @@ pub mod promotion;
 pub mod recovery;
 mod report;
 mod server;
+mod watch;
 
 use std::{io, path::PathBuf, time::Duration};
 

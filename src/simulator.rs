@@ -84,7 +84,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use fault::Fault;
-pub use tally::Stats;
+pub use tally::{Meter, Stats};
 
 /// The largest request body, in bytes.
 const MAX_BODY: usize = 16 * 1024 * 1024;
@@ -201,6 +201,7 @@ pub struct Simulator {
     listener: TcpListener,
     addr: SocketAddr,
     options: Options,
+    tally: Arc<tally::Tally>,
 }
 
 impl Simulator {
@@ -221,7 +222,7 @@ impl Simulator {
         let refused = |source| Error::Bind { addr: listen, source };
         let listener = TcpListener::bind(listen).await.map_err(refused)?;
         let addr = listener.local_addr().map_err(refused)?;
-        Ok(Self { listener, addr, options })
+        Ok(Self { listener, addr, options, tally: Arc::default() })
     }
 
     /// The address it listens on, with the port that was really taken.
@@ -236,12 +237,18 @@ impl Simulator {
         format!("http://{}/v1", self.addr)
     }
 
+    /// Looks at its counters, while it runs and afterwards.
+    #[must_use]
+    pub fn meter(&self) -> Meter {
+        Meter(Arc::clone(&self.tally))
+    }
+
     /// Answers until `shutdown`, and returns what was counted.
     ///
     /// After `shutdown` no connection is accepted. Silent answers break off at once, the others
     /// have 3 seconds to reach their end before their connections are broken.
     pub async fn run(self, shutdown: CancellationToken) -> Stats {
-        let tally = Arc::new(tally::Tally::default());
+        let tally = self.tally;
         let halt = CancellationToken::new();
         let shared = Arc::new(chat::Shared {
             options: self.options,

@@ -16,7 +16,7 @@ use crate::{
     job::{ChatRequest, Job, QueueName},
     listener::Listener,
     producer::Producer,
-    simulator::{self, Simulator},
+    simulator::{self, Meter, Simulator},
     upstream::openai::{self, OpenAi},
     worker::{self, Worker},
 };
@@ -34,6 +34,7 @@ pub struct Lab {
     redis: Redis,
     broker: Shared,
     partition: Partition,
+    meter: Meter,
     stop: CancellationToken,
     tasks: TaskTracker,
     server: Option<Server>,
@@ -59,7 +60,7 @@ impl Lab {
             ..simulator::Options::default()
         })
         .await?;
-        let base_url = simulator.base_url();
+        let (base_url, meter) = (simulator.base_url(), simulator.meter());
         config.upstream =
             openai::Options { base_url, api_key: String::new(), ..config.upstream.clone() };
         let redis = Redis::connect(config.redis.clone()).await?;
@@ -68,7 +69,7 @@ impl Lab {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(simulator.run(stop.clone()));
         let broker = Arc::new(redis.clone());
-        Ok(Self { config, redis, broker, partition, stop, tasks, server })
+        Ok(Self { config, redis, broker, partition, meter, stop, tasks, server })
     }
 
     /// Ends what runs in this process and removes every key of the lab.
@@ -105,6 +106,11 @@ impl Lab {
     /// The broker.
     pub(super) fn broker(&self) -> &Shared {
         &self.broker
+    }
+
+    /// What the simulator counts.
+    pub(super) fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// A producer for the lab's queue.

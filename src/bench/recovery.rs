@@ -13,19 +13,16 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use humantime_serde::re::humantime::format_duration;
 
 use super::{
-    Budget, Claim, Distribution, Error, Figure, Lab, Mark, Progress, Report, fleet::Fleet,
+    Budget, Claim, Distribution, Error, Figure, Lab, Mark, Progress, Report,
+    fleet::Fleet,
     random_below,
+    watch::{End, Watch},
 };
-use crate::{
-    event::{Body, Event},
-    job::JobId,
-    listener,
-    producer::Producer,
-};
+use crate::{listener::Listener, producer::Producer};
 
 /// Workers that are killed, and those that are not.
 const VICTIM: &str = "victim";
@@ -104,7 +101,7 @@ pub async fn run(lab: &Lab, options: &Options, progress: Progress<'_>) -> Result
 struct Scene {
     fleet: Mutex<Fleet>,
     producer: Producer,
-    listener: listener::Listener,
+    listener: Listener,
     /// Kills come within this time after the first deltas.
     window: Duration,
     patience: Duration,
@@ -156,25 +153,24 @@ impl Scene {
         let tokens = (self.window + REST).as_secs() * u64::from(RATE);
         let job = Lab::job(&format!("tokens={tokens},rate={RATE}"), &format!("kill {number}"));
         let id = self.producer.enqueue(job).await?.id;
-        let events = self.listener.listen(id).idle_timeout(self.patience).events();
-        let mut watch = Watch::new(id, events);
-        watch.until(|watch| watch.deltas >= DELTAS || watch.done.is_some()).await?;
+        let mut watch = Watch::new(id, self.listener.listen(id).idle_timeout(self.patience));
+        watch.until(|watch| watch.deltas >= DELTAS || watch.is_over()).await?;
         if Fleet::has_role(VICTIM, &watch.worker) {
             let pause = random_below(self.window);
             // Read on meanwhile: what comes after the kill is new.
-            let _ = tokio::time::timeout(pause, watch.until(|watch| watch.done.is_some())).await;
+            let _ = tokio::time::timeout(pause, watch.until(Watch::is_over)).await;
         }
-        let killed = match watch.done {
+        let killed = match watch.end {
             None => self.fleet().kill(VICTIM, &watch.worker)?,
             Some(_) => None,
         };
         let Some(killed) = killed else {
-            watch.until(|watch| watch.done.is_some()).await?;
+            watch.until(Watch::is_over).await?;
             return Ok(None);
         };
         self.fleet().hire(VICTIM, 1)?;
         let (attempt, mut before) = (watch.attempt, watch.text.clone());
-        while watch.attempt == attempt && watch.done.is_none() {
+        while watch.attempt == attempt && !watch.is_over() {
             before.clone_from(&watch.text);
             watch.next().await?;
         }
@@ -183,59 +179,11 @@ impl Scene {
             // It had just ended.
             return Ok(None);
         }
-        watch.until(|watch| watch.done.is_some()).await?;
+        watch.until(Watch::is_over).await?;
         let words = watch.text.split(' ').count();
-        let whole = watch.done == Some(true)
+        let whole = watch.end == Some(End::Done)
             && watch.text.starts_with(&before)
             && u64::try_from(words) == Ok(tokens);
         Ok(Some(Kill { took, whole }))
-    }
-}
-
-/// A job as its reader sees it.
-struct Watch<S> {
-    id: JobId,
-    events: S,
-    worker: String,
-    attempt: u32,
-    /// Of the current attempt.
-    deltas: u32,
-    text: String,
-    /// Whether it is over, and well.
-    done: Option<bool>,
-}
-
-impl<S: Stream<Item = Result<Event, listener::Error>> + Unpin> Watch<S> {
-    fn new(id: JobId, events: S) -> Self {
-        let (worker, text) = (String::new(), String::new());
-        Self { id, events, worker, attempt: 0, deltas: 0, text, done: None }
-    }
-
-    async fn next(&mut self) -> Result<(), Error> {
-        let Some(event) = self.events.next().await else {
-            return Err(Error::Job { id: self.id, what: "has no end in its log".to_owned() });
-        };
-        match event?.body {
-            Body::Started(started) => {
-                (self.worker, self.attempt) = (started.worker, started.attempt);
-                self.deltas = 0;
-                self.text.clear();
-            }
-            Body::Delta(chunk) => {
-                self.deltas += 1;
-                self.text.push_str(&chunk.text());
-            }
-            Body::Done(_) => self.done = Some(true),
-            body if body.is_terminal() => self.done = Some(false),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    async fn until(&mut self, enough: impl Fn(&Self) -> bool) -> Result<(), Error> {
-        while !enough(self) {
-            self.next().await?;
-        }
-        Ok(())
     }
 }

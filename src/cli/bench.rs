@@ -11,7 +11,7 @@ use super::{
     logging::{self, Level},
 };
 use crate::{
-    bench::{Lab, Report, promotion, recovery},
+    bench::{Lab, Report, cancel, promotion, recovery},
     config,
 };
 
@@ -65,6 +65,25 @@ pub(super) enum Bench {
         #[command(flatten)]
         shown: Shown,
     },
+
+    /// Cancel: from the call until the model is left alone, and until a reader knows
+    ///
+    /// Jobs in mid-answer are cancelled one by one, while others stream. The simulator tells when
+    /// the connection to it was dropped. Budget: max 250 ms for both.
+    Cancel {
+        /// How many jobs are cancelled
+        #[arg(long, value_name = "NUMBER", default_value_t = 100,
+              value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        jobs: u32,
+
+        /// How many jobs stream at a time
+        #[arg(long, value_name = "NUMBER", default_value_t = 20,
+              value_parser = clap::value_parser!(u32).range(1..=100))]
+        at_once: u32,
+
+        #[command(flatten)]
+        shown: Shown,
+    },
 }
 
 /// How a measurement is shown.
@@ -92,7 +111,9 @@ impl Shown {
 impl Bench {
     fn shown(&self) -> Shown {
         match self {
-            Self::Recovery { shown, .. } | Self::Promotion { shown, .. } => *shown,
+            Self::Recovery { shown, .. }
+            | Self::Promotion { shown, .. }
+            | Self::Cancel { shown, .. } => *shown,
         }
     }
 
@@ -100,7 +121,7 @@ impl Bench {
     fn size(&self) -> (&'static str, u64) {
         match self {
             Self::Recovery { kills, .. } => ("kills", (*kills).into()),
-            Self::Promotion { jobs, .. } => ("jobs", (*jobs).into()),
+            Self::Promotion { jobs, .. } | Self::Cancel { jobs, .. } => ("jobs", (*jobs).into()),
         }
     }
 }
@@ -149,6 +170,10 @@ async fn measure(what: &Bench, lab: &Lab, bar: &ProgressBar) -> Result<Report, E
         Bench::Promotion { jobs, over, .. } => {
             let options = promotion::Options { jobs: *jobs, over: *over };
             promotion::run(lab, &options, &progress).await?
+        }
+        Bench::Cancel { jobs, at_once, .. } => {
+            let at_once = usize::try_from(*at_once).unwrap_or(1);
+            cancel::run(lab, &cancel::Options { jobs: *jobs, at_once }, &progress).await?
         }
     };
     Ok(report)

@@ -73,7 +73,7 @@ enum Command {
     /// base URL.
     Simulate(Simulate),
 
-    /// Measure what is promised in figures: crash recovery, lateness
+    /// Measure what is promised in figures: crash recovery, lateness, cancel
     ///
     /// Runs on the Redis that is configured, under a key prefix of its own, and removes what it
     /// made; with none configured, on a private redis-server found on the PATH. The model is the

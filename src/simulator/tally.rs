@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 /// How many canonical requests a generation of [`Attempts`] remembers.
 const GENERATION: usize = 65_536;
@@ -34,6 +35,34 @@ pub(super) struct Tally {
     aborted: AtomicU64,
     faulted: AtomicU64,
     active: AtomicU64,
+    /// Told whenever an answer is cut short.
+    cut: Notify,
+}
+
+/// Looks at the counters of a simulator from within its process.
+#[derive(Debug, Clone)]
+pub struct Meter(pub(super) Arc<Tally>);
+
+impl Meter {
+    /// What is counted so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.0.stats()
+    }
+
+    /// Waits until so many answers were cut short, and returns as the last of them is.
+    pub async fn aborted(&self, count: u64) {
+        loop {
+            let cut = self.0.cut.notified();
+            tokio::pin!(cut);
+            // From here on nothing is missed.
+            cut.as_mut().enable();
+            if self.stats().aborted >= count {
+                return;
+            }
+            cut.await;
+        }
+    }
 }
 
 impl Tally {
@@ -84,6 +113,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.settle(&self.tally.aborted);
+        self.tally.cut.notify_waiters();
     }
 }
 
@@ -131,6 +161,22 @@ mod tests {
         }
         assert!(attempts.next(1) > 100, "a request that keeps being asked is not forgotten");
         assert_eq!(attempts.next(2), 1, "one that is not asked again is");
+    }
+
+    #[tokio::test]
+    async fn a_meter_returns_as_the_last_answer_is_cut_short() {
+        let tally = Arc::new(Tally::default());
+        let meter = Meter(Arc::clone(&tally));
+        meter.aborted(0).await;
+        let waiting = tokio::spawn(async move { meter.aborted(2).await });
+        let (first, mut whole, second) = (tally.open(), tally.open(), tally.open());
+        drop(first);
+        whole.end(false);
+        drop(whole);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(second);
+        waiting.await.unwrap();
     }
 
     #[test]

@@ -25,21 +25,23 @@ async fn bench(args: &[&str], env: &[(&str, &str)]) -> Ran {
     tokio::task::spawn_blocking(run).await.unwrap()
 }
 
-/// What a report in JSON says of its only figure, once its outer shape is checked.
-fn figure(report: &Value, scenario: &str, count: u64) -> Value {
+/// The figures of a report in JSON, once its shape is checked.
+fn figures<'a>(report: &'a Value, scenario: &str, count: u64) -> &'a [Value] {
     assert_eq!(report["scenario"], scenario);
     assert!(report["machine"]["redis"].as_str().unwrap().contains(' '), "{report}");
     for claim in report["claims"].as_array().unwrap() {
         assert_eq!((&claim["held"], &claim["of"]), (&count.into(), &count.into()), "{report}");
     }
-    let [figure] = report["figures"].as_array().unwrap().as_slice() else { panic!("{report}") };
-    assert_eq!(figure["count"], count);
-    let marks = ["min", "p50", "p90", "p95", "p99", "max"];
-    let marks = marks.map(|mark| figure[mark].as_f64().unwrap());
-    assert!(marks.is_sorted() && marks[5] > 0.0, "{figure}");
-    let bins = figure["histogram"].as_array().unwrap().iter();
-    assert_eq!(bins.map(|bin| bin["count"].as_u64().unwrap()).sum::<u64>(), count, "{figure}");
-    figure.clone()
+    let figures = report["figures"].as_array().unwrap();
+    for figure in figures {
+        assert_eq!(figure["count"], count);
+        let marks = ["min", "p50", "p90", "p95", "p99", "max"];
+        let marks = marks.map(|mark| figure[mark].as_f64().unwrap());
+        assert!(marks.is_sorted() && marks[5] > 0.0, "{figure}");
+        let bins = figure["histogram"].as_array().unwrap().iter();
+        assert_eq!(bins.map(|bin| bin["count"].as_u64().unwrap()).sum::<u64>(), count, "{figure}");
+    }
+    figures
 }
 
 /// No key is left, and no process is connected any more.
@@ -60,7 +62,7 @@ async fn promotion_is_measured_beside_others_keys_and_leaves_none() {
     let ran = bench(&args, &[("REDIS_URL", &server.url())]).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let report: Value = serde_json::from_str(&ran.out).unwrap();
-    let figure = figure(&report, "promotion", 50);
+    let [figure] = figures(&report, "promotion", 50) else { panic!("{report}") };
     assert_eq!(figure["budgets"][0]["limit"], 50.0, "{figure}");
     assert_eq!(server.command(&["DBSIZE"]), "3", "{}", server.command(&["KEYS", "*"]));
     assert_eq!(server.command(&["GET", "ms-bench-other:schema"]), "another's");
@@ -96,7 +98,21 @@ async fn recovery_as_json_counts_its_kills_and_ends_its_workers() {
     let ran = bench(&args, &[("REDIS_URL", &server.url())]).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let report: Value = serde_json::from_str(&ran.out).unwrap();
-    figure(&report, "recovery", 1);
+    assert_eq!(figures(&report, "recovery", 1).len(), 1);
+    left_alone(&server).await;
+}
+
+#[tokio::test]
+async fn cancel_is_measured_at_the_model_and_at_the_reader() {
+    let server = Server::start().await;
+    let args = ["cancel", "--jobs", "8", "--at-once", "4", "--json"];
+    let ran = bench(&args, &[("REDIS_URL", &server.url())]).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let report: Value = serde_json::from_str(&ran.out).unwrap();
+    let [dropped, told] = figures(&report, "cancel", 8) else { panic!("{report}") };
+    for figure in [dropped, told] {
+        assert_eq!(figure["budgets"][0]["limit"], 250.0, "{figure}");
+    }
     left_alone(&server).await;
 }
 

@@ -9,6 +9,7 @@ mod distribution;
 mod fleet;
 mod folder;
 mod lab;
+mod noise;
 pub mod promotion;
 pub mod recovery;
 mod report;

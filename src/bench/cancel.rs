@@ -10,7 +10,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::Mutex;
 
 use super::{
-    Budget, Claim, Error, Figure, Lab, Mark, Progress, Report, random_below,
+    Budget, Claim, Error, Figure, Lab, Mark, Progress, Report, noise, random_below,
     watch::{End, Watch},
 };
 use crate::{
@@ -66,12 +66,13 @@ pub async fn run(lab: &Lab, options: &Options, progress: Progress<'_>) -> Result
         turn: Mutex::new(()),
     };
     let at_once = options.at_once.max(1);
-    let seen: Vec<Seen> = stream::iter(0..options.jobs)
+    let cancels = stream::iter(0..options.jobs)
         .map(|number| scene.cancel(number))
         .buffer_unordered(at_once)
         .inspect_ok(|_| progress())
-        .try_collect()
-        .await?;
+        .try_collect();
+    let (seen, timers) = noise::beside(cancels).await;
+    let seen: Vec<Seen> = seen?;
     let budget = Budget { mark: Mark::Max, limit: Duration::from_millis(250) };
     let figure = |name, samples: fn(&Seen) -> Duration| Figure {
         name,
@@ -89,6 +90,7 @@ pub async fn run(lab: &Lab, options: &Options, progress: Progress<'_>) -> Result
         figures: vec![
             figure("cancel to upstream connection dropped", |seen| seen.dropped),
             figure("cancel to `cancelled` event at a reader", |seen| seen.told),
+            timers,
         ],
         claims: vec![
             Claim {

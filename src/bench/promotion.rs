@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::{
-    Budget, Claim, Distribution, Error, Figure, Lab, Mark, Progress, Report, random_below,
+    Budget, Claim, Distribution, Error, Figure, Lab, Mark, Progress, Report, noise, random_below,
 };
 use crate::{
     event::{Body, Event, EventId},
@@ -49,8 +49,12 @@ pub async fn run(lab: &Lab, options: &Options, progress: Progress<'_>) -> Result
     lab.wait_until_empty().await?;
     let scheduled = schedule(lab, options).await?;
     let last = scheduled.iter().map(|(_, due)| due.0).max().unwrap_or(0);
-    tokio::time::sleep(Duration::from_millis(last.saturating_sub(Timestamp::now().0))).await;
-    lab.wait_until_empty().await?;
+    let (over, timers) = noise::beside(async {
+        tokio::time::sleep(Duration::from_millis(last.saturating_sub(Timestamp::now().0))).await;
+        lab.wait_until_empty().await
+    })
+    .await;
+    over?;
     let (mut lateness, mut once, mut done) = (Vec::with_capacity(scheduled.len()), 0, 0);
     for (id, due) in &scheduled {
         let events = lab.broker().read(*id, EventId::START, EVENTS).await?;
@@ -72,11 +76,17 @@ pub async fn run(lab: &Lab, options: &Options, progress: Progress<'_>) -> Result
             "{of} jobs due at random times over {}, {WORKERS} workers promoting",
             humantime_serde::re::humantime::format_duration(options.over)
         ),
-        figures: vec![Figure {
-            name: "due to begun",
-            distribution: lateness.into_iter().collect::<Distribution>(),
-            budgets: vec![Budget { mark: Mark::Percentile(99), limit: Duration::from_millis(50) }],
-        }],
+        figures: vec![
+            Figure {
+                name: "due to begun",
+                distribution: lateness.into_iter().collect::<Distribution>(),
+                budgets: vec![Budget {
+                    mark: Mark::Percentile(99),
+                    limit: Duration::from_millis(50),
+                }],
+            },
+            timers,
+        ],
         claims: vec![
             Claim { text: "jobs begun once, and not before they were due", held: once, of },
             Claim { text: "answers whole", held: done, of },

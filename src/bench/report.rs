@@ -33,7 +33,7 @@ pub struct Figure {
     pub name: &'static str,
     /// Its samples.
     pub distribution: Distribution,
-    /// What it may be.
+    /// What it may be; none where it only explains the others.
     pub budgets: Vec<Budget>,
 }
 
@@ -80,6 +80,8 @@ impl Claim {
 pub struct Machine {
     /// Cores that this process may use.
     pub cores: usize,
+    /// Processes that wanted a core in the last minute, this one's included, where that is known.
+    pub load: Option<String>,
     /// The operating system, with its version where that is known, and the architecture.
     pub system: String,
     /// The server, with its version.
@@ -93,7 +95,10 @@ impl Machine {
         let version = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let words = [std::env::consts::OS, version.trim(), std::env::consts::ARCH];
         let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        let load = std::fs::read_to_string("/proc/loadavg").ok();
+        let load = load.and_then(|text| text.split(' ').next().map(str::to_owned));
         Self {
+            load,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             system: words.join(" "),
             redis,

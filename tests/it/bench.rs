@@ -34,12 +34,19 @@ fn figures<'a>(report: &'a Value, scenario: &str, count: u64) -> &'a [Value] {
     }
     let figures = report["figures"].as_array().unwrap();
     for figure in figures {
-        assert_eq!(figure["count"], count);
+        // What only explains the others has as many samples as there was time for.
+        let explains = figure["budgets"].as_array().unwrap().is_empty();
+        let samples = figure["count"].as_u64().unwrap();
+        assert!(if explains { samples > 0 } else { samples == count }, "{figure}");
         let marks = ["min", "p50", "p90", "p95", "p99", "max"];
         let marks = marks.map(|mark| figure[mark].as_f64().unwrap());
         assert!(marks.is_sorted() && marks[5] > 0.0, "{figure}");
         let bins = figure["histogram"].as_array().unwrap().iter();
-        assert_eq!(bins.map(|bin| bin["count"].as_u64().unwrap()).sum::<u64>(), count, "{figure}");
+        assert_eq!(
+            bins.map(|bin| bin["count"].as_u64().unwrap()).sum::<u64>(),
+            samples,
+            "{figure}"
+        );
     }
     figures
 }
@@ -62,7 +69,7 @@ async fn promotion_is_measured_beside_others_keys_and_leaves_none() {
     let ran = bench(&args, &[("REDIS_URL", &server.url())]).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let report: Value = serde_json::from_str(&ran.out).unwrap();
-    let [figure] = figures(&report, "promotion", 50) else { panic!("{report}") };
+    let [figure, _timers] = figures(&report, "promotion", 50) else { panic!("{report}") };
     assert_eq!(figure["budgets"][0]["limit"], 50.0, "{figure}");
     assert_eq!(server.command(&["DBSIZE"]), "3", "{}", server.command(&["KEYS", "*"]));
     assert_eq!(server.command(&["GET", "ms-bench-other:schema"]), "another's");
@@ -109,7 +116,7 @@ async fn cancel_is_measured_at_the_model_and_at_the_reader() {
     let ran = bench(&args, &[("REDIS_URL", &server.url())]).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let report: Value = serde_json::from_str(&ran.out).unwrap();
-    let [dropped, told] = figures(&report, "cancel", 8) else { panic!("{report}") };
+    let [dropped, told, _timers] = figures(&report, "cancel", 8) else { panic!("{report}") };
     for figure in [dropped, told] {
         assert_eq!(figure["budgets"][0]["limit"], 250.0, "{figure}");
     }

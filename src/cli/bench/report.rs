@@ -57,8 +57,10 @@ pub(super) fn text(report: &Report, terminal: &mut Terminal) -> Result<(), Error
     for figure in &report.figures {
         terminal.line("")?;
         table(figure, terminal)?;
-        terminal.line("")?;
-        histogram(figure, terminal)?;
+        if !figure.budgets.is_empty() {
+            terminal.line("")?;
+            histogram(figure, terminal)?;
+        }
     }
     terminal.line("")?;
     for figure in &report.figures {
@@ -78,11 +80,12 @@ pub(super) fn text(report: &Report, terminal: &mut Terminal) -> Result<(), Error
         let verdict = verdict(claim.holds());
         terminal.line(format_args!("{}: {} of {}, {verdict}", claim.text, claim.held, claim.of))?;
     }
-    let Machine { cores, system, redis, is_release } = &report.machine;
+    let Machine { cores, load, system, redis, is_release } = &report.machine;
     let build = if *is_release { "release" } else { "debug" };
     terminal.line("")?;
     terminal.line(format_args!(
-        "{cores} cores, {system}, {redis}, millstream {} ({build} build), model: simulator",
+        "{cores} cores, load {}, {system}, {redis}, millstream {} ({build} build), model: simulator",
+        load.as_deref().unwrap_or("unknown"),
         env!("CARGO_PKG_VERSION")
     ))?;
     Ok(())
@@ -125,7 +128,7 @@ pub(super) fn json(report: &Report) -> Value {
             json!({"claim": claim.text, "held": claim.held, "of": claim.of, "met": claim.holds()})
         })
         .collect();
-    let Machine { cores, system, redis, is_release } = &report.machine;
+    let Machine { cores, load, system, redis, is_release } = &report.machine;
     json!({
         "scenario": report.scenario,
         "setting": report.setting,
@@ -133,7 +136,7 @@ pub(super) fn json(report: &Report) -> Value {
         "claims": claims,
         "met": report.is_met(),
         "machine": {
-            "cores": cores, "system": system, "redis": redis, "release_build": is_release,
+            "cores": cores, "load": load, "system": system, "redis": redis, "release_build": is_release,
             "millstream": env!("CARGO_PKG_VERSION"), "model": "simulator",
         },
     })
@@ -188,6 +191,7 @@ mod tests {
             claims: vec![Claim { text: "things once", held: 2, of: 2 }],
             machine: Machine {
                 cores: 2,
+                load: Some("0.5".to_owned()),
                 system: "linux".to_owned(),
                 redis: "Redis 7.0.15".to_owned(),
                 is_release: true,
@@ -206,7 +210,7 @@ mod tests {
         assert_eq!(lines[3][3..7], ["2", "4.10", "s", "4.10"], "{text}");
         assert!(text.contains("a to b: p50 at most 6 s: 4.10 s, met\n"), "{text}");
         assert!(text.contains("things once: 2 of 2, met\n"), "{text}");
-        assert!(text.contains("2 cores, linux, Redis 7.0.15, millstream"), "{text}");
+        assert!(text.contains("2 cores, load 0.5, linux, Redis 7.0.15, millstream"), "{text}");
         assert!(text.contains("4 s to 6 s"), "{text}");
         assert_eq!(text.matches('█').count(), 2 * BAR, "{text}");
     }

@@ -31,6 +31,7 @@ mod claim;
 mod conformance;
 mod cost;
 mod crash;
+mod crash_points;
 mod dead_letters;
 mod examples;
 mod lifecycle;

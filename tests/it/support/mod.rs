@@ -1,7 +1,9 @@
 //! What the tests stand on: private servers, brokers under test, and a vocabulary for behaviours.
 
+pub mod dying;
 pub mod program;
 pub mod recorder;
 pub mod redis;
 pub mod stack;
 pub mod subject;
+pub mod victim;

@@ -1,9 +1,9 @@
 //! Reads one partition's lanes: by weight while there is something to read, and with one blocking
 //! read over all lanes when there is not. No polling.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Context, start};
@@ -113,7 +113,7 @@ impl Reader {
             opened = opened => opened?,
             () = stop.cancelled() => return Ok(()),
         };
-        self.keep(pending).await;
+        self.keep(pending, None).await;
         self.open = [true; 3];
         loop {
             let slot = tokio::select! {
@@ -134,11 +134,13 @@ impl Reader {
                 self.read(claimer.as_mut(), slot).await?;
             } else {
                 drop(slot);
-                let entries = claimer.wait(context.options.block, stop).await?;
+                let wait = claimer.wait(context.options.block, stop);
+                let (entries, since) = dated(wait, context.options.lease / 8).await;
+                let entries = entries?;
                 for entry in &entries {
                     self.open[entry.place.lane.index()] = true;
                 }
-                self.keep(entries).await;
+                self.keep(entries, Some(since)).await;
             }
         }
     }
@@ -152,9 +154,10 @@ impl Reader {
         }
         let shares = self.weights.share(free.len(), self.open);
         for (lane, share) in Lane::ALL.into_iter().zip(shares).filter(|(_, share)| *share > 0) {
+            let asked = Instant::now();
             let entries = claimer.read(lane, share).await?;
             self.open[lane.index()] = entries.len() >= share;
-            self.keep(entries).await;
+            self.keep(entries, Some(asked)).await;
         }
         while let Some(entry) = self.surplus.pop_front() {
             match free.pop() {
@@ -168,15 +171,16 @@ impl Reader {
         Ok(())
     }
 
-    /// Takes entries into this worker's hands, unless they are there. From idle to holding work it
-    /// tells the partition's workers, so that one of them sweeps.
-    async fn keep(&mut self, entries: Vec<Entry>) {
+    /// Takes entries into this worker's hands, unless they are there; it was given them no earlier
+    /// than `since`. From idle to holding work it tells the partition's workers, so that one of them
+    /// sweeps.
+    async fn keep(&mut self, entries: Vec<Entry>, since: Option<Instant>) {
         if entries.is_empty() {
             return;
         }
         let idle = !self.context.hands.any_of(&self.partition);
         for entry in entries {
-            if self.context.hands.take(&entry) {
+            if self.context.hands.take(&entry, since) {
                 self.surplus.push_back(entry);
             }
         }
@@ -196,9 +200,42 @@ impl Reader {
     }
 }
 
+/// Waits for a reply, and dates it: it came after the returned time. A process that was stopped
+/// finds its reply as late as it finds that a tick has passed, so the tick before the last counts.
+async fn dated<T>(reply: impl Future<Output = T>, tick: Duration) -> (T, Instant) {
+    tokio::pin!(reply);
+    let tick = tick.max(Duration::from_millis(1));
+    let mut last = Instant::now();
+    let mut before = last;
+    loop {
+        tokio::select! {
+            biased;
+            reply = &mut reply => return (reply, before),
+            () = tokio::time::sleep_until(last + tick) => (before, last) = (last, Instant::now()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_is_hardly_older_than_its_date_unless_the_process_stood_still() {
+        let tick = Duration::from_secs(1);
+        let ((), date) = dated(tokio::time::sleep(tick * 20), tick).await;
+        assert!((tick..=tick * 2).contains(&date.elapsed()), "{:?}", date.elapsed());
+
+        // It stands still for a minute, and finds the reply only after the tick.
+        let (start, (sender, reply)) = (Instant::now(), tokio::sync::oneshot::channel());
+        let dating = tokio::spawn(dated(reply, tick));
+        tokio::task::yield_now().await;
+        tokio::time::advance(Duration::from_mins(1)).await;
+        tokio::task::yield_now().await;
+        sender.send(()).unwrap();
+        let (_, date) = dating.await.unwrap();
+        assert!(date.duration_since(start) <= tick);
+    }
 
     #[test]
     fn lanes_are_chosen_by_weight() {

@@ -30,8 +30,8 @@ pub(super) struct Held {
     pub(super) job: JobId,
     /// The attempt that runs, once one does.
     pub(super) fence: Option<u64>,
-    /// When the lease began or was last renewed.
-    pub(super) renewed: Instant,
+    /// When the lease began at the earliest, or was last renewed; `None` where nobody knows.
+    pub(super) renewed: Option<Instant>,
     pub(super) stop: Stop,
 }
 
@@ -44,14 +44,15 @@ impl Hands {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an entry; `false` when it is there already.
-    pub(super) fn take(&self, entry: &Entry) -> bool {
+    /// Takes an entry, which was given to this worker no earlier than `since`; `false` when it is
+    /// there already.
+    pub(super) fn take(&self, entry: &Entry, since: Option<Instant>) -> bool {
         let mut held = self.lock();
         if held.contains_key(&entry.place) {
             return false;
         }
-        let (job, renewed) = (entry.id, Instant::now());
-        held.insert(entry.place.clone(), Held { job, fence: None, renewed, stop: Stop::default() });
+        let (job, stop) = (entry.id, Stop::default());
+        held.insert(entry.place.clone(), Held { job, fence: None, renewed: since, stop });
         true
     }
 
@@ -98,13 +99,14 @@ impl Hold<'_> {
     /// Notes that the lease was renewed at `at`.
     pub(super) fn renewed(&self, at: Instant) {
         if let Some(held) = self.hands.lock().get_mut(&self.place) {
-            held.renewed = at;
+            held.renewed = Some(at);
         }
     }
 
-    /// How long ago the lease began.
+    /// How long ago the lease may have begun.
     pub(super) fn age(&self) -> Duration {
-        self.hands.lock().get(&self.place).map(|held| held.renewed.elapsed()).unwrap_or_default()
+        let age = |held: &Held| held.renewed.map_or(Duration::MAX, |at| at.elapsed());
+        self.hands.lock().get(&self.place).map(age).unwrap_or_default()
     }
 }
 

@@ -61,7 +61,7 @@ async fn note(
     }
     for place in places.iter().filter(|place| !gone.contains(place)) {
         if let Some(held) = context.hands.lock().get_mut(place) {
-            held.renewed = at;
+            held.renewed = Some(at);
         }
     }
     let looks = gone.iter().map(|place| end_if_fenced(context, place));

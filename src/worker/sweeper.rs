@@ -109,6 +109,7 @@ async fn sweep(
         ask: !holds,
         deliveries: options.retry.max_attempts + options.retry.max_crashes,
     };
+    let asked = Instant::now();
     match context.broker.sweep(partition, &context.id, &look).await {
         Ok(swept) => {
             if swept.lost > 0 {
@@ -118,7 +119,7 @@ async fn sweep(
             let any = holds || !swept.entries.is_empty() || swept.in_flight == Some(true);
             let full = swept.entries.len() == slots.len();
             for entry in swept.entries {
-                take_over(context, jobs, entry, slots.pop());
+                take_over(context, jobs, (entry, asked), slots.pop());
             }
             // There may be more than there was room for: the others need not wait their time.
             if full && let Err(error) = context.broker.wake(partition, Wake::Released).await {
@@ -136,12 +137,12 @@ async fn sweep(
 fn take_over(
     context: &Arc<Context>,
     jobs: &TaskTracker,
-    entry: Entry,
+    (entry, asked): (Entry, Instant),
     slot: Option<OwnedSemaphorePermit>,
 ) {
     let Some(slot) = slot else { return };
     // An entry that this worker runs already has only been renewed late.
-    if context.hands.take(&entry) {
+    if context.hands.take(&entry, Some(asked)) {
         context.taken_over.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(job = %entry.id, crashed = entry.crashed, "taken over from another worker");
         start(context, jobs, entry, slot);

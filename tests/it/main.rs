@@ -42,4 +42,5 @@ mod programs;
 mod readme;
 mod redis_loss;
 mod support;
+mod takeover;
 mod trim;

@@ -80,7 +80,9 @@ pub trait Claim: Send + Sync {
 
     /// Opens an attempt: checks that this entry carries the job, raises the fence, sets `running`,
     /// and appends and publishes `started`, all or nothing. Repeating it (a lost reply) by the same
-    /// worker for the same entry gives the same attempt, as long as nothing follows its `started`.
+    /// worker for the same entry gives the same attempt, as long as nothing follows its `started`,
+    /// unless the entry says [`Entry::crashed`]: then that attempt is lost. A caller that repeats the
+    /// call after an error must not say it again, as the lost reply may have counted the crash.
     /// A job that was lost too often with its workers is refused, and one that may be lost only once
     /// more has to run alone.
     async fn begin(&self, entry: &Entry, worker: &WorkerId, crashes: Crashes) -> Result<Begin>;

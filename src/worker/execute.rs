@@ -5,7 +5,11 @@
 //! next begin says which second step is owed.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    borrow::Cow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -53,8 +57,9 @@ pub(super) async fn run(context: &Context, entry: Entry) {
     let mut running = None;
     // Held until the end by a job that may be what its workers died of.
     let mut alone = None;
+    let told = AtomicBool::new(false);
     let owed = loop {
-        let open = || open(context, &entry, &hold, alone.is_some());
+        let open = || open(context, &entry, &hold, (alone.is_some(), &told));
         let owed = match persist(context, "begin", open).await {
             None => Owed::Unfinished,
             Some(None) => Owed::Nothing,
@@ -99,7 +104,7 @@ async fn open(
     context: &Context,
     entry: &Entry,
     hold: &Hold<'_>,
-    alone: bool,
+    alone: (bool, &AtomicBool),
 ) -> broker::Result<Option<Begin>> {
     // It has waited for its turn, or for the broker: beginning what somebody else has taken over
     // would end that one's attempt.
@@ -116,8 +121,27 @@ async fn open(
 }
 
 /// Begins a job, or ends one that cannot or may not be run.
-async fn begin(context: &Context, entry: &Entry, alone: bool) -> broker::Result<Begin> {
+async fn begin(
+    context: &Context,
+    entry: &Entry,
+    (alone, told): (bool, &AtomicBool),
+) -> broker::Result<Begin> {
     let crashes = Crashes { most: context.options.retry.max_crashes, alone };
+    // That its last attempt crashed is told once: the call may have counted it whose reply is lost.
+    let crashed = entry.crashed && !told.load(Ordering::Relaxed);
+    let entry = if crashed == entry.crashed {
+        Cow::Borrowed(entry)
+    } else {
+        Cow::Owned(Entry { crashed, ..entry.clone() })
+    };
+    let answer = try_begin(context, &entry, crashes).await;
+    if answer.is_err() {
+        told.store(true, Ordering::Relaxed);
+    }
+    answer
+}
+
+async fn try_begin(context: &Context, entry: &Entry, crashes: Crashes) -> broker::Result<Begin> {
     let mut answer = match &entry.job {
         Ok(_) => context.broker.begin(entry, &context.id, crashes).await?,
         Err(error) => {

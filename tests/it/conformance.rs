@@ -164,7 +164,7 @@ behaviours! {
         an_entry_that_never_began_can_be_released,
         a_wake_is_heard_by_all_and_so_is_a_sweep,
         an_attempt_lost_with_its_worker_is_a_crash,
-        a_crash_on_the_same_worker_counts,
+        an_attempt_that_its_own_worker_lost_is_a_crash,
         what_was_given_back_is_no_crash,
         an_entry_delivered_too_often_is_not_parsed,
         a_renewal_makes_earlier_deliveries_good,

@@ -321,6 +321,20 @@ async fn a_job_whose_task_panicked_runs_out_of_lease_and_starts_again() {
     assert!(stopped.unfinished.is_empty(), "{stopped:?}");
 }
 
+/// Guards against a job whose task panics in every attempt: the one worker that there is must not
+/// pay for it for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_always_panics_is_buried() {
+    let stack = Stack::start(instant()).await;
+    let unruly = Unruly::new(Then::Panic, usize::MAX);
+    let (_stop, _worker, _) = unruly.worker(&stack, options());
+    let id = stack.ask("m", "always").await;
+    let failed = soon(stack.listener().listen(id).answer()).await.unwrap().outcome.unwrap_err();
+    assert_eq!(failed.error.code.as_str(), "poison", "{failed:?}");
+    let calls = unruly.calls.load(Ordering::SeqCst);
+    assert!(calls <= 5, "{calls} calls of the model");
+}
+
 /// Guards against an entry that vanishes without a word.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_entry_deleted_under_its_worker_is_reported() {

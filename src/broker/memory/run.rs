@@ -106,7 +106,7 @@ impl Run {
     }
 
     /// What the crashes come to if this entry was taken from a worker that died with an attempt, and
-    /// that worker.
+    /// that worker. One that takes over its own entry has lost the task that ran it.
     pub(super) fn crashes(&self, entry: &Entry, worker: Option<&WorkerId>) -> (u32, Option<&str>) {
         let mine = worker.map(WorkerId::as_str) == self.record.worker.as_deref();
         let lost = self.record.state == State::Running && (!mine || entry.crashed);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    event::{Codec, Done},
+    event::{Body, Codec, Done},
     job::{ChatRequest, Job, QueueName},
 };
 

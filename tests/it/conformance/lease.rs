@@ -199,15 +199,24 @@ pub async fn an_attempt_lost_with_its_worker_is_a_crash(s: &Subject) {
     assert_eq!(s.job(entry.id).await.unwrap().unwrap().crashes, 2);
 }
 
-/// Guards against a job whose task panics, in a worker that lives on and takes it over from itself.
-pub async fn a_crash_on_the_same_worker_counts(s: &Subject) {
+pub async fn an_attempt_that_its_own_worker_lost_is_a_crash(s: &Subject) {
     let me = worker("a");
     calm(s).await;
     tokio::time::sleep(SOON * 2).await;
-    let (entry, _) = s.running(&me).await;
-    let taken = swept(s, &me, SOON, 1).await.remove(0);
-    begun(s.begin(&taken, &me).await.unwrap());
+    let most = Crashes { most: 2, alone: true };
+    let (entry, first) = s.running(&me).await;
+    // As where a task has panicked, in an incarnation that lives on.
+    let mut taken = swept(s, &me, SOON, 1).await.remove(0);
+    assert!(taken.crashed);
+    let second = begun(s.shared().begin(&taken, &me, most).await.unwrap());
+    assert!((second.number, second.fence > first.fence) == (2, true), "{second:?}");
     assert_eq!(s.job(entry.id).await.unwrap().unwrap().crashes, 1);
+    // A repeat for a lost reply does not say it again.
+    taken.crashed = false;
+    assert_eq!(begun(s.shared().begin(&taken, &me, most).await.unwrap()), second);
+    let taken = swept(s, &me, SOON, 1).await.remove(0);
+    let refused = s.shared().begin(&taken, &me, most).await.unwrap();
+    assert_eq!(refused, Begin::Refuse { why: Refused::Poison { crashes: 2 }, attempts: 2 });
 }
 
 pub async fn what_was_given_back_is_no_crash(s: &Subject) {

@@ -16,9 +16,9 @@
 --   bury     the job has failed, and this is its entry
 --   alone    nothing was written: the job may be lost only once more, and has to run alone
 --   cancel, expired, poison   nothing was written: the job is to be ended without an attempt
--- Replay: by the same worker for the same entry, while the log ends in its `started`, it answers
--- `begun` with the fence that it has and writes nothing. Once more was written a new attempt opens:
--- its text could not be told from the old one's. A replayed refusal answers `bury` or `remove`.
+-- Replay: by the same worker for the same entry, while the log ends in its `started` and no lease
+-- ran out, it answers `begun` with the fence that it has and writes nothing. Once more was written
+-- a new attempt opens: its text could not be told from the old one's. A replayed refusal answers `bury` or `remove`.
 local record, log = KEYS[1], KEYS[2]
 local event, payload, worker, place = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local r = redis.call('HMGET', record, 'state', 'fence', 'attempt', 'failures', 'place', 'worker',
@@ -53,6 +53,7 @@ if state == 'running' and r[6] == worker and event == 'started' and ARGV[7] == '
 end
 if r[13] and event ~= 'cancelled' then return answer('cancel') end
 
+-- A worker that takes over its own entry has lost the task that ran it.
 local lost = state == 'running' and (r[6] ~= worker or ARGV[7] == '1')
 if lost and ARGV[7] == '1' then crashes = crashes + 1 end
 if event == 'started' then

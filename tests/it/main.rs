@@ -31,7 +31,7 @@ mod claim;
 mod conformance;
 mod cost;
 mod crash;
-mod crash_points;
+mod crash_steps;
 mod dead_letters;
 mod examples;
 mod lifecycle;

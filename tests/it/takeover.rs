@@ -102,7 +102,7 @@ async fn stands_still(process: u32) {
 /// Guards against a sweeper that sleeps while an entry lies with a worker that died before it could
 /// tell anybody: the producer's own word must have made it look.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_entry_given_to_a_worker_that_never_said_a_word_is_found() {
+async fn an_unspoken_death_is_found_by_those_who_sleep() {
     let stack = Stack::start(instant()).await;
     let key = lane(&stack.partition);
     let client = redis::Client::open(stack.server.url()).unwrap();
@@ -143,7 +143,7 @@ async fn an_entry_given_to_a_worker_that_never_said_a_word_is_found() {
 /// Guards against a claim that begins late: the entry is another's by then, whose attempt it would
 /// fence.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_claim_that_froze_before_it_began_fences_nobody() {
+async fn a_frozen_claim_fences_nobody() {
     let stack = Stack::start(paced(100.0)).await;
     let id = stack.ask("m?tokens=80", "frozen claim").await;
     // The entry is in its hands, and its attempt has not begun.
@@ -175,7 +175,7 @@ async fn a_claim_that_froze_before_it_began_fences_nobody() {
 /// Guards against a worker that was stopped within its blocking read: the entry that waits in its
 /// socket is another's by the time it reads it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_stopped_while_it_waited_fences_nobody() {
+async fn a_worker_frozen_in_its_read_fences_nobody() {
     let stack = Stack::start(paced(100.0)).await;
     let url = stack.server.url();
     let env = [("REDIS_URL", url.as_str()), ("OPENAI_BASE_URL", stack.base_url.as_str())];

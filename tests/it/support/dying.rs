@@ -15,10 +15,10 @@ use std::{
 use async_trait::async_trait;
 use millstream::{
     broker::{
-        Attempt, Begin, Cancel, Claim, Claimer, Control, DeadLetter, Depth, Enqueue, Entry, Feed,
-        Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt, Record, Refusal,
-        Renewed, Reopened, Result, Run, Settle, Shared, Sink, Submission, Sweep, Swept, Wake,
-        WorkerId, WorkerSeen, Written,
+        Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, DeadLetter, Depth, Enqueue,
+        Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt,
+        Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Shared, Sink, Spent,
+        Submission, Sweep, Swept, Wake, WorkerId, WorkerSeen, Written,
     },
     event::{Event, EventId, Frame},
     job::{JobId, Lane, Timestamp},
@@ -183,6 +183,9 @@ impl Enqueue for Dying {
     async fn enqueue(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
         self.fate.step("enqueue", self.inner.enqueue(jobs)).await
     }
+    async fn enqueue_in_order(&self, jobs: &[Submission]) -> Vec<Result<Receipt>> {
+        self.fate.step("enqueue", self.inner.enqueue_in_order(jobs)).await
+    }
     async fn trim(&self, partition: &Partition, lane: Lane) -> Result<u64> {
         self.fate.beside(self.inner.trim(partition, lane)).await
     }
@@ -260,8 +263,8 @@ impl Settle for Dying {
     async fn refuse(&self, entry: &Entry, refusal: &Refusal, frame: &Frame) -> Result<Begin> {
         self.fate.step("refuse", self.inner.refuse(entry, refusal, frame)).await
     }
-    async fn remove(&self, places: &[Place]) -> Result<()> {
-        self.fate.step("remove", self.inner.remove(places)).await
+    async fn remove(&self, spent: &[Spent]) -> Result<()> {
+        self.fate.step("remove", self.inner.remove(spent)).await
     }
     async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
         self.fate.step("park", self.inner.park(entry, attempt, due)).await
@@ -347,5 +350,15 @@ impl Inspect for Dying {
         most: usize,
     ) -> Result<Vec<DeadLetter>> {
         self.fate.beside(self.inner.dead_letters(partition, after, most)).await
+    }
+}
+
+#[async_trait]
+impl Reconcile for Dying {
+    async fn drifted(&self, partition: &Partition) -> Result<bool> {
+        self.fate.beside(self.inner.drifted(partition)).await
+    }
+    async fn reconcile(&self, partition: &Partition) -> Result<Correction> {
+        self.fate.beside(self.inner.reconcile(partition)).await
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
 use millstream::{
-    broker::{Begin, Partition, WorkerId, redis::keys::Keys},
+    broker::{Begin, Crashes, Partition, WorkerId, redis::keys::Keys},
     error::Failure,
     event::{Body, Event},
     job::{ChatRequest, JobId, Lane},
@@ -284,7 +284,8 @@ async fn a_fenced_worker_drops_its_silent_model_at_the_next_renewal() {
     assert!(!unruly.dropped.is_cancelled(), "nobody else has begun");
     let mut reader = stack.broker.claimer(&stack.partition, &thief).await.unwrap();
     let entry = reader.pending().await.unwrap().remove(0);
-    let begun = stack.broker.begin(&entry, &thief, 3).await.unwrap();
+    let begun =
+        stack.broker.begin(&entry, &thief, Crashes { most: 3, alone: false }).await.unwrap();
     assert!(matches!(begun, Begin::Begun(_)), "{begun:?}");
     let fenced = Instant::now();
     soon(unruly.dropped.cancelled()).await;

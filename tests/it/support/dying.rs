@@ -15,10 +15,10 @@ use std::{
 use async_trait::async_trait;
 use millstream::{
     broker::{
-        Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, DeadLetter, Depth, Enqueue,
-        Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt,
-        Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Shared, Sink, Spent,
-        Submission, Sweep, Swept, Wake, WorkerId, WorkerSeen, Written,
+        Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Depth,
+        Enqueue, Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted,
+        Receipt, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Shared, Sink,
+        Spent, Submission, Sweep, Swept, Wake, WorkerId, WorkerSeen, Written,
     },
     event::{Event, EventId, Frame},
     job::{JobId, Lane, Timestamp},
@@ -197,8 +197,8 @@ impl Claim for Dying {
         let inner = self.fate.step("claimer", self.inner.claimer(partition, worker)).await?;
         Ok(Box::new(DyingClaimer { inner, fate: Arc::clone(&self.fate) }))
     }
-    async fn begin(&self, entry: &Entry, worker: &WorkerId, most_crashes: u32) -> Result<Begin> {
-        self.fate.step("begin", self.inner.begin(entry, worker, most_crashes)).await
+    async fn begin(&self, entry: &Entry, worker: &WorkerId, crashes: Crashes) -> Result<Begin> {
+        self.fate.step("begin", self.inner.begin(entry, worker, crashes)).await
     }
     async fn promote(&self, partition: &Partition, most: usize) -> Result<Promoted> {
         let moved = |promoted: &Promoted| promoted.count > 0;
@@ -327,6 +327,10 @@ impl Control for Dying {
     async fn requeue(&self, partition: &Partition, letter: &DeadLetter, run: Run) -> Result<bool> {
         self.fate.step("requeue", self.inner.requeue(partition, letter, run)).await
     }
+    async fn letter(&self, partition: &Partition, letter: &str) -> Result<Option<DeadLetter>> {
+        self.fate.step("letter", self.inner.letter(partition, letter)).await
+    }
+
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
         self.fate.beside(self.inner.purge(partition, letters)).await
     }

@@ -128,11 +128,11 @@ async fn begin(
 ) -> broker::Result<Begin> {
     let crashes = Crashes { most: context.options.retry.max_crashes, alone };
     // That its last attempt crashed is told once: the call may have counted it whose reply is lost.
-    let crashed = entry.crashed && !told.load(Ordering::Relaxed);
-    let entry = if crashed == entry.crashed {
+    let is_news = entry.crashed && !told.load(Ordering::Relaxed);
+    let entry = if is_news == entry.crashed {
         Cow::Borrowed(entry)
     } else {
-        Cow::Owned(Entry { crashed, ..entry.clone() })
+        Cow::Owned(Entry { crashed: is_news, ..entry.clone() })
     };
     let answer = try_begin(context, &entry, crashes).await;
     if answer.is_err() {

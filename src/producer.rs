@@ -111,6 +111,12 @@ pub struct Producer {
     since_trim: Mutex<HashMap<(Partition, Lane), u64>>,
 }
 
+/// Some jobs at the door: those that are good, and for each whether it is.
+struct Checked {
+    submissions: Vec<Submission>,
+    verdicts: Vec<Result<(), Error>>,
+}
+
 impl Producer {
     /// A producer of jobs for `broker`.
     pub fn new(broker: Shared, options: Options) -> Self {
@@ -128,23 +134,45 @@ impl Producer {
     /// Enqueues jobs in order, in batches; one result each. One that is refused at the door keeps
     /// none of the others back.
     pub async fn enqueue_all(&self, jobs: Vec<Job>) -> Vec<Result<Receipt, Error>> {
-        let now = Timestamp::now();
-        let checked: Vec<_> = jobs.into_iter().map(|job| self.check(job, now)).collect();
-        let good: Vec<Submission> =
-            checked.iter().filter_map(|c| c.as_ref().ok().cloned()).collect();
-        let mut receipts = Vec::with_capacity(good.len());
-        for batch in good.chunks(self.options.batch.max(1)) {
-            receipts.extend(self.submit(batch).await);
-        }
-        let mut receipts = receipts.into_iter();
-        checked
-            .into_iter()
-            .map(|checked| {
-                checked?;
+        let (now, most) = (Timestamp::now(), self.options.batch.max(1));
+        let mut results = Vec::with_capacity(jobs.len());
+        let mut jobs = jobs.into_iter();
+        let mut next = self.check_some(&mut jobs, most, now);
+        while !next.verdicts.is_empty() {
+            let Checked { submissions, verdicts } = next;
+            // While one batch is on its way, the next is checked and encoded.
+            let following = async { self.check_some(&mut jobs, most, now) };
+            let answers = async {
+                match submissions.as_slice() {
+                    [] => Vec::new(),
+                    submissions => self.submit(submissions).await,
+                }
+            };
+            let (answers, following) = tokio::join!(answers, following);
+            let mut answers = answers.into_iter();
+            results.extend(verdicts.into_iter().map(|verdict| {
+                verdict?;
                 let missing = || Err(broker::Error::Protocol("no answer for the job".to_owned()));
-                Ok(receipts.next().unwrap_or_else(missing)?)
-            })
-            .collect()
+                Ok(answers.next().unwrap_or_else(missing)?)
+            }));
+            next = following;
+        }
+        results
+    }
+
+    /// Checks up to `most` jobs.
+    fn check_some(
+        &self,
+        jobs: &mut impl Iterator<Item = Job>,
+        most: usize,
+        now: Timestamp,
+    ) -> Checked {
+        let mut checked = Checked { submissions: Vec::new(), verdicts: Vec::new() };
+        for job in jobs.take(most) {
+            let verdict = self.check(job, now);
+            checked.verdicts.push(verdict.map(|submission| checked.submissions.push(submission)));
+        }
+        checked
     }
 
     /// Enqueues one job, and while its queue is full tries again with growing pauses, no sooner than

@@ -269,6 +269,25 @@ async fn a_job_parked_before_jobs_counted_is_promoted() {
 }
 
 #[tokio::test]
+async fn a_refused_key_is_kept_for_an_hour_and_an_accepted_one_for_its_time() {
+    let server = Server::start().await;
+    let broker = limited(&server, jobs(1)).await;
+    let producer = Producer::new(broker.clone(), producer::Options::default());
+    let keyed = |key: &str| Job { idempotency_key: Some(key.to_owned()), ..ask("m", key, "acme") };
+    let minutes = |job: &Job| {
+        let left = server.command(&["PTTL", &Keys::new("ms").job(job.assign_id())]);
+        left.parse::<u64>().unwrap() / 60_000
+    };
+    let (first, second) = (keyed("first"), keyed("second"));
+    producer.enqueue(first.clone()).await.unwrap();
+    producer.enqueue(second.clone()).await.unwrap_err();
+    assert_eq!((minutes(&first) / 60, minutes(&second)), (7 * 24 - 1, 59));
+    end_all(&broker).await;
+    producer.enqueue(second.clone()).await.unwrap();
+    assert_eq!(minutes(&second) / 60, 7 * 24 - 1);
+}
+
+#[tokio::test]
 async fn a_job_under_limits_costs_few_commands_more() {
     const JOBS: u64 = 200;
     let mut stack = Stack::start(instant()).await;

@@ -67,13 +67,16 @@ impl Redis {
             .arg(limits.max_bytes)
             .arg(limits.max_jobs_per_tenant)
             .arg(u8::from(in_order));
-        for Submission { id, job, payload, .. } in batch {
-            let due = job.not_before.filter(|due| *due > now).unwrap_or_default();
-            call.arg(job.lane.as_str())
-                .arg(id.to_string())
-                .arg(job.tenant.as_str())
-                .arg(due.0)
-                .arg(payload);
+        // What many jobs have in common is sent once.
+        let due = |s: &Submission| s.job.not_before.filter(|due| *due > now).unwrap_or_default();
+        for run in batch.chunk_by(|a, b| {
+            (a.job.lane, &a.job.tenant, due(a)) == (b.job.lane, &b.job.tenant, due(b))
+        }) {
+            let job = &run[0].job;
+            call.arg(run.len()).arg(job.lane.as_str()).arg(job.tenant.as_str()).arg(due(run[0]).0);
+            for Submission { id, payload, .. } in run {
+                call.arg(id.to_string()).arg(payload);
+            }
         }
         let replies = self.pool.script_once(&call).await;
         let replies = replies.and_then(|value| codec::read::<Vec<String>>(value, "admit"));

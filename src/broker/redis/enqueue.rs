@@ -271,11 +271,9 @@ impl Redis {
     async fn take_in(&self, jobs: &[Submission], in_order: bool) -> Vec<Result<Receipt>> {
         let now = Timestamp::now();
         let is_bounded = !self.options.limits.is_off();
-        let mut steps =
-            join_all(jobs.iter().map(async |submission| match submission.job.idempotency_key {
-                Some(_) => self.reserve(submission, now).await,
-                None => Step::Add,
-            }))
+        let mut steps: Vec<Step> = jobs.iter().map(|_| Step::Add).collect();
+        let keyed = jobs.iter().zip(&mut steps).filter(|(s, _)| s.job.idempotency_key.is_some());
+        join_all(keyed.map(async |(submission, step)| *step = self.reserve(submission, now).await))
             .await;
         drop_repeats(jobs, &mut steps);
         for (submission, step) in jobs.iter().zip(&mut steps) {

@@ -276,15 +276,15 @@ async fn a_refused_key_is_kept_for_an_hour_and_an_accepted_one_for_its_time() {
     let keyed = |key: &str| Job { idempotency_key: Some(key.to_owned()), ..ask("m", key, "acme") };
     let minutes = |job: &Job| {
         let left = server.command(&["PTTL", &Keys::new("ms").job(job.assign_id())]);
-        left.parse::<u64>().unwrap() / 60_000
+        left.parse::<u64>().unwrap().div_ceil(60_000)
     };
     let (first, second) = (keyed("first"), keyed("second"));
     producer.enqueue(first.clone()).await.unwrap();
     producer.enqueue(second.clone()).await.unwrap_err();
-    assert_eq!((minutes(&first) / 60, minutes(&second)), (7 * 24 - 1, 59));
+    assert_eq!((minutes(&first), minutes(&second)), (7 * 24 * 60, 60));
     end_all(&broker).await;
     producer.enqueue(second.clone()).await.unwrap();
-    assert_eq!(minutes(&second) / 60, 7 * 24 - 1);
+    assert_eq!(minutes(&second), 7 * 24 * 60);
 }
 
 #[tokio::test]
@@ -401,9 +401,18 @@ async fn a_blocked_producer_waits_for_room_and_keeps_the_order() {
     const LINES: usize = 35;
     let site = Site::new().await;
     let broker = limited(&site.server, Limits::default()).await;
-    let mut producer = site.start(&["--block", "--output", "json"], &[TEN], &lines(LINES));
+    // Every fifth is another tenant's, and would find room sooner.
+    let input: String = (1..)
+        .zip(lines(LINES).lines())
+        .map(|(n, request)| {
+            let tenant = if n % 5 == 0 { "other" } else { "most" };
+            format!("{{\"request\":{request},\"tenant\":\"{tenant}\"}}\n")
+        })
+        .collect();
+    let eight = ("MILLSTREAM_REDIS__LIMITS__MAX_JOBS_PER_TENANT", "8");
+    let mut producer = site.start(&["--block", "--output", "json"], &[eight], &input);
     let waiting = producer.wait_for("waiting for room");
-    assert!(waiting.contains("queue `default` holds 10 jobs"), "{waiting}");
+    assert!(waiting.contains("queue `default` holds 8 jobs of tenant `most`"), "{waiting}");
     let mut seen = Vec::new();
     while seen.len() < LINES {
         let depth = broker.depth(&partition()).await.unwrap();

@@ -85,6 +85,7 @@ pub async fn bytes_are_bounded_and_a_smaller_job_still_fits(s: &Subject) {
     let text = full(s.try_add(large.clone()).await);
     assert!(text.contains(&format!("holds {} bytes", bytes(&s, &large))), "{text}");
     assert!(text.contains(&format!(".limits.max_bytes is {max_bytes}")), "{text}");
+    full(s.try_add(job("sm")).await);
     s.add(small.clone()).await;
     assert_eq!(counted(&s).await, (2, max_bytes), "full to the byte");
     full(s.try_add(small).await);

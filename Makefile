@@ -3,7 +3,7 @@
 CARGO_BUILD_JOBS ?= 2
 export CARGO_BUILD_JOBS
 
-.PHONY: test ci setup fmt lint doc features bench bench-idle mutations chaos
+.PHONY: test ci setup fmt lint doc features bench bench-idle mutations chaos soak
 
 # The tests' own needs: a Redis server, a test runner, a Procfile runner and a Redis client.
 setup:
@@ -38,6 +38,10 @@ bench: setup
 	target/release/millstream bench promotion --check
 	target/release/millstream bench cancel --check
 	target/release/millstream bench recovery --check
+
+# A hundred thousand jobs that are kept for a minute: the curve of Redis's memory.
+soak: setup
+	PATH="$(CURDIR)/target/venv/bin:$$PATH" cargo nextest run --run-ignored only --no-capture hundred_thousand_jobs
 
 # Commands of an idle worker and an idle listener over five minutes, counted by the server.
 bench-idle: setup

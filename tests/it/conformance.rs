@@ -221,6 +221,7 @@ behaviours! {
         a_buried_job_counts_no_more,
         a_retried_job_counts_all_along,
         a_scheduled_job_counts_from_its_enqueue,
+        a_cancelled_parked_job_counts_no_more,
         a_parked_copy_that_is_replaced_counts_no_more,
         a_taken_over_entry_still_says_what_it_counts,
         a_duplicate_is_not_counted,

@@ -131,20 +131,11 @@ async fn an_answer_that_outlasts_the_drain_starts_again_elsewhere_within_a_secon
     assert_eq!(started(&log(&stack, id).await), [1, 1], "the attempt was not counted");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_job_that_kills_its_workers_is_buried() {
-    let stack = Stack::start(paced(40.0)).await;
-    let quick = [
-        "--set",
-        "worker.retry.max_crashes=2",
-        "--set",
-        "worker.lease=600ms",
-        "--set",
-        "worker.renewal=100ms",
-        "--set",
-        "worker.sweep=100ms",
-    ];
-    // While the server is young, an outage may be to blame, and not the job.
+const QUICK: [&str; 6] =
+    ["--set", "worker.lease=600ms", "--set", "worker.renewal=100ms", "--set", "worker.sweep=100ms"];
+
+/// While the server is young, an outage may be to blame, and not a job.
+async fn grown_up(stack: &Stack) {
     let uptime = || {
         let info = stack.server.command(&["INFO", "server"]);
         let seconds = info.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:"));
@@ -153,6 +144,58 @@ async fn a_job_that_kills_its_workers_is_buried() {
     while uptime() < 2 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// One of five jobs is to blame for every death of the worker that runs them all: it alone is buried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_neighbours_of_a_job_that_kills_its_workers_are_not_buried_with_it() {
+    let stack = Stack::start(paced(40.0)).await;
+    grown_up(&stack).await;
+    let question = |n: usize| format!("neighbour {n}");
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        ids.push(stack.ask("m?tokens=40", &question(n)).await);
+    }
+    let attempts = async || {
+        let mut attempts = Vec::new();
+        for id in &ids {
+            attempts.push(stack.broker.job(*id).await.unwrap().unwrap().attempt);
+        }
+        attempts
+    };
+    for death in 1..=3 {
+        let mut worker = process(&stack, &QUICK);
+        // All at once, and at last one by one.
+        loop {
+            let attempts = attempts().await;
+            let begun = attempts.iter().filter(|attempt| **attempt >= death).count();
+            if begun == if death < 3 { 5 } else { 1 } {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        worker.child.kill().unwrap();
+    }
+    let _last = process(&stack, &QUICK);
+    let mut buried = 0;
+    for (n, id) in ids.iter().enumerate() {
+        let answer = stack.listener().listen(*id).answer().await.unwrap();
+        match answer.outcome {
+            Ok(_) => assert_eq!(answer.text, expected("m?tokens=40", &question(n))),
+            Err(failed) => {
+                assert_eq!(failed.error.code.as_str(), "poison");
+                buried += 1;
+            }
+        }
+    }
+    assert_eq!(buried, 1, "the one that ran alone when the worker died");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_kills_its_workers_is_buried() {
+    let stack = Stack::start(paced(40.0)).await;
+    let quick = [&QUICK[..], &["--set", "worker.retry.max_crashes=2"]].concat();
+    grown_up(&stack).await;
     let id = stack.ask("m?tokens=400", "poison").await;
     for attempt in 1..=2 {
         let mut worker = process(&stack, &quick);

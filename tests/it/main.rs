@@ -41,6 +41,7 @@ mod options;
 mod programs;
 mod readme;
 mod redis_loss;
+mod soak;
 mod support;
 mod takeover;
 mod trim;

@@ -1,16 +1,20 @@
 //! One partition: its lanes, its parked jobs, its dead letters, its workers.
 
+mod shelf;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque, hash_map::Entry as Slot},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Bound,
     time::{Duration, Instant},
 };
 
 use super::admit::Ledger;
 use crate::{
-    broker::{DeadLetter, Depth, Entry, LaneDepth, Load, Place, WorkerId, WorkerSeen, entry::LOAD},
+    broker::{DeadLetter, Depth, LaneDepth, Load, Place, WorkerId, WorkerSeen, entry::LOAD},
     job::{JobId, Lane, Tenant, Timestamp},
 };
+
+pub(super) use shelf::Parked;
 
 /// An entry's fields, in order.
 pub(crate) type Fields = Vec<(Vec<u8>, Vec<u8>)>;
@@ -49,25 +53,6 @@ struct Stream {
     top: StreamId,
     read: StreamId,
     pending: usize,
-}
-
-/// A job that waits for its time.
-#[derive(Debug)]
-pub(super) struct Parked {
-    /// When it may begin.
-    pub(super) due: Timestamp,
-    /// The lane it goes to.
-    pub(super) lane: Lane,
-    /// The job, as its entry carries it.
-    pub(super) payload: Vec<u8>,
-    /// When it was enqueued.
-    pub(super) at: Timestamp,
-    /// Attempts made.
-    pub(super) attempt: u32,
-    /// The run it belongs to.
-    pub(super) run: u32,
-    /// The tenant for which it counts.
-    pub(super) mark: Option<Tenant>,
 }
 
 /// A partition.
@@ -284,80 +269,6 @@ impl Queue {
         true
     }
 
-    /// Whether a job is parked.
-    pub(super) fn is_parked(&self, id: JobId) -> bool {
-        self.parked.contains_key(&id)
-    }
-
-    /// Keeps a job until its time. One that is parked already stays as it is; then `false`.
-    pub(super) fn park(&mut self, id: JobId, parked: Parked) -> bool {
-        let Slot::Vacant(slot) = self.parked.entry(id) else { return false };
-        self.bytes += parked.payload.len();
-        self.by_due.insert((parked.due, id));
-        slot.insert(parked);
-        true
-    }
-
-    /// Parks a job that is to be retried, in place of what a repeated enqueue may have parked.
-    pub(super) fn repark(&mut self, id: JobId, parked: Parked) {
-        if let Some(stale) = self.parked.remove(&id) {
-            self.by_due.remove(&(stale.due, id));
-            self.bytes -= stale.payload.len();
-            if let Some(load) = stale.load() {
-                self.ledger.give_back(&load);
-            }
-        }
-        self.park(id, parked);
-    }
-
-    /// Takes out the job that is due first, if its time has come.
-    pub(super) fn unpark(&mut self, now: Timestamp) -> Option<(JobId, Parked)> {
-        let (due, id) = *self.by_due.first()?;
-        if due > now {
-            return None;
-        }
-        self.by_due.remove(&(due, id));
-        let parked = self.parked.remove(&id)?;
-        self.bytes -= parked.payload.len();
-        Some((id, parked))
-    }
-
-    /// How long until the next parked job is due.
-    pub(super) fn next_in(&self, now: Timestamp) -> Option<Duration> {
-        self.by_due.first().map(|(due, _)| Duration::from_millis(due.0.saturating_sub(now.0)))
-    }
-
-    /// Removes a parked job; `false` when it is not there.
-    pub(super) fn remove_parked(&mut self, id: JobId) -> bool {
-        let Some(parked) = self.parked.remove(&id) else { return false };
-        self.by_due.remove(&(parked.due, id));
-        self.bytes -= parked.payload.len();
-        if let Some(load) = parked.load() {
-            self.ledger.give_back(&load);
-        }
-        true
-    }
-
-    /// Keeps a dead letter, up to `most` of them.
-    pub(super) fn bury(&mut self, letter: DeadLetter, most: usize, now: Timestamp) {
-        self.bytes += weight(&letter.fields);
-        self.top_letter = following(self.top_letter, now);
-        self.dead.push_back(DeadLetter { letter: text(self.top_letter), ..letter });
-        while self.dead.len() > most {
-            self.drop_dead();
-        }
-    }
-
-    /// Takes out a dead letter; `false` when it is not there.
-    pub(super) fn unbury(&mut self, letter: &str) -> bool {
-        let Some(at) = self.dead.iter().position(|dead| dead.letter == letter) else {
-            return false;
-        };
-        let dead = self.dead.remove(at);
-        self.bytes -= dead.map_or(0, |dead| weight(&dead.fields));
-        true
-    }
-
     /// Forgets workers that hold nothing: one that leaves, or all that were silent for so long.
     pub(super) fn retire(&mut self, worker: Option<&WorkerId>, idle: Duration) -> u64 {
         let (held, before) = (self.held_by_worker(), self.workers.len());
@@ -366,14 +277,6 @@ impl Queue {
             held.contains_key(id) || !leaves
         });
         (before - self.workers.len()) as u64
-    }
-
-    /// Drops the oldest dead letter.
-    pub(super) fn drop_dead(&mut self) -> bool {
-        let oldest = self.dead.pop_front();
-        self.bytes -= oldest.as_ref().map_or(0, |letter| weight(&letter.fields));
-        self.dropped += u64::from(oldest.is_some());
-        oldest.is_some()
     }
 
     /// Jobs that are not over, as far as this partition knows.
@@ -419,20 +322,5 @@ impl Queue {
         let after = after.and_then(parse);
         let behind = |dead: &&DeadLetter| parse(&dead.letter) > after;
         self.dead.iter().filter(behind).take(most).cloned().collect()
-    }
-}
-
-impl Parked {
-    /// What an entry leaves behind when it is parked.
-    pub(super) fn of_entry(entry: &Entry, attempt: u32, due: Timestamp) -> Self {
-        let payload = entry.payload().to_vec();
-        let mark = entry.load.as_ref().map(|load| load.tenant.clone());
-        let (lane, at, run) = (entry.place.lane, entry.at, entry.run);
-        Self { due, lane, payload, at, attempt, run, mark }
-    }
-
-    fn load(&self) -> Option<Load> {
-        let tenant = self.mark.clone()?;
-        Some(Load { tenant, bytes: self.payload.len() as u64 })
     }
 }

@@ -253,6 +253,17 @@ pub async fn a_scheduled_job_counts_from_its_enqueue(s: &Subject) {
     s.add(job("now")).await;
 }
 
+pub async fn a_cancelled_parked_job_counts_no_more(s: &Subject) {
+    let s = &s.limited(jobs(1)).await;
+    let id = s.add(Job { not_before: Some(far()), ..job("later") }).await.id;
+    assert_eq!(counted(s).await.0, 1);
+    for _ in 0..2 {
+        millstream::admin::Admin::new(s.shared()).cancel(id).await.unwrap();
+        assert_eq!(counted(s).await, (0, 0));
+    }
+    s.add(job("there is room")).await;
+}
+
 pub async fn a_parked_copy_that_is_replaced_counts_no_more(s: &Subject) {
     let s = s.limited(counting()).await;
     let (entry, attempt) = s.running(&worker("a")).await;

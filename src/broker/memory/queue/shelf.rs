@@ -1,0 +1,132 @@
+//! What is in no lane: jobs that wait for their time, and dead letters.
+
+use std::{collections::hash_map::Entry as Slot, time::Duration};
+
+use super::{Queue, following, text, weight};
+use crate::{
+    broker::{DeadLetter, Entry, Load},
+    job::{JobId, Lane, Tenant, Timestamp},
+};
+
+/// A job that waits for its time.
+#[derive(Debug)]
+pub(in crate::broker::memory) struct Parked {
+    /// When it may begin.
+    pub(in crate::broker::memory) due: Timestamp,
+    /// The lane it goes to.
+    pub(in crate::broker::memory) lane: Lane,
+    /// The job, as its entry carries it.
+    pub(in crate::broker::memory) payload: Vec<u8>,
+    /// When it was enqueued.
+    pub(in crate::broker::memory) at: Timestamp,
+    /// Attempts made.
+    pub(in crate::broker::memory) attempt: u32,
+    /// The run it belongs to.
+    pub(in crate::broker::memory) run: u32,
+    /// The tenant for which it counts.
+    pub(in crate::broker::memory) mark: Option<Tenant>,
+}
+
+impl Queue {
+    /// Whether a job is parked.
+    pub(in crate::broker::memory) fn is_parked(&self, id: JobId) -> bool {
+        self.parked.contains_key(&id)
+    }
+
+    /// Keeps a job until its time. One that is parked already stays as it is; then `false`.
+    pub(in crate::broker::memory) fn park(&mut self, id: JobId, parked: Parked) -> bool {
+        let Slot::Vacant(slot) = self.parked.entry(id) else { return false };
+        self.bytes += parked.payload.len();
+        self.by_due.insert((parked.due, id));
+        slot.insert(parked);
+        true
+    }
+
+    /// Parks a job that is to be retried, in place of what a repeated enqueue may have parked.
+    pub(in crate::broker::memory) fn repark(&mut self, id: JobId, parked: Parked) {
+        if let Some(stale) = self.parked.remove(&id) {
+            self.by_due.remove(&(stale.due, id));
+            self.bytes -= stale.payload.len();
+            if let Some(load) = stale.load() {
+                self.ledger.give_back(&load);
+            }
+        }
+        self.park(id, parked);
+    }
+
+    /// Takes out the job that is due first, if its time has come.
+    pub(in crate::broker::memory) fn unpark(&mut self, now: Timestamp) -> Option<(JobId, Parked)> {
+        let (due, id) = *self.by_due.first()?;
+        if due > now {
+            return None;
+        }
+        self.by_due.remove(&(due, id));
+        let parked = self.parked.remove(&id)?;
+        self.bytes -= parked.payload.len();
+        Some((id, parked))
+    }
+
+    /// How long until the next parked job is due.
+    pub(in crate::broker::memory) fn next_in(&self, now: Timestamp) -> Option<Duration> {
+        self.by_due.first().map(|(due, _)| Duration::from_millis(due.0.saturating_sub(now.0)))
+    }
+
+    /// Removes a parked job; `false` when it is not there.
+    pub(in crate::broker::memory) fn remove_parked(&mut self, id: JobId) -> bool {
+        let Some(parked) = self.parked.remove(&id) else { return false };
+        self.by_due.remove(&(parked.due, id));
+        self.bytes -= parked.payload.len();
+        if let Some(load) = parked.load() {
+            self.ledger.give_back(&load);
+        }
+        true
+    }
+
+    /// Keeps a dead letter, up to `most` of them.
+    pub(in crate::broker::memory) fn bury(
+        &mut self,
+        letter: DeadLetter,
+        most: usize,
+        now: Timestamp,
+    ) {
+        self.bytes += weight(&letter.fields);
+        self.top_letter = following(self.top_letter, now);
+        self.dead.push_back(DeadLetter { letter: text(self.top_letter), ..letter });
+        while self.dead.len() > most {
+            self.drop_dead();
+        }
+    }
+
+    /// Takes out a dead letter; `false` when it is not there.
+    pub(in crate::broker::memory) fn unbury(&mut self, letter: &str) -> bool {
+        let Some(at) = self.dead.iter().position(|dead| dead.letter == letter) else {
+            return false;
+        };
+        let dead = self.dead.remove(at);
+        self.bytes -= dead.map_or(0, |dead| weight(&dead.fields));
+        true
+    }
+
+    /// Drops the oldest dead letter.
+    pub(in crate::broker::memory) fn drop_dead(&mut self) -> bool {
+        let oldest = self.dead.pop_front();
+        self.bytes -= oldest.as_ref().map_or(0, |letter| weight(&letter.fields));
+        self.dropped += u64::from(oldest.is_some());
+        oldest.is_some()
+    }
+}
+
+impl Parked {
+    /// What an entry leaves behind when it is parked.
+    pub(in crate::broker::memory) fn of_entry(entry: &Entry, attempt: u32, due: Timestamp) -> Self {
+        let payload = entry.payload().to_vec();
+        let mark = entry.load.as_ref().map(|load| load.tenant.clone());
+        let (lane, at, run) = (entry.place.lane, entry.at, entry.run);
+        Self { due, lane, payload, at, attempt, run, mark }
+    }
+
+    pub(super) fn load(&self) -> Option<Load> {
+        let tenant = self.mark.clone()?;
+        Some(Load { tenant, bytes: self.payload.len() as u64 })
+    }
+}

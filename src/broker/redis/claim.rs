@@ -240,7 +240,10 @@ impl RedisClaimer {
             return Ok(Value::Nil);
         }
         self.link = None;
-        Err(self.redis.pool.connector().classify(error))
+        // Thrown out or refused, as where the server changes its role: then no lease was renewed.
+        let connector = self.redis.pool.connector();
+        connector.disturbed();
+        Err(connector.classify(error))
     }
 
     fn entries(&self, reply: Value) -> Result<Vec<Entry>> {

@@ -19,7 +19,7 @@ pub struct Server {
     process: Child,
     port: u16,
     dir: PathBuf,
-    /// When its append-only file is written: `always`, or `no` for no file.
+    /// When its append-only file is written: `always`, `everysec`, or `no` for no file.
     aof: &'static str,
 }
 
@@ -34,6 +34,11 @@ impl Server {
         Self::start_with("always").await
     }
 
+    /// A server that forgets the last second at most, or two where its disk is slow.
+    pub async fn every_second() -> Self {
+        Self::start_with("everysec").await
+    }
+
     async fn start_with(aof: &'static str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -43,7 +48,7 @@ impl Server {
         // Between finding a port and using it another process may take it: then another is found.
         for _ in 0..10 {
             let port = free_port();
-            let process = spawn(port, &dir, aof);
+            let process = spawn(port, &dir, aof, &[]);
             let mut server = Self { process, port, dir: dir.clone(), aof };
             if server.is_ready().await {
                 return server;
@@ -73,8 +78,21 @@ impl Server {
     /// Kills it and starts it again on the same port; empty, unless it is durable.
     pub async fn restart(&mut self) {
         self.stop();
-        self.process = spawn(self.port, &self.dir, self.aof);
+        self.process = spawn(self.port, &self.dir, self.aof, &[]);
         assert!(self.is_ready().await, "redis-server does not answer after its restart");
+    }
+
+    /// Starts it again after it was stopped, with more arguments, and waits for nothing.
+    pub fn start_again(&mut self, more: &[&str]) {
+        self.process = spawn(self.port, &self.dir, self.aof, more);
+    }
+
+    /// Runs one command; its error, where it has one.
+    pub fn ask(&self, words: &[&str]) -> redis::RedisResult<Value> {
+        let client = redis::Client::open(self.url())?;
+        let mut connection = client.get_connection_with_timeout(READY)?;
+        let mut command = redis::Cmd::new();
+        command.arg(words).query(&mut connection)
     }
 
     /// Runs one command, as `redis-cli` would, and gives the reply as text; arrays line by line.
@@ -118,7 +136,7 @@ fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-fn spawn(port: u16, dir: &PathBuf, aof: &str) -> Child {
+fn spawn(port: u16, dir: &PathBuf, aof: &str, more: &[&str]) -> Child {
     let append = if aof == "no" { ["no", "no"] } else { ["yes", aof] };
     Command::new("redis-server")
         .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", append[0]])
@@ -126,6 +144,7 @@ fn spawn(port: u16, dir: &PathBuf, aof: &str) -> Child {
         .arg(port.to_string())
         .arg("--dir")
         .arg(dir)
+        .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -61,7 +61,11 @@ pub async fn connect(url: &str) -> Shared {
 
 impl Stack {
     pub async fn start(simulator: simulator::Options) -> Self {
-        let server = Server::start().await;
+        Self::on(Server::start().await, simulator).await
+    }
+
+    /// A stack on this server.
+    pub async fn on(server: Server, simulator: simulator::Options) -> Self {
         let broker = connect(&server.url()).await;
         let (base_url, guard) = simulate(simulator).await;
         let partition = Partition::first(Default::default());
@@ -78,10 +82,20 @@ impl Stack {
 
     /// Starts a worker; cancel the token to drain it.
     pub fn worker(&self, options: worker::Options) -> (CancellationToken, JoinHandle<Stopped>) {
+        self.worker_on(self.broker.clone(), options)
+    }
+
+    /// Starts a worker on connections of its own, as in another process.
+    pub fn worker_on(
+        &self,
+        broker: Shared,
+        options: worker::Options,
+    ) -> (CancellationToken, JoinHandle<Stopped>) {
         let options_up =
             openai::Options { base_url: self.base_url.clone(), ..openai::Options::default() };
         let upstream = Arc::new(OpenAi::new(&options_up).unwrap());
-        let worker = Worker::new(self.broker.clone(), self.listener().hub(), upstream, options);
+        let hub = Listener::new(broker.clone(), listener::Options::default()).hub();
+        let worker = Worker::new(broker, hub, upstream, options);
         let stop = CancellationToken::new();
         (stop.clone(), tokio::spawn(worker.run(stop)))
     }

@@ -34,6 +34,7 @@ mod crash;
 mod crash_steps;
 mod dead_letters;
 mod examples;
+mod idempotency;
 mod interruptions;
 mod lifecycle;
 mod listen;

@@ -2,6 +2,7 @@
 
 pub mod dying;
 pub mod program;
+pub mod proxy;
 pub mod recorder;
 pub mod redis;
 pub mod stack;

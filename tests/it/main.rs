@@ -33,6 +33,7 @@ mod cost;
 mod crash;
 mod crash_steps;
 mod dead_letters;
+mod durability;
 mod examples;
 mod idempotency;
 mod interruptions;

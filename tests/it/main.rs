@@ -44,6 +44,7 @@ mod options;
 mod programs;
 mod readme;
 mod redis_loss;
+mod rolling;
 mod soak;
 mod support;
 mod takeover;

@@ -302,7 +302,7 @@ impl Log for Memory {
     async fn open(&self, job: JobId, after: EventId, most: usize) -> Result<Opened> {
         let (record, page) = {
             let state = self.inner.lock();
-            (state.record(job), state.events(job, after, most))
+            (state.record(job, Timestamp::now()), state.events(job, after, most))
         };
         Ok(Opened { record, events: decode(&page) })
     }
@@ -358,7 +358,7 @@ impl Control for Memory {
 #[async_trait]
 impl Inspect for Memory {
     async fn job(&self, id: JobId) -> Result<Option<Record>> {
-        Ok(self.inner.lock().record(id))
+        Ok(self.inner.lock().record(id, Timestamp::now()))
     }
 
     async fn depth(&self, partition: &Partition) -> Result<Depth> {

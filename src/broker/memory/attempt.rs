@@ -130,11 +130,11 @@ impl State {
             (JobState::Running, Outcome::Cancelled { .. }) => {}
             (JobState::Running, _) if run.cancel => return Written::Cancelled,
             (JobState::Running, _) => {}
-            // Written already; a retry may have been promoted since.
+            // Written already.
             (JobState::Done, Outcome::Done { .. })
             | (JobState::Failed, Outcome::Failed(_))
             | (JobState::Cancelled, Outcome::Cancelled { .. })
-            | (JobState::Parked | JobState::Waiting, Outcome::Retry { .. }) => return Written::Yes,
+            | (JobState::Parked, Outcome::Retry { .. }) => return Written::Yes,
             _ => return Written::Fenced,
         }
         let written = self.append(attempt.job, attempt.fence, frames);

@@ -164,13 +164,19 @@ impl Run {
         self.top() == Some(EventId { fence: self.record.fence, seq: 0 })
     }
 
-    /// Gives back the attempt's budget, never its fence; `false` when another fence rules.
-    pub(super) fn release(&mut self, fence: u64) -> bool {
+    /// The state as operators see it: a parked job whose time has come waits.
+    pub(super) fn shown(&self, now: Timestamp) -> State {
+        let due = self.record.due.is_none_or(|due| due <= now);
+        if self.record.state == State::Parked && due { State::Waiting } else { self.record.state }
+    }
+
+    /// Gives back the attempt's budget, never its fence; nothing where it does not run any more.
+    pub(super) fn release(&mut self, fence: u64) {
         if self.record.fence == fence && self.record.state == State::Running {
             self.record.state = State::Waiting;
+            self.record.cancelling = false;
             self.record.attempt -= 1;
         }
-        self.record.fence == fence && self.record.state == State::Waiting
     }
 
     /// Ends the job from outside any attempt.

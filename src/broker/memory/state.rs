@@ -77,7 +77,7 @@ impl State {
             if run.fingerprint != fingerprint && run.fingerprint.is_some() {
                 return Err(Error::Conflict { id: *id });
             }
-            let parked = run.record.state == JobState::Parked;
+            let parked = run.shown(now) == JobState::Parked;
             return Ok(Receipt { id: *id, parked, duplicate: true });
         }
         let is_counted = !self.options.limits.is_off();
@@ -153,11 +153,8 @@ impl State {
             let Parked { payload, at, attempt, run, mark, .. } = &parked;
             let fields = queue::fields(id, payload, *at, (*attempt, *run), mark.as_ref());
             self.queue(partition).add(parked.lane, fields, now);
-            let record = self.runs.get_mut(&id).map(|run| &mut run.record);
-            if let Some(record) = record.filter(|record| record.state == JobState::Parked) {
-                record.state = JobState::Waiting;
-                record.due = None;
-            }
+            // The record stays as it is until the next attempt begins: a stale entry of the one
+            // that asked for a retry is still to be parked, and not to be run.
             count += 1;
         }
         if count > 0 {
@@ -184,12 +181,12 @@ impl State {
         place: &Place,
         attempt: Option<&Attempt>,
     ) -> bool {
-        if let Some(attempt) = attempt {
-            // Refused where the job has just ended: its entry is given back all the same, so that
-            // the second step is not long in coming.
-            if let Some(run) = self.runs.get_mut(&attempt.job) {
-                run.release(attempt.fence);
-            }
+        // Where the job has just ended its entry is given back all the same, so that the second step
+        // is not long in coming.
+        if let Some(attempt) = attempt
+            && let Some(run) = self.runs.get_mut(&attempt.job)
+        {
+            run.release(attempt.fence);
         }
         let released = self.queue(&place.partition).release(worker, place);
         if released {
@@ -224,8 +221,8 @@ impl State {
 
 // What operators ask.
 impl State {
-    pub(super) fn record(&self, job: JobId) -> Option<Record> {
-        self.runs.get(&job).map(|run| run.record.clone())
+    pub(super) fn record(&self, job: JobId, now: Timestamp) -> Option<Record> {
+        self.runs.get(&job).map(|run| Record { state: run.shown(now), ..run.record.clone() })
     }
 
     pub(super) fn depth(&self, partition: &Partition) -> Depth {

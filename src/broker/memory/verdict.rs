@@ -29,7 +29,10 @@ pub(super) fn verdict(run: Option<&Run>, entry: &Entry, worker: Option<&WorkerId
     let mine = worker.is_some_and(|id| run.record.worker.as_deref() == Some(id.as_str()))
         && run.is_fresh()
         && !entry.crashed;
-    let behind = entry.attempt < run.record.attempt;
+    // A waiting job that has a place was given back, and is carried by the entry that it ran on:
+    // whoever was told to remove another may be about to do so.
+    let given_back = run.record.state == State::Waiting && run.place.is_some();
+    let behind = entry.attempt < run.record.attempt || given_back;
     // An entry of an earlier run is nobody's any more.
     if entry.run < run.record.run {
         return Verdict::Remove;
@@ -70,7 +73,7 @@ mod tests {
         let rows = [
             (Waiting, true, false, 0, Open),
             (Waiting, false, false, 0, Remove),
-            (Waiting, false, false, 1, Open),
+            (Waiting, false, false, 1, Remove),
             (Parked, true, true, 0, Park),
             (Parked, true, false, 0, Park),
             (Parked, false, false, 0, Remove),

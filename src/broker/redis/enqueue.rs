@@ -93,9 +93,9 @@ impl Redis {
             Ok((held, ..)) if held != fingerprint => {
                 Step::Answered(Err(Error::Conflict { id: submission.id }))
             }
-            Ok((_, true, not_before)) => Step::Answered(Ok(Receipt {
+            Ok((_, true, due)) => Step::Answered(Ok(Receipt {
                 id: submission.id,
-                parked: not_before.parse().is_ok_and(|due: u64| due > now.0),
+                parked: due.parse().is_ok_and(|due: u64| due > now.0),
                 duplicate: true,
             })),
             Ok((_, false, _)) => Step::Add,

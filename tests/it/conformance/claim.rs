@@ -210,6 +210,31 @@ pub async fn a_second_entry_of_a_job_is_removed(s: &Subject) {
     assert_eq!(s.kinds(attempt.job).await, ["started", "done"]);
 }
 
+pub async fn a_second_entry_stays_nobodys_when_the_job_is_given_back(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (entry, attempt) = s.running(&me).await;
+    let id = attempt.job.to_string();
+    s.add_raw(Lane::Normal, &[("job", JOB), ("id", id.as_bytes())]);
+    let duplicate = s.claim(&other).await;
+    // This worker is about to remove it: would another begin it, the job would lose its entry.
+    assert_eq!(s.begin(&duplicate, &other).await.unwrap(), Begin::Remove);
+    assert!(s.release(&me, &entry.place, Some(&attempt)).await.unwrap());
+    assert_eq!(s.begin(&duplicate, &worker("c")).await.unwrap(), Begin::Remove);
+    begun(s.begin(&entry, &other).await.unwrap());
+}
+
+pub async fn an_entry_whose_retry_was_promoted_is_not_run(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (old, attempt) = s.running(&me).await;
+    s.retry(&attempt, Duration::ZERO).await;
+    let promoted = s.promoted(&old).await;
+    // A begin that was long on its way: an attempt of this entry would have no entry.
+    let late = s.begin(&old, &other).await.unwrap();
+    assert!(matches!(late, Begin::Park { attempt: 1, .. }), "{late:?}");
+    assert!(!s.park(&old, 1, far()).await.unwrap());
+    begun(s.begin(&promoted, &me).await.unwrap());
+}
+
 pub async fn a_running_job_has_one_entry_whatever_another_claims(s: &Subject) {
     let me = worker("a");
     let (_, attempt) = s.running(&me).await;

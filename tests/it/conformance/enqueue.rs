@@ -1,6 +1,6 @@
 //! Enqueueing, idempotency and trimming.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::join_all;
 use millstream::{
@@ -124,6 +124,20 @@ pub async fn a_key_tells_whether_its_job_is_parked(s: &Subject) {
     let again = s.add(later).await;
     assert!(again.duplicate && again.parked);
     assert_eq!(s.depth(&s.partition).await.unwrap().parked, 1);
+    s.cancel(again.id).await.unwrap();
+    let mut later = keyed("q", "parked");
+    later.not_before = Some(far());
+    assert!(!s.add(later).await.parked, "it is over");
+}
+
+pub async fn a_key_tells_whether_its_job_waits_for_a_retry(s: &Subject) {
+    let me = worker("a");
+    s.add(keyed("q", "tried")).await;
+    let attempt = begun(s.begin(&s.claim(&me).await, &me).await.unwrap());
+    assert!(!s.add(keyed("q", "tried")).await.parked, "it runs");
+    s.retry(&attempt, Duration::from_hours(1)).await;
+    let again = s.add(keyed("q", "tried")).await;
+    assert!(again.duplicate && again.parked);
 }
 
 pub async fn a_key_of_a_finished_job_adds_nothing(s: &Subject) {

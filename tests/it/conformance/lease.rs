@@ -149,6 +149,26 @@ pub async fn a_released_entry_keeps_its_place_and_its_budget(s: &Subject) {
     assert_eq!(s.begin(&taken[0], &other).await.unwrap(), Begin::Remove);
 }
 
+pub async fn a_job_that_has_just_ended_gives_its_entry_back(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (entry, attempt) = s.running(&me).await;
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    assert!(s.release(&me, &entry.place, Some(&attempt)).await.unwrap());
+    // The second step is still owed, and is not long in coming.
+    let taken = sweep(s, &other, NEVER, 1).await.remove(0);
+    assert_eq!(s.begin(&taken, &other).await.unwrap(), Begin::Remove);
+    assert_eq!(s.job(entry.id).await.unwrap().unwrap().state, State::Done);
+}
+
+pub async fn a_retry_that_comes_after_a_release_is_fenced(s: &Subject) {
+    let me = worker("a");
+    let (entry, attempt) = s.running(&me).await;
+    assert!(s.release(&me, &entry.place, Some(&attempt)).await.unwrap());
+    assert_eq!(s.retry(&attempt, NEVER).await, Written::Fenced);
+    assert_eq!(s.kinds(entry.id).await, ["started"]);
+    assert_eq!(s.job(entry.id).await.unwrap().unwrap().state, State::Waiting);
+}
+
 pub async fn an_entry_that_never_began_can_be_released(s: &Subject) {
     let (me, other) = (worker("a"), worker("b"));
     s.add(job("not begun")).await;

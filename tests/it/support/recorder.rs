@@ -261,9 +261,11 @@ impl Settle for Recorder {
     ) -> Result<bool> {
         self.seen.call("Settle::release");
         let released = self.inner.release(worker, place, attempt).await?;
-        if let (true, Some(attempt)) = (released, attempt) {
-            let after = self.state(attempt.job).await;
-            self.seen.row(Some(State::Running), Transition::Release, after);
+        // Of a job that has ended, or runs elsewhere, only the entry is given back.
+        if let (true, Some(attempt)) = (released, attempt)
+            && self.state(attempt.job).await == State::Waiting
+        {
+            self.seen.row(Some(State::Running), Transition::Release, State::Waiting);
         }
         Ok(released)
     }

@@ -38,11 +38,14 @@ if entry_run > (tonumber(r[12]) or 1) and r[1] then
   redis.call('HDEL', record, 'state', 'attempt', 'failures', 'crashes', 'history', 'error', 'due',
     'began', 'ended', 'worker', 'place', 'cancel', 'usage', 'finish_reason')
   state, attempt, failures, crashes, same = 'waiting', 0, 0, 0, false
-  r[3], r[6], r[8], r[13], r[14], r[15] = false, false, false, false, false, false
+  r[3], r[5], r[6], r[8], r[13], r[14], r[15] = false, false, false, false, false, false, false
 end
 if state == 'failed' then return answer(same and 'bury' or 'remove') end
 if state == 'running' and not same then return answer('remove') end
 if state == 'parked' and same then return answer('park') end
+-- A waiting job that has a place was given back, and is carried by the entry that it ran on: whoever
+-- was told to remove another may be about to do so.
+if state == 'waiting' and r[5] and not same then return answer('remove') end
 if not same and tonumber(ARGV[5]) < attempt then return answer('remove') end
 if state ~= 'running' and state ~= 'parked' and state ~= 'waiting' then
   return redis.error_reply('ERR state `' .. state .. '` is of a newer version; upgrade this worker')

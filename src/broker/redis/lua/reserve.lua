@@ -3,10 +3,13 @@
 -- KEYS[1] record   ARGV[1] fingerprint of the request   ARGV[2] time to live in ms
 -- ARGV[3…] field, value, …: immutable fields of the record
 --
--- Returns {the record's fingerprint, 1 when the job was added or has a state, `not_before` or ''}.
--- Replay: the fields are written by the first call only.
-local r = redis.call('HMGET', KEYS[1], 'fp', 'added', 'state', 'not_before')
-if r[1] then return {r[1], (r[2] or r[3]) and 1 or 0, r[4] or ''} end
+-- Returns {the record's fingerprint, 1 when the job was added or has a state, the time for which it
+-- is parked or ''}. Replay: the fields are written by the first call only.
+local r = redis.call('HMGET', KEYS[1], 'fp', 'added', 'state', 'not_before', 'due')
+if r[1] then
+  local due = not r[3] and r[4] or r[3] == 'parked' and r[5]
+  return {r[1], (r[2] or r[3]) and 1 or 0, due or ''}
+end
 local set = {}
 for i = 3, #ARGV do set[#set + 1] = ARGV[i] end
 redis.call('HSET', KEYS[1], 'fp', ARGV[1], unpack(set))

@@ -40,6 +40,7 @@ mod interruptions;
 mod lifecycle;
 mod listen;
 mod migrate;
+mod model;
 mod options;
 mod programs;
 mod readme;

@@ -105,7 +105,8 @@ pub struct Sweep {
     pub most: usize,
     /// Whether to tell if anything is in flight.
     pub ask: bool,
-    /// An entry delivered more often than this is not parsed: it becomes a dead letter.
+    /// An entry delivered more often than this is not parsed: it becomes a dead letter. One delivered
+    /// half as often is suspect, and the only one that is taken from its lane.
     pub deliveries: u32,
 }
 

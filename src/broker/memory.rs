@@ -213,7 +213,7 @@ impl Claim for Memory {
         let (taken, in_flight) = {
             let mut state = self.inner.lock();
             let queue = state.queue(partition);
-            let taken = queue.take_over(worker, sweep.lease, sweep.most);
+            let taken = queue.take_over(worker, sweep.lease, (sweep.most, sweep.deliveries));
             let found = (taken, sweep.ask.then(|| queue.in_flight()));
             state.wake(partition, Wake::Swept);
             found

@@ -61,7 +61,7 @@ impl State {
                 return Ok(Reopened::Yes(Run { number, fresh: false }));
             }
             // The run that this letter opened has had its entry, so the letter is gone.
-            let spent = mine && (state == JobState::Failed || run.record.attempt > 0);
+            let spent = mine && (state == JobState::Failed || run.place.is_some());
             if !over || spent || (number != letter.run && !mine) {
                 return Ok(Reopened::No(state));
             }

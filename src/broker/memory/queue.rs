@@ -215,14 +215,19 @@ impl Queue {
         &mut self,
         worker: &WorkerId,
         lease: Duration,
-        most: usize,
+        (most, deliveries): (usize, u32),
     ) -> Vec<Overdue> {
         let mut taken = Vec::new();
         for lane in Lane::ALL {
             let stream = &mut self.lanes[lane.index()];
+            let before = taken.len();
             for (id, held) in stream.entries.range_mut(..=stream.read) {
                 let expired = held.leased.is_none_or(|since| since.elapsed() >= lease);
                 if taken.len() < most && held.owner.is_some() && expired {
+                    let suspect = held.deliveries >= (deliveries / 2).max(1);
+                    if suspect && taken.len() > before {
+                        break;
+                    }
                     taken.push(Overdue {
                         lane,
                         entry: text(*id),
@@ -233,6 +238,9 @@ impl Queue {
                     held.owner = Some(worker.clone());
                     held.leased = Some(Instant::now());
                     held.deliveries += 1;
+                    if suspect {
+                        break;
+                    }
                 }
             }
         }

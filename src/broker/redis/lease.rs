@@ -148,6 +148,7 @@ impl Redis {
         let key = self.keys.lane(partition, lane);
         let mut call = self.scripts.take_over.key(&key);
         call.key(self.keys.load(partition)).arg(worker.as_str()).arg(millis(terms.idle)).arg(room);
+        call.arg((terms.deliveries / 2).max(1));
         for entry in expired {
             let mut parts = codec::array(entry.clone(), "pending entry")?.into_iter();
             let id: String = codec::read(parts.next().unwrap_or(Value::Nil), "entry ID")?;

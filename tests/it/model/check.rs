@@ -57,6 +57,7 @@ fn queue(
         dead: told.dead.len() as u64,
         dropped: 0,
         lost_entries: 0,
+        load: broker::Counted::default(),
     };
     same("depth", depth, &expected)?;
     // The newest letter comes last: where one is new, that is its name.

@@ -8,8 +8,8 @@ use std::{
 
 use millstream::{
     broker::{
-        self, Attempt, Begin, Cancel, Claimer, DeadLetter, Entry, Partition, Reopened, Run, Shared,
-        Submission, Sweep, WorkerId,
+        self, Attempt, Begin, Cancel, Claimer, Crashes, DeadLetter, Entry, Partition, Reopened,
+        Run, Shared, Spent, Submission, Sweep, WorkerId,
     },
     error::{Code, Failure},
     event::{Body, Codec, Event, EventId, Frame},
@@ -140,7 +140,8 @@ impl Real {
             Call::Begin { worker, delivery } => {
                 let most = super::record::MOST_CRASHES;
                 let entry = self.entry(delivery);
-                let answer = self.broker.begin(&entry, &self.workers[worker], most).await?;
+                let crashes = Crashes { most, alone: true };
+                let answer = self.broker.begin(&entry, &self.workers[worker], crashes).await?;
                 self.begun(answer, delivery, after, foretold)
             }
             Call::Refuse { delivery, how } => {
@@ -169,7 +170,7 @@ impl Real {
         let broker = &self.broker;
         Ok(match *call {
             Call::Remove { entry } => {
-                broker.remove(&[self.entries[&entry].place.clone()]).await?;
+                broker.remove(&[Spent::from(&self.entries[&entry])]).await?;
                 Answer::Settled(true)
             }
             Call::Park { entry, attempt, due } => {
@@ -341,6 +342,7 @@ impl Real {
                 Answer::Bury { attempts, fence: told, code: error.code }
             }
             (Begin::Refuse { why, attempts }, _) => Answer::Refuse { why, attempts },
+            (Begin::Alone, _) => panic!("asked to run alone, and says so"),
         }
     }
 

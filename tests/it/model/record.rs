@@ -84,10 +84,10 @@ impl Reference {
         }
     }
 
-    /// The attempt that runs and is not this worker's, if one does; and the crashes with it.
+    /// Whether an attempt runs that is lost: another's, or one that crashed; and the crashes with it.
     fn lost(&self, delivery: Delivery, worker: Option<WorkerNo>) -> (bool, u32) {
         let job = &self.jobs[self.entries[delivery.entry].job];
-        let lost = job.state == State::Running && job.worker != worker;
+        let lost = job.state == State::Running && (job.worker != worker || delivery.crashed);
         (lost, job.crashes + u32::from(lost && delivery.crashed))
     }
 
@@ -110,7 +110,8 @@ impl Reference {
         let no = self.entries[delivery.entry].job;
         let job = &self.jobs[no];
         let mine = job.state == State::Running && job.place == Some(delivery.entry);
-        if mine && job.worker == Some(worker) && job.top() == (job.fence, 0) {
+        let repeat = job.worker == Some(worker) && !delivery.crashed;
+        if mine && repeat && job.top() == (job.fence, 0) {
             let open = |open: &Attempt| open.job == no && open.fence == job.fence;
             return Answer::Begun(self.attempts.iter().position(open).unwrap_or(usize::MAX));
         }
@@ -273,7 +274,8 @@ impl Reference {
         let dead = match job.state {
             // The run that this letter opened came to its own end, and has its own letter.
             State::Failed => job.run == run,
-            State::Cancelled => job.run == run || mine,
+            // The same where an entry of that run has begun.
+            State::Cancelled => job.run == run || (mine && job.place.is_none()),
             State::Done => false,
             _ if mine => return Answer::Opened { run: job.run, fresh: false },
             _ => false,

@@ -8,7 +8,7 @@
 -- letter has opened before, or `no` with the state of a job that is not dead, or not by this letter.
 -- Replay: `again`, or `no` once the run is over, and nothing is written.
 local record, log, letter = KEYS[1], KEYS[2], ARGV[1]
-local r = redis.call('HMGET', record, 'state', 'fence', 'run', 'letter', 'attempt')
+local r = redis.call('HMGET', record, 'state', 'fence', 'run', 'letter', 'place')
 local known = redis.call('EXISTS', record) == 1
 local state = r[1] or (known and 'waiting' or '')
 local run = tonumber(r[3]) or 1

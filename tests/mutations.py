@@ -214,7 +214,7 @@ def run(words):
     env = dict(os.environ, CARGO_TARGET_DIR=str(TARGET), CARGO_TERM_COLOR="never",
                PATH=f"{ROOT}/target/venv/bin:{os.environ['PATH']}")
     return subprocess.run(
-        ["cargo", "nextest", "run", "--no-fail-fast", "-E", expression],
+        ["cargo", "nextest", "run", "--test", "it", "--no-fail-fast", "-E", expression],
         cwd=COPY, env=env, capture_output=True, text=True)
 
 

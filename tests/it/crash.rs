@@ -241,26 +241,37 @@ async fn what_is_taken_over_in_the_wake_of_an_outage_is_no_crash() {
     assert_eq!((record.crashes, record.history.len()), (0, 1), "{record:?}");
 }
 
+/// The one that runs the job stands still until a while after the outage: without a grace it would be
+/// too late to renew, however quick the others are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_longer_than_the_lease_takes_nobodys_jobs() {
     let mut stack = Stack::start(paced(20.0)).await;
-    let lease = Duration::from_secs(3);
-    // The one that runs the job does not sweep; the one that sweeps looks at once.
-    let options = |sweep| worker::Options {
-        lease,
-        renewal: Duration::from_millis(1400),
-        sweep,
-        ..worker::Options::default()
-    };
-    let (_stop, _first) = stack.worker(options(Duration::from_hours(1)));
+    let lease = Duration::from_secs(4);
+    let runs = process(
+        &stack,
+        &["--set", "worker.lease=4s", "--set", "worker.renewal=500ms", "--set", "worker.sweep=1h"],
+    );
     let id = stack.ask("m?tokens=300", "outage").await;
     speaks(&stack, id).await;
-    let (_stop, _second) = stack.worker(options(Duration::from_millis(50)));
+    let options = worker::Options {
+        lease,
+        renewal: Duration::from_millis(500),
+        sweep: Duration::from_millis(50),
+        ..worker::Options::default()
+    };
+    let (_stop, _sweeps) = stack.worker(options);
     tokio::time::sleep(lease).await;
     stack.server.command(&["SAVE"]);
+    runs.signal("STOP");
     stack.server.stop();
     tokio::time::sleep(lease).await;
     stack.server.restart().await;
+    // The other one is back, and has looked many times.
+    stack.reset_counts();
+    while stack.command_counts().get("xpending").is_none_or(|calls| *calls < 30) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    runs.signal("CONT");
     let answer = stack.listener().listen(id).answer().await.unwrap();
     assert_eq!(answer.text, expected("m?tokens=300", "outage"));
     assert_eq!(started(&log(&stack, id).await), [1], "a live worker's job was taken");

@@ -54,7 +54,7 @@ impl Story {
             Self::Retried => "m?tokens=4,fault=status:503*1",
             Self::Failed => "m?fault=status:400",
             Self::Cancelled => "m?tokens=8,fault=silence:2",
-            Self::Released => "m?tokens=40,rate=200",
+            Self::Released => "m?tokens=200,rate=200",
             _ => "m?tokens=5,rate=400",
         }
     }

@@ -107,6 +107,11 @@ pub async fn of_two_sweepers_one_takes_an_entry(s: &Subject) {
     places.sort();
     places.dedup();
     assert_eq!((places.len(), of_a.len() + of_b.len()), (30, 30));
+    // And the other leaves it alone: it is still pending, and its own.
+    for (worker, entries) in [(&a, of_a), (&b, of_b)] {
+        let places: Vec<_> = entries.into_iter().map(|entry| entry.place).collect();
+        assert!(s.renew(worker, &places).await.unwrap().is_empty());
+    }
 }
 
 pub async fn a_sweep_takes_no_more_than_asked_and_tells_whether_anything_is_in_flight(s: &Subject) {

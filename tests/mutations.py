@@ -19,8 +19,10 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COPY = ROOT / "target" / "mutations" / "copy"
-TARGET = ROOT / "target" / "mutations" / "target"
+# Another place lets two runs go on beside each other.
+PLACE = pathlib.Path(os.environ.get("MUTATIONS_DIR", ROOT / "target" / "mutations"))
+COPY = PLACE / "copy"
+TARGET = PLACE / "target"
 LUA = "src/broker/redis/lua/"
 
 # Mechanism, file, what stands there, what stands there instead, tests that may notice.

@@ -126,8 +126,6 @@ MUTATIONS = [
     ("listener: a gap is read from the log", "src/listener/follow.rs",
      "} else if first || self.read_to.precedes(event.id) {", "} else if event.id > self.read_to {",
      "listen"),
-    ("listener: subscribed before it reads", "src/listener/follow.rs",
-     "        } else if first || self.read_to", "        } else if self.read_to", "listen"),
     ("listener: a run behind an end is read", "src/listener/follow.rs",
      "if self.ended || (self.over && self.phase != Phase::Replay) {", "if self.ended || self.over {",
      "one_history"),

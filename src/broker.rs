@@ -223,6 +223,13 @@ pub trait Inspect: Send + Sync {
     /// A job's record.
     async fn job(&self, id: JobId) -> Result<Option<Record>>;
 
+    /// The records of these jobs, in one round trip; one answer each.
+    async fn records(&self, jobs: &[JobId]) -> Result<Vec<Option<Record>>>;
+
+    /// How much longer a job's record is kept if nothing more happens to the job. `None` where there
+    /// is no record, or where its time is not limited.
+    async fn ttl(&self, job: JobId) -> Result<Option<Duration>>;
+
     /// How much waits, runs, is parked and is dead in a partition.
     async fn depth(&self, partition: &Partition) -> Result<Depth>;
 

@@ -16,6 +16,7 @@ mod admit;
 mod attempt;
 mod control;
 mod feed;
+mod inspect;
 mod log;
 mod queue;
 mod read;
@@ -35,10 +36,10 @@ use tokio::sync::Notify;
 
 use self::{feed::Subscriber, log::decode, read::Reader, state::State};
 use super::{
-    Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Depth,
-    Enqueue, Entry, Error, Feed, Inspect, Limits, Log, Opened, Order, Outcome, Partition, Place,
-    Promoted, Receipt, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Sink,
-    Spent, Submission, Sweep, Swept, Topic, Wake, WorkerId, WorkerSeen, Written,
+    Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Enqueue,
+    Entry, Error, Feed, Limits, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt,
+    Reconcile, Refusal, Renewed, Reopened, Result, Run, Settle, Sink, Spent, Submission, Sweep,
+    Swept, Topic, Wake, WorkerId, Written,
 };
 use crate::{
     event::{Event, EventId, Frame},
@@ -352,30 +353,6 @@ impl Control for Memory {
         let mut state = self.inner.lock();
         let queue = state.queue(partition);
         Ok(letters.iter().map(|letter| u64::from(queue.unbury(letter))).sum())
-    }
-}
-
-#[async_trait]
-impl Inspect for Memory {
-    async fn job(&self, id: JobId) -> Result<Option<Record>> {
-        Ok(self.inner.lock().record(id, Timestamp::now()))
-    }
-
-    async fn depth(&self, partition: &Partition) -> Result<Depth> {
-        Ok(self.inner.lock().depth(partition))
-    }
-
-    async fn workers(&self, partition: &Partition) -> Result<Vec<WorkerSeen>> {
-        Ok(self.inner.lock().workers(partition))
-    }
-
-    async fn dead_letters(
-        &self,
-        partition: &Partition,
-        after: Option<&str>,
-        most: usize,
-    ) -> Result<Vec<DeadLetter>> {
-        Ok(self.inner.lock().dead_letters(partition, after, most))
     }
 }
 

@@ -253,5 +253,7 @@ behaviours! {
         partitions_are_apart,
         workers_are_those_that_have_read,
         dead_letters_come_oldest_first,
+        records_come_in_the_order_in_which_they_are_asked_for,
+        a_job_that_is_over_says_how_long_it_is_kept,
     }
 }

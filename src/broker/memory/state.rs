@@ -1,6 +1,9 @@
 //! Everything the embedded broker holds, and each transition as one step on it.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use super::{
     Options,
@@ -231,6 +234,12 @@ impl State {
 
     pub(super) fn workers(&self, partition: &Partition) -> Vec<WorkerSeen> {
         self.queues.get(partition).map(Queue::workers).unwrap_or_default()
+    }
+
+    /// How long until a job that is over may be dropped.
+    pub(super) fn ttl(&self, job: JobId, now: Timestamp) -> Option<Duration> {
+        let end = self.runs.get(&job)?.record.ended_at?.after(self.options.result_ttl);
+        Some(Duration::from_millis(end.0.saturating_sub(now.0)))
     }
 
     pub(super) fn dead_letters(

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    broker::Inspect,
     event::{Body, Codec, Done},
     job::{ChatRequest, Job, QueueName},
 };

@@ -128,6 +128,28 @@ impl Inspect for Redis {
         record(id, self.pool.command(redis::cmd("HGETALL").arg(self.keys.job(id))).await?)
     }
 
+    async fn records(&self, jobs: &[JobId]) -> Result<Vec<Option<Record>>> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for job in jobs {
+            pipe.cmd("HGETALL").arg(self.keys.job(*job));
+        }
+        let replies = self.pool.pipeline(&mut pipe).await?;
+        let read = |(job, reply): (&JobId, redis::RedisResult<Value>)| {
+            record(*job, reply.map_err(|e| self.pool.connector().classify(e))?)
+        };
+        jobs.iter().zip(replies).map(read).collect()
+    }
+
+    async fn ttl(&self, job: JobId) -> Result<Option<Duration>> {
+        let left = self.pool.command(redis::cmd("PTTL").arg(self.keys.job(job))).await?;
+        // Below 0 it says that there is no record, or no time.
+        let left = u64::try_from(codec::read::<i64>(left, "PTTL")?).ok();
+        Ok(left.map(Duration::from_millis))
+    }
+
     async fn depth(&self, partition: &Partition) -> Result<Depth> {
         let mut pipe = redis::pipe();
         for lane in self.keys.lanes(partition) {

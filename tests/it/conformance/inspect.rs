@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millstream::{
-    broker::{DeadLetter, Depth, LaneDepth, Spent},
+    broker::{DeadLetter, Depth, LaneDepth, Spent, Written},
     event::EventId,
     job::{JobId, Lane},
 };
@@ -99,4 +99,27 @@ pub async fn dead_letters_come_oldest_first(s: &Subject) {
     assert_eq!(behind, letters[1..2]);
     assert_eq!(s.dead_letters(&s.partition, 2).await.unwrap(), letters[..2]);
     assert_eq!(s.dead_letters(&s.second, 9).await.unwrap(), []);
+}
+
+pub async fn records_come_in_the_order_in_which_they_are_asked_for(s: &Subject) {
+    let (_, attempt) = s.running(&worker("a")).await;
+    let waiting = s.add(job("q")).await.id;
+    let asked = [waiting, JobId::new(), attempt.job, waiting];
+    let found = s.records(&asked).await.unwrap();
+    let mut expected = Vec::new();
+    for id in asked {
+        expected.push(s.job(id).await.unwrap());
+    }
+    assert!(expected[0].is_some() && expected[1].is_none() && expected[2].is_some());
+    assert_eq!(found, expected);
+    assert_eq!(s.records(&[]).await.unwrap(), []);
+}
+
+pub async fn a_job_that_is_over_says_how_long_it_is_kept(s: &Subject) {
+    let (_, attempt) = s.running(&worker("a")).await;
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    let left = s.ttl(attempt.job).await.unwrap().expect("it is over");
+    let day = Duration::from_hours(24);
+    assert!(left <= day && left + Duration::from_mins(1) > day, "{left:?}");
+    assert_eq!(s.ttl(JobId::new()).await.unwrap(), None);
 }

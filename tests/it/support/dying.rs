@@ -341,6 +341,12 @@ impl Inspect for Dying {
     async fn job(&self, id: JobId) -> Result<Option<Record>> {
         self.fate.step("job", self.inner.job(id)).await
     }
+    async fn records(&self, jobs: &[JobId]) -> Result<Vec<Option<Record>>> {
+        self.fate.beside(self.inner.records(jobs)).await
+    }
+    async fn ttl(&self, job: JobId) -> Result<Option<Duration>> {
+        self.fate.beside(self.inner.ttl(job)).await
+    }
     async fn depth(&self, partition: &Partition) -> Result<Depth> {
         self.fate.beside(self.inner.depth(partition)).await
     }

@@ -397,6 +397,16 @@ impl Inspect for Recorder {
         self.inner.job(id).await
     }
 
+    async fn records(&self, jobs: &[JobId]) -> Result<Vec<Option<Record>>> {
+        self.seen.call("Inspect::records");
+        self.inner.records(jobs).await
+    }
+
+    async fn ttl(&self, job: JobId) -> Result<Option<Duration>> {
+        self.seen.call("Inspect::ttl");
+        self.inner.ttl(job).await
+    }
+
     async fn depth(&self, partition: &Partition) -> Result<Depth> {
         self.seen.call("Inspect::depth");
         self.inner.depth(partition).await

@@ -16,6 +16,7 @@ mod error;
 mod limits;
 pub mod memory;
 pub mod redis;
+mod tenancy;
 mod topic;
 mod view;
 
@@ -32,6 +33,7 @@ pub use entry::{
 };
 pub use error::{Error, Result};
 pub use limits::{Correction, Counted, Limits};
+pub use tenancy::{Rate, Recent, Tenancy};
 use tokio_util::sync::CancellationToken;
 pub use topic::{Signal, Topic, Wake};
 pub use view::{Depth, LaneDepth, Record, WorkerSeen};
@@ -42,9 +44,9 @@ use crate::{
 };
 
 /// Every port in one, as applications hold it.
-pub trait Broker: Enqueue + Claim + Settle + Log + Control + Inspect + Reconcile {}
+pub trait Broker: Enqueue + Claim + Settle + Log + Control + Inspect + Reconcile + Tenancy {}
 
-impl<T: Enqueue + Claim + Settle + Log + Control + Inspect + Reconcile> Broker for T {}
+impl<T: Enqueue + Claim + Settle + Log + Control + Inspect + Reconcile + Tenancy> Broker for T {}
 
 /// A broker shared by the parts of a process.
 pub type Shared = Arc<dyn Broker>;

@@ -206,7 +206,7 @@ fn keys_are_built_in_one_module() {
         if path == "src/broker/redis/keys.rs" || path.starts_with("src/broker/memory") {
             continue;
         }
-        for literal in ["\"ms:", "{{q:", "{{job:", "ms:schema"] {
+        for literal in ["\"ms:", "{{q:", "{{job:", "{{t:", "ms:schema"] {
             assert!(!code(&text).contains(literal), "{path} builds a key: {literal}");
         }
     }

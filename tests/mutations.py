@@ -186,6 +186,16 @@ MUTATIONS = [
     ("lost entries: deleted under a worker", LUA + "renew.lua",
      "if deleted > 0 then redis.call('HINCRBY', KEYS[2], 'lost_entries', deleted) end", "",
      "deleted_under_a_worker"),
+    ("rate: an empty bucket refuses", LUA + "rate.lua",
+     "math.max(full + interval - empty, 0)", "0", "a_burst_is_admitted"),
+    ("rate: the embedded broker refuses", "src/broker/memory/tenancy.rs",
+     "        if wait.is_zero() {", "        if wait != Duration::MAX {", "a_burst_is_admitted"),
+    ("rate: a slower one leaves nothing behind", LUA + "rate.lua",
+     "math.min(math.max(stored or now, now), empty)", "math.max(stored or now, now)",
+     "a_new_rate_holds or clock_that_was_ahead"),
+    ("recent jobs: the oldest go", "src/broker/redis/tenancy.rs",
+     'pipe.cmd("ZREMRANGEBYRANK").arg(&key).arg(0).arg(surplus);', "let _ = surplus;",
+     "most_recent_jobs_of_a_tenant"),
 ]
 
 

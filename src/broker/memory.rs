@@ -22,6 +22,7 @@ mod queue;
 mod read;
 mod run;
 mod state;
+mod tenancy;
 mod verdict;
 
 use std::{
@@ -61,6 +62,8 @@ pub struct Options {
     pub result_ttl: Duration,
     /// Most dead letters of a partition; beyond it the oldest is dropped.
     pub dead_max: usize,
+    /// Most recent jobs that are remembered of a tenant.
+    pub recent_jobs: usize,
     /// The bounds of each queue, beside those of the whole.
     pub limits: Limits,
 }
@@ -72,6 +75,7 @@ impl Default for Options {
             max_bytes: 64 * 1024 * 1024,
             result_ttl: Duration::from_hours(24),
             dead_max: 1_000,
+            recent_jobs: 1_000,
             limits: Limits::default(),
         }
     }

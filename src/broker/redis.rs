@@ -21,6 +21,7 @@ mod pubsub;
 mod reconcile;
 mod scripts;
 mod settle;
+mod tenancy;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -59,6 +60,8 @@ pub struct Options {
     /// How long a dead letter is kept.
     #[serde(with = "humantime_serde")]
     pub dead_ttl: Duration,
+    /// Most recent jobs that are remembered of a tenant.
+    pub recent_jobs: u32,
     /// Apply migrations at start; otherwise only check that they are applied.
     pub auto_migrate: bool,
     /// The bounds of each queue.
@@ -78,6 +81,7 @@ impl Default for Options {
             result_ttl: Duration::from_secs(DAY),
             dead_max: 10_000,
             dead_ttl: Duration::from_secs(30 * DAY),
+            recent_jobs: 1_000,
             auto_migrate: true,
             limits: Limits::default(),
         }

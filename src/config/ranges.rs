@@ -92,10 +92,12 @@ fn brokers(c: &Config) -> Vec<Rule> {
         span("redis.result_ttl", c.redis.result_ttl, SECOND, YEAR),
         within("redis.dead_max", c.redis.dead_max, 1, 10_000_000),
         span("redis.dead_ttl", c.redis.dead_ttl, MINUTE, YEAR),
+        within("redis.recent_jobs", c.redis.recent_jobs, 1, 1_000_000),
         within("embedded.max_jobs", c.embedded.max_jobs, 1, 10_000_000),
         within("embedded.max_bytes", c.embedded.max_bytes, MIB, 1024 * GIB),
         span("embedded.result_ttl", c.embedded.result_ttl, SECOND, YEAR),
         within("embedded.dead_max", c.embedded.dead_max, 1, 10_000_000),
+        within("embedded.recent_jobs", c.embedded.recent_jobs, 1, 1_000_000),
         text(
             "redis.result_ttl",
             &Span(c.redis.result_ttl).to_string(),

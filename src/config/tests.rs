@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 64] = [
+const OTHERS: [(&str, &str); 66] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
@@ -46,6 +46,7 @@ const OTHERS: [(&str, &str); 64] = [
     ("redis.result_ttl", "5m"),
     ("redis.dead_max", "7"),
     ("redis.dead_ttl", "1h"),
+    ("redis.recent_jobs", "12"),
     ("redis.auto_migrate", "false"),
     ("redis.limits.max_jobs", "4"),
     ("redis.limits.max_bytes", "3000000"),
@@ -54,6 +55,7 @@ const OTHERS: [(&str, &str); 64] = [
     ("embedded.max_bytes", "2000000"),
     ("embedded.result_ttl", "9m"),
     ("embedded.dead_max", "11"),
+    ("embedded.recent_jobs", "13"),
     ("embedded.limits.max_jobs", "6"),
     ("embedded.limits.max_bytes", "1048576"),
     ("embedded.limits.max_jobs_per_tenant", "3"),

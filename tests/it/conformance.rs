@@ -13,6 +13,7 @@ mod lease;
 mod limits;
 mod log;
 mod settle;
+mod tenancy;
 
 use std::{collections::BTreeSet, pin::Pin, sync::Arc};
 
@@ -80,6 +81,7 @@ async fn is_complete(broker: (Shared, Adapter)) {
     }
     let mut all = port_methods(include_str!("../../src/broker.rs"));
     all.extend(port_methods(include_str!("../../src/broker/control.rs")));
+    all.extend(port_methods(include_str!("../../src/broker/tenancy.rs")));
     assert!(all.len() > 20, "the ports cannot be read: {all:?}");
     let missing: Vec<_> = all.difference(&seen.methods()).cloned().collect();
     assert!(missing.is_empty(), "port methods that no behaviour calls: {missing:?}");
@@ -255,5 +257,14 @@ behaviours! {
         dead_letters_come_oldest_first,
         records_come_in_the_order_in_which_they_are_asked_for,
         a_job_that_is_over_says_how_long_it_is_kept,
+    }
+    tenancy {
+        recent_jobs_come_newest_first,
+        a_page_follows_a_job_and_says_where_that_is_unknown,
+        a_job_noted_again_moves,
+        a_burst_is_admitted_and_then_one_token_at_a_time,
+        a_refused_tenant_is_admitted_when_it_was_told,
+        those_who_ask_at_once_share_one_bucket,
+        a_new_rate_holds_at_once,
     }
 }

@@ -49,4 +49,5 @@ mod rolling;
 mod soak;
 mod support;
 mod takeover;
+mod tenancy;
 mod trim;

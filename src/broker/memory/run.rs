@@ -22,6 +22,8 @@ pub(super) struct Run {
     pub(super) cancel: bool,
     /// The dead letter that opened the run.
     pub(super) letter: Option<String>,
+    /// When its tenant has noted it.
+    pub(super) noted: Option<Timestamp>,
     /// The request's fingerprint, where an idempotency key asks for one.
     pub(super) fingerprint: Option<String>,
     /// The events in order; `None` until the first is written.
@@ -56,8 +58,15 @@ impl Run {
             error: None,
             history: Vec::new(),
         };
-        let (place, letter) = (None, None);
-        Self { record, place, cancel: false, letter, fingerprint: None, log: None }
+        Self {
+            record,
+            place: None,
+            cancel: false,
+            letter: None,
+            noted: None,
+            fingerprint: None,
+            log: None,
+        }
     }
 
     /// Writes what a job says of itself.

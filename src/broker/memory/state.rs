@@ -10,6 +10,7 @@ use super::{
     feed::Topics,
     queue::{self, Fields, Parked, Queue},
     run::{RECORD_BYTES, Run},
+    tenancy::Tenants,
 };
 use crate::{
     broker::{
@@ -33,6 +34,8 @@ pub(super) struct State {
     pub(super) kept_bytes: usize,
     /// Who hears live messages.
     pub(super) topics: Topics,
+    /// What each tenant has.
+    pub(super) tenants: Tenants,
 }
 
 impl State {
@@ -44,6 +47,7 @@ impl State {
             finished: VecDeque::new(),
             kept_bytes: 0,
             topics: Topics::default(),
+            tenants: Tenants::default(),
         }
     }
 }
@@ -128,7 +132,11 @@ impl State {
 
     /// Drops a record and its log.
     pub(super) fn forget(&mut self, job: JobId) {
-        self.kept_bytes -= self.runs.remove(&job).map_or(0, |run| run.bytes());
+        let Some(run) = self.runs.remove(&job) else { return };
+        self.kept_bytes -= run.bytes();
+        if let Some(at) = run.noted {
+            self.tenants.forget(&run.record.tenant, job, at);
+        }
     }
 
     /// The run of an entry's job, made where there is none.
@@ -228,18 +236,18 @@ impl State {
         self.runs.get(&job).map(|run| Record { state: run.shown(now), ..run.record.clone() })
     }
 
+    /// How long until a job that is over may be dropped.
+    pub(super) fn ttl(&self, job: JobId, now: Timestamp) -> Option<Duration> {
+        let end = self.runs.get(&job)?.record.ended_at?.after(self.options.result_ttl);
+        Some(Duration::from_millis(end.0.saturating_sub(now.0)))
+    }
+
     pub(super) fn depth(&self, partition: &Partition) -> Depth {
         self.queues.get(partition).map(Queue::depth).unwrap_or_default()
     }
 
     pub(super) fn workers(&self, partition: &Partition) -> Vec<WorkerSeen> {
         self.queues.get(partition).map(Queue::workers).unwrap_or_default()
-    }
-
-    /// How long until a job that is over may be dropped.
-    pub(super) fn ttl(&self, job: JobId, now: Timestamp) -> Option<Duration> {
-        let end = self.runs.get(&job)?.record.ended_at?.after(self.options.result_ttl);
-        Some(Duration::from_millis(end.0.saturating_sub(now.0)))
     }
 
     pub(super) fn dead_letters(

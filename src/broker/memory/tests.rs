@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::{
-    broker::Inspect,
+    broker::{Inspect, Recent, Tenancy},
     event::{Body, Codec, Done},
-    job::{ChatRequest, Job, QueueName},
+    job::{ChatRequest, Job, QueueName, Tenant},
 };
 
 fn submission(text: &str) -> Submission {
@@ -103,6 +103,26 @@ async fn everything_that_is_counted_is_given_back() {
     let (entry, _) = run_one(&broker).await;
     broker.remove(&[Spent::from(&entry)]).await.unwrap();
     assert_eq!(broker.inner.lock().bytes(), 0);
+}
+
+#[tokio::test]
+async fn recent_jobs_go_with_their_records() {
+    let broker = Memory::new(Options { result_ttl: Duration::ZERO, ..Options::default() });
+    let tenant = Tenant::default();
+    let done = add(&broker, "a").await.unwrap().id;
+    let (entry, _) = run_one(&broker).await;
+    let waiting = add(&broker, "b").await.unwrap().id;
+    let at = Timestamp::now();
+    broker.note(&tenant, &[(done, at), (waiting, at), (JobId::new(), at)]).await.unwrap();
+    let Recent::Jobs(jobs) = broker.recent(&tenant, None, 9).await.unwrap() else {
+        panic!("a page")
+    };
+    assert_eq!(jobs, [waiting, done], "those with a record");
+    broker.remove(&[Spent::from(&entry)]).await.unwrap();
+    assert_eq!(broker.recent(&tenant, None, 9).await.unwrap(), Recent::Jobs(vec![waiting]));
+    assert_eq!(broker.recent(&tenant, Some(done), 9).await.unwrap(), Recent::Unknown);
+    broker.forget(waiting);
+    assert_eq!(broker.recent(&tenant, None, 9).await.unwrap(), Recent::Jobs(vec![]));
 }
 
 #[test]

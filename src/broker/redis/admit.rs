@@ -25,7 +25,7 @@ const PARKED: &str = "parked";
 impl Redis {
     /// Adds submissions to their lanes, or parks those whose time lies ahead, as far as the limits
     /// allow; whether each is parked.
-    pub(super) async fn admit(
+    pub(super) async fn admit_all(
         &self,
         batch: &[&Submission],
         now: Timestamp,

@@ -292,7 +292,7 @@ impl Redis {
             .collect();
         let added = match is_bounded {
             _ if to_add.is_empty() => Vec::new(),
-            true => self.admit(&to_add, now, in_order).await,
+            true => self.admit_all(&to_add, now, in_order).await,
             false => self.add(&to_add, now).await,
         };
         let mut added = added.into_iter();

@@ -1,13 +1,13 @@
 //! Every key and channel, and nowhere else.
 //!
-//! `{…}` is a Cluster hash tag: one partition of a queue is one slot, one job is one slot, and
-//! nothing needs two slots at once.
+//! `{…}` is a Cluster hash tag: one partition of a queue is one slot, one job is one slot, one
+//! tenant is one slot, and nothing needs two slots at once.
 
 use std::{collections::HashMap, sync::Mutex};
 
 use crate::{
     broker::{Partition, Topic, WorkerId},
-    job::{JobId, Lane},
+    job::{JobId, Lane, Tenant},
 };
 
 /// The one consumer group of every lane.
@@ -84,6 +84,20 @@ impl Keys {
         format!("{}{worker}", self.workers())
     }
 
+    fn tenant(&self, tenant: &Tenant, rest: &str) -> String {
+        format!("{}:{{t:{tenant}}}:{rest}", self.prefix)
+    }
+
+    /// A tenant's recent jobs by the time at which they were added.
+    pub fn recent(&self, tenant: &Tenant) -> String {
+        self.tenant(tenant, "jobs")
+    }
+
+    /// When a tenant's bucket of requests is full.
+    pub fn rate(&self, tenant: &Tenant) -> String {
+        self.tenant(tenant, "rate")
+    }
+
     /// The applied migrations.
     pub fn schema(&self) -> String {
         format!("{}:schema", self.prefix)
@@ -147,6 +161,7 @@ mod tests {
         assert_eq!(keys.parked_jobs(&partition), "ms:{q:default:0}:parked:jobs");
         let id = "01932c07-27d1-7c3e-a4b1-5d3f8a6b9c0e".parse().unwrap();
         assert_eq!(keys.log(id), "ms:{job:01932c07-27d1-7c3e-a4b1-5d3f8a6b9c0e}:log");
+        assert_eq!(keys.recent(&Tenant::default()), "ms:{t:default}:jobs");
         assert_eq!(keys.schema(), "ms:schema");
     }
 }

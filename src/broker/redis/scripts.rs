@@ -65,4 +65,8 @@ scripts! {
     drift: "drift.lua",
     /// Sets counters right.
     reconcile: "load.lua" "reconcile.lua",
+    /// Reads a page of a tenant's recent jobs.
+    recent: "recent.lua",
+    /// Takes a token from a tenant's bucket.
+    rate: "rate.lua",
 }

@@ -8,12 +8,12 @@ use std::{
 use futures_util::future::join_all;
 use millstream::{
     broker::{
-        Error, Inspect as _, Shared,
+        Error, Inspect as _, Recent, Shared,
         memory::Memory,
         redis::{Options, Redis, keys::Keys},
     },
     config::{Flag, Layers},
-    job::{ChatRequest, Job, JobId},
+    job::{ChatRequest, Job, JobId, Tenant, Timestamp},
     producer::Producer,
     worker,
 };
@@ -221,4 +221,38 @@ async fn each_bound_of_a_queue_is_the_one_that_is_configured() {
             assert!(refusal.contains(&format!("{key} is {value}")), "{refusal}");
         }
     }
+}
+
+#[tokio::test]
+async fn the_most_recent_jobs_of_a_tenant_are_kept() {
+    let server = Server::start().await;
+    let tenant = Tenant::default();
+    for section in ["redis", "embedded"] {
+        let flags = [(format!("{section}.recent_jobs"), "3"), ("redis.job_ttl".to_owned(), "2h")];
+        let flags = flags.map(|(key, value)| Flag::new("--set", &key, value)).to_vec();
+        let config = Layers { flags, ..Layers::default() }.load().unwrap().config;
+        let broker: Shared = match section {
+            "embedded" => Arc::new(Memory::new(config.embedded)),
+            _ => super::connected(Options { url: server.url(), ..config.redis }).await,
+        };
+        let producer = Producer::new(broker.clone(), config.producer);
+        let mut added = Vec::new();
+        for at in 1..=5 {
+            let job = Job::new(ChatRequest::ask("m", "who?"));
+            added.push((producer.enqueue(job).await.unwrap().id, Timestamp(at)));
+        }
+        broker.note(&tenant, &added[..4]).await.unwrap();
+        broker.note(&tenant, &added[4..]).await.unwrap();
+        let newest = added[2..].iter().rev().map(|(id, _)| *id).collect();
+        assert_eq!(
+            broker.recent(&tenant, None, 9).await.unwrap(),
+            Recent::Jobs(newest),
+            "{section}"
+        );
+        let older = broker.recent(&tenant, Some(added[1].0), 9).await.unwrap();
+        assert_eq!(older, Recent::Unknown, "{section}");
+    }
+    let left = server.command(&["PTTL", &Keys::new("ms").recent(&tenant)]);
+    let (left, whole) = (left.parse::<u64>().unwrap(), 2 * 60 * 60 * 1000);
+    assert!(left <= whole && left + 60_000 > whole, "{left} ms");
 }

@@ -17,11 +17,12 @@ use millstream::{
     broker::{
         Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Depth,
         Enqueue, Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted,
-        Receipt, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Shared, Sink,
-        Spent, Submission, Sweep, Swept, Wake, WorkerId, WorkerSeen, Written,
+        Rate, Receipt, Recent, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle,
+        Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Wake, WorkerId, WorkerSeen,
+        Written,
     },
     event::{Event, EventId, Frame},
-    job::{JobId, Lane, Timestamp},
+    job::{JobId, Lane, Tenant, Timestamp},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -370,5 +371,18 @@ impl Reconcile for Dying {
     }
     async fn reconcile(&self, partition: &Partition) -> Result<Correction> {
         self.fate.beside(self.inner.reconcile(partition)).await
+    }
+}
+
+#[async_trait]
+impl Tenancy for Dying {
+    async fn note(&self, tenant: &Tenant, jobs: &[(JobId, Timestamp)]) -> Result<()> {
+        self.fate.beside(self.inner.note(tenant, jobs)).await
+    }
+    async fn recent(&self, tenant: &Tenant, before: Option<JobId>, most: usize) -> Result<Recent> {
+        self.fate.beside(self.inner.recent(tenant, before, most)).await
+    }
+    async fn admit(&self, tenant: &Tenant, rate: &Rate) -> Result<Option<Duration>> {
+        self.fate.beside(self.inner.admit(tenant, rate)).await
     }
 }

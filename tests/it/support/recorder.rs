@@ -13,11 +13,12 @@ use millstream::{
     broker::{
         Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Depth,
         Enqueue, Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted,
-        Receipt, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle, Shared, Sink,
-        Spent, Submission, Sweep, Swept, Topic, Wake, WorkerId, WorkerSeen, Written,
+        Rate, Receipt, Recent, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle,
+        Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Topic, Wake, WorkerId, WorkerSeen,
+        Written,
     },
     event::{Event, EventId, Frame},
-    job::{JobId, Lane, Timestamp},
+    job::{JobId, Lane, Tenant, Timestamp},
     state::{State, Transition},
 };
 use tokio_util::sync::CancellationToken;
@@ -438,5 +439,23 @@ impl Reconcile for Recorder {
     async fn reconcile(&self, partition: &Partition) -> Result<Correction> {
         self.seen.call("Reconcile::reconcile");
         self.inner.reconcile(partition).await
+    }
+}
+
+#[async_trait]
+impl Tenancy for Recorder {
+    async fn note(&self, tenant: &Tenant, jobs: &[(JobId, Timestamp)]) -> Result<()> {
+        self.seen.call("Tenancy::note");
+        self.inner.note(tenant, jobs).await
+    }
+
+    async fn recent(&self, tenant: &Tenant, before: Option<JobId>, most: usize) -> Result<Recent> {
+        self.seen.call("Tenancy::recent");
+        self.inner.recent(tenant, before, most).await
+    }
+
+    async fn admit(&self, tenant: &Tenant, rate: &Rate) -> Result<Option<Duration>> {
+        self.seen.call("Tenancy::admit");
+        self.inner.admit(tenant, rate).await
     }
 }

@@ -10,6 +10,8 @@
 mod chunk;
 mod codec;
 
+#[cfg(feature = "gateway")]
+pub(crate) use chunk::TEXT_FIELDS;
 pub use chunk::{Chunk, Piece};
 pub use codec::{Codec, DecodeError, Frame};
 

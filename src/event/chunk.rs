@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Text fields of a delta that may be joined.
-const TEXT_FIELDS: [&str; 4] = ["content", "reasoning_content", "reasoning", "refusal"];
+pub(crate) const TEXT_FIELDS: [&str; 4] = ["content", "reasoning_content", "reasoning", "refusal"];
 
 /// A batch of token deltas: the payload of one `delta` event.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

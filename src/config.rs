@@ -22,7 +22,7 @@ pub use mask::printed;
 pub use crate::broker::redis::masked_url;
 use serde::{Deserialize, Serialize};
 
-use crate::{broker, listener, producer, simulator, upstream, worker};
+use crate::{broker, gateway, listener, producer, simulator, upstream, worker};
 
 /// Everything that can be configured, by section.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub struct Config {
     pub producer: producer::Options,
     /// How jobs are followed.
     pub listener: listener::Options,
+    /// How jobs are served to the web.
+    pub gateway: gateway::Options,
     /// How jobs are run.
     pub worker: worker::Options,
     /// The model's endpoint. Without address and key the simulator answers.

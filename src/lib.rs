@@ -34,6 +34,8 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod event;
+#[cfg(feature = "gateway")]
+pub mod gateway;
 pub mod job;
 pub mod listener;
 pub mod producer;

@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 pub use text::{Answer, Text};
 
 use crate::{
-    broker::{self, Shared},
+    broker::{self, Record, Shared},
     event::{Event, EventId},
-    job::JobId,
+    job::{JobId, Tenant},
 };
 
 /// How a listener behaves.
@@ -115,6 +115,7 @@ impl Listener {
             idle_timeout: Some(self.options.idle_timeout),
             timeout: None,
             expected: false,
+            tenant: None,
         }
     }
 }
@@ -130,6 +131,7 @@ pub struct Listen {
     idle_timeout: Option<Duration>,
     timeout: Option<Duration>,
     expected: bool,
+    tenant: Option<Tenant>,
 }
 
 impl Listen {
@@ -158,6 +160,21 @@ impl Listen {
         Self { expected: true, ..self }
     }
 
+    /// Answers [`Error::NotFound`] where the job is not this tenant's, or where that cannot be told:
+    /// somebody else's job does not exist.
+    #[must_use]
+    pub fn owned_by(self, tenant: Tenant) -> Self {
+        Self { tenant: Some(tenant), ..self }
+    }
+
+    /// Subscribes and reads the first page of the log, in the one round trip that every reader needs,
+    /// so that a web handler knows what to answer before it begins to.
+    pub async fn open(self) -> Result<Following, Error> {
+        let mut follow = follow::Follow::new(self);
+        let record = follow.open().await?;
+        Ok(Following { follow, record })
+    }
+
     /// The job's events. The stream ends after the terminal event; it is empty when `after` is at
     /// or above that one.
     pub fn events(self) -> impl Stream<Item = Result<Event, Error>> + Send + Unpin {
@@ -173,5 +190,30 @@ impl Listen {
     pub async fn answer(self) -> Result<Answer, Error> {
         let job = self.job;
         text::whole(job, self.events()).await
+    }
+}
+
+/// A reader that has begun.
+#[derive(Debug)]
+pub struct Following {
+    follow: follow::Follow,
+    record: Option<Record>,
+}
+
+impl Following {
+    /// Where the job stood just before its log was read; `None` when its record has expired, or for
+    /// a job that is [expected](Listen::expected).
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// Whether nothing is left to read: the job was over, and the cursor at or above its end.
+    pub fn is_over(&self) -> bool {
+        self.follow.is_over()
+    }
+
+    /// The events, as from [`Listen::events`].
+    pub fn events(self) -> impl Stream<Item = Result<Event, Error>> + Send + Unpin {
+        self.follow.into_stream()
     }
 }

@@ -35,4 +35,9 @@ pub trait Upstream: Send + Sync {
     /// Asks for an answer, streamed or whole. No retry and no deadline: both are the caller's.
     /// A stream that ends without an error may still have been cut: look for a finish reason.
     async fn answer(&self, request: &ChatRequest, stream: bool) -> Result<Parts, Failure>;
+
+    /// The names of the models that it serves; none where it does not tell.
+    async fn models(&self) -> Result<Vec<String>, Failure> {
+        Ok(Vec::new())
+    }
 }

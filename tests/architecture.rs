@@ -10,7 +10,7 @@ use std::{
 };
 
 /// What each module may use of this crate. `config`, `bench` and `cli` stand above everything.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("job", &[]),
     ("error", &[]),
     ("retry", &[]),
@@ -24,10 +24,15 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("listener", &["broker", "event", "job", "retry"]),
     ("worker", &["broker", "error", "event", "job", "listener", "retry", "upstream"]),
     (
+        "gateway",
+        &["admin", "broker", "error", "event", "job", "listener", "producer", "retry", "state"],
+    ),
+    (
         "config",
         &[
             "broker",
             "event",
+            "gateway",
             "job",
             "listener",
             "producer",
@@ -60,7 +65,7 @@ const HOMES: [(&str, &[&str]); 8] = [
     ("bb8_redis", &["src/broker/redis/pool.rs"]),
     ("async_openai", &["src/upstream/openai.rs"]),
     ("reqwest", &["src/upstream/openai.rs"]),
-    ("axum", &["src/simulator.rs", "src/simulator/"]),
+    ("axum", &["src/gateway.rs", "src/gateway/", "src/simulator.rs", "src/simulator/"]),
     ("clap", &["src/cli.rs", "src/cli/", "bin/"]),
     ("anyhow", &["src/cli.rs", "src/cli/", "bin/"]),
     ("backoff", &["src/retry.rs"]),

@@ -1,8 +1,9 @@
-//! `millstream dev`: broker and worker in one process, until it is stopped.
+//! `millstream dev`: broker, worker and gateway in one process, until it is stopped.
 
 use std::{io::IsTerminal, time::Duration};
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines, Stdin};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Error, Exit,
@@ -10,11 +11,13 @@ use super::{
     args::{Common, MODEL},
     ask,
     engine::Engine,
+    gateway,
     logging::{self, Level},
     parts::Broker,
 };
 use crate::{
     config::{self, Config},
+    gateway::Bound,
     job::{ChatRequest, Job},
     listener::Listener,
     producer::Producer,
@@ -33,8 +36,16 @@ pub(super) async fn run(common: &Common, cx: &mut Context) -> Result<Exit, Error
         config.worker.drain = Duration::ZERO;
     }
     let listener = Listener::new(broker.shared.clone(), config.listener.clone());
+    gateway::listen_on_port(&mut config)?;
     let mut engine = Engine::start(&config, broker.shared.clone(), &listener).await?;
-    introduce(&config, &engine, cx);
+    if let Some(url) = engine.simulated() {
+        // The gateway tells the simulator's models, too.
+        url.clone_into(&mut config.upstream.base_url);
+    }
+    let bound = gateway::bind(&config, &broker, listener.clone()).await?;
+    introduce(&config, &engine, &bound, cx);
+    let closing = CancellationToken::new();
+    let web = tokio::spawn(bound.run(closing.clone()));
     let interrupt = cx.interrupt.clone();
     let result = tokio::select! {
         stopped = engine.failed() => Err(worker_ended(stopped.as_ref())),
@@ -42,11 +53,18 @@ pub(super) async fn run(common: &Common, cx: &mut Context) -> Result<Exit, Error
         () = interrupt.cancelled(), if !config.is_embedded() => Ok(()),
     };
     cx.terminal.say("stopping");
-    engine.stop().await;
+    // Answers in progress end with their worker.
+    let (_, web) = tokio::join!(engine.stop(), async {
+        closing.cancel();
+        web.await
+    });
+    if let Err(error) = web {
+        cx.terminal.fail(format_args!("the gateway broke off: {error}"));
+    }
     result.map(|()| Exit::Ok)
 }
 
-fn introduce(config: &Config, engine: &Engine, cx: &mut Context) {
+fn introduce(config: &Config, engine: &Engine, bound: &Bound, cx: &mut Context) {
     let queues: Vec<String> = config.worker.queues.iter().map(ToString::to_string).collect();
     if config.is_embedded() {
         cx.terminal.say("broker: embedded, in this process; jobs end with it");
@@ -66,6 +84,8 @@ fn introduce(config: &Config, engine: &Engine, cx: &mut Context) {
         None if config.upstream.base_url.is_empty() => cx.terminal.say("model: OpenAI"),
         None => cx.terminal.say(format_args!("model: {}", config.upstream.base_url)),
     }
+    let addr = bound.addr();
+    cx.terminal.say(format_args!("web: http://{addr} (console), OPENAI_BASE_URL=http://{addr}/v1"));
     cx.terminal.say(if config.is_embedded() {
         "Type a question and press Enter; Ctrl-C stops it."
     } else {

@@ -2,7 +2,7 @@
 
 use std::{fmt, process::ExitCode};
 
-use crate::{bench, broker, config, error, listener, producer, simulator, upstream};
+use crate::{bench, broker, config, error, gateway, listener, producer, simulator, upstream};
 
 /// Why a program ended. The numbers do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,6 +206,12 @@ impl From<upstream::openai::Error> for Error {
 
 impl From<simulator::Error> for Error {
     fn from(error: simulator::Error) -> Self {
+        Self::from_source(Exit::Configuration, error, "")
+    }
+}
+
+impl From<gateway::Error> for Error {
+    fn from(error: gateway::Error) -> Self {
         Self::from_source(Exit::Configuration, error, "")
     }
 }

@@ -10,7 +10,9 @@ use super::{
     bench::{self, Bench},
     dev, dlq,
     exit::EXIT_CODES,
+    gateway,
     jobs::{self, Jobs},
+    keys::{self, Keys},
     migrate::{self, Migrate},
     producer,
     queues::{self, Overview},
@@ -39,7 +41,7 @@ enum Command {
     /// simulator answers, and standard error says so.
     Ask(Ask),
 
-    /// Run broker and worker in this process until Ctrl-C
+    /// Run broker, worker and gateway in this process until Ctrl-C
     ///
     /// With Redis configured, it is the broker, and jobs come from anywhere. Without it the broker
     /// is embedded, no other process reaches it, and each line of standard input is a question.
@@ -58,6 +60,10 @@ enum Command {
     /// List, show, put back or delete dead letters
     #[command(subcommand)]
     Dlq(dlq::Letters),
+
+    /// Make API keys for the gateway
+    #[command(subcommand)]
+    Keys(Keys),
 
     /// Apply or show migrations of the key layout
     #[command(subcommand)]
@@ -99,6 +105,7 @@ enum Program {
     Millstream,
     MillstreamProducer,
     MillstreamWorker,
+    MillstreamGateway,
 }
 
 /// Runs the command.
@@ -111,6 +118,7 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
         Command::Queues(what) => queues::run(what, common, cx).await,
         Command::Workers(what) => tables::workers(what, common, cx).await,
         Command::Dlq(what) => dlq::run(what, common, cx).await,
+        Command::Keys(what) => keys::run(&what, common, cx),
         Command::Migrate(what) => migrate::run(what, common, cx).await,
         Command::Config(what) => settings::run(&what, common, cx),
         Command::Simulate(args) => simulate::run(args, common, cx).await,
@@ -124,6 +132,7 @@ fn completions(shell: Shell, program: Program, cx: &mut Context) -> Result<Exit,
         Program::Millstream => Args::command(),
         Program::MillstreamProducer => producer::Args::command(),
         Program::MillstreamWorker => worker::Args::command(),
+        Program::MillstreamGateway => gateway::Args::command(),
     };
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
@@ -138,6 +147,11 @@ mod tests {
 
     use super::*;
 
+    fn programs() -> [Command; 4] {
+        let [producer, worker] = [producer::Args::command(), worker::Args::command()];
+        [Args::command(), producer, worker, gateway::Args::command()]
+    }
+
     fn each(command: &Command, check: &mut dyn FnMut(&Command)) {
         check(command);
         command.get_subcommands().for_each(|below| each(below, check));
@@ -145,7 +159,7 @@ mod tests {
 
     #[test]
     fn every_flag_and_command_is_documented() {
-        for command in [Args::command(), producer::Args::command(), worker::Args::command()] {
+        for command in programs() {
             command.clone().debug_assert();
             each(&command, &mut |command| {
                 assert!(command.get_about().is_some(), "{}", command.get_name());
@@ -158,7 +172,7 @@ mod tests {
 
     #[test]
     fn every_program_tells_its_exit_codes() {
-        for mut command in [Args::command(), producer::Args::command(), worker::Args::command()] {
+        for mut command in programs() {
             let help = command.render_long_help().to_string();
             assert!(help.contains("130  interrupted"), "{help}");
         }

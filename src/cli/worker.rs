@@ -100,7 +100,7 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
 
 /// Waits until Redis can be used, and says so; what will not pass by waiting ends it at once.
 /// `None` when a signal came first.
-async fn connect(config: &Config, cx: &mut Context) -> Result<Option<Broker>, Error> {
+pub(super) async fn connect(config: &Config, cx: &mut Context) -> Result<Option<Broker>, Error> {
     let mut backoff = Backoff::connecting();
     loop {
         let attempt = async {

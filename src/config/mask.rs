@@ -6,7 +6,7 @@ use super::Config;
 use crate::broker::redis::masked_url;
 
 /// Keys whose whole value is a secret.
-const SECRETS: [&str; 2] = ["upstream.api_key", "simulator.api_key"];
+const SECRETS: [&str; 3] = ["upstream.api_key", "simulator.api_key", "gateway.secret"];
 /// What stands for a secret.
 const MASK: &str = "***";
 

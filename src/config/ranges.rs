@@ -1,5 +1,7 @@
 //! What values are allowed: the one table of ranges and contradictions.
 
+mod gateway;
+
 use std::{fmt, time::Duration};
 
 use humantime_serde::re::humantime::format_duration;
@@ -66,6 +68,7 @@ pub(super) fn rules(c: &Config) -> Vec<Rule> {
     rules.extend(retry(&c.worker.retry));
     rules.extend(ties(&c.worker));
     rules.extend(model(c));
+    rules.extend(gateway::rules(c));
     rules
 }
 

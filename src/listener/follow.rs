@@ -11,7 +11,7 @@ use super::{
     hub::{Heard, Link, Subscription},
 };
 use crate::{
-    broker::{self, Topic},
+    broker::{self, Record, Topic},
     event::{Event, EventId},
     retry::Backoff,
 };
@@ -29,6 +29,7 @@ enum Phase {
     Fallback,
 }
 
+#[derive(Debug)]
 pub(super) struct Follow {
     listen: Listen,
     subscription: Option<Subscription>,
@@ -120,7 +121,7 @@ impl Follow {
 
     async fn step(&mut self) -> Result<(), Error> {
         match self.phase {
-            Phase::Open => self.open().await,
+            Phase::Open => self.open().await.map(|_| ()),
             Phase::Replay => {
                 let read = self.read().await;
                 match read {
@@ -139,7 +140,7 @@ impl Follow {
     }
 
     /// Subscribes first and reads then, so that nothing falls between the two.
-    async fn open(&mut self) -> Result<(), Error> {
+    pub(super) async fn open(&mut self) -> Result<Option<Record>, Error> {
         let topic = Topic::Job(self.listen.job);
         let subscription = self.subscription.insert(self.listen.hub.subscribe(topic));
         if let Link::Live(number) = subscription.link().await {
@@ -150,11 +151,25 @@ impl Follow {
         if opened.record.is_none() && opened.events.is_empty() && !self.listen.expected {
             return Err(Error::NotFound(job));
         }
-        let over = opened.record.is_some_and(|record| record.state.is_terminal());
+        if let Some(tenant) = &self.listen.tenant
+            && opened.record.as_ref().is_none_or(|record| record.tenant != *tenant)
+        {
+            return Err(Error::NotFound(job));
+        }
+        if opened.record.as_ref().is_some_and(|record| record.fence < self.read_to.fence) {
+            // No event bears that fence yet: what comes from here on is what the reader lacks.
+            self.read_to = self.listen.broker.last(job).await?.unwrap_or(EventId::START);
+        }
+        let over = opened.record.as_ref().is_some_and(|record| record.state.is_terminal());
         self.ended = over && opened.events.is_empty();
         let full = self.take(opened.events);
         self.settle(full);
-        Ok(())
+        Ok(opened.record)
+    }
+
+    /// Whether no event will come any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended && self.queue.is_empty()
     }
 
     /// Reads a page of the log; whether there may be more.

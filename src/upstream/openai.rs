@@ -117,6 +117,22 @@ impl Upstream for OpenAi {
         let part = part(&whole.map_err(failure)?);
         Ok(Box::pin(stream::iter([part])))
     }
+
+    async fn models(&self) -> Result<Vec<String>, Failure> {
+        let models: Models = self.client.models().list_byot().await.map_err(failure)?;
+        Ok(models.data.into_iter().map(|model| model.id).collect())
+    }
+}
+
+/// A list of models.
+#[derive(Deserialize)]
+struct Models {
+    data: Vec<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    id: String,
 }
 
 /// The request with the fields that decide streaming set, and every other field as it came.

@@ -13,7 +13,6 @@ pub struct Assembly {
     choices: BTreeMap<u32, Choice>,
     extra: Map<String, Value>,
     last: Option<EventId>,
-    attempt: u32,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -38,10 +37,9 @@ impl Assembly {
     pub fn push(&mut self, event: &Event) {
         self.last = Some(event.id);
         match &event.body {
-            Body::Started(started) => {
+            Body::Started(_) => {
                 self.choices.clear();
                 self.extra.clear();
-                self.attempt = started.attempt;
             }
             Body::Delta(chunk) => self.merge(chunk),
             _ => {}
@@ -96,11 +94,6 @@ impl Assembly {
     /// The last event that was taken: where to read on.
     pub fn last_event_id(&self) -> Option<EventId> {
         self.last
-    }
-
-    /// The attempt that said this, from 1; 0 before the first.
-    pub fn attempt(&self) -> u32 {
-        self.attempt
     }
 }
 
@@ -234,9 +227,9 @@ mod tests {
             json!([{"choices": [{"delta": {"content": "a"}}], "extra": {"service_tier": "x"}}]),
         );
         assembly.push(&event(7, Body::Requeued(crate::event::Requeued { run: 2 })));
-        assert_eq!((assembly.text(), assembly.attempt()), ("a", 1));
+        assert_eq!(assembly.text(), "a");
         assembly.push(&event(8, started(2)));
-        assert_eq!((assembly.text(), assembly.attempt()), ("", 2));
+        assert_eq!(assembly.text(), "");
         assert_eq!(assembly.last_event_id(), Some(EventId { fence: 9, seq: 8 }));
         assert!(assembly.choices().is_empty());
         assert!(!assembly.completion("i", 1, "m", None).contains_key("service_tier"));

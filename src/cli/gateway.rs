@@ -1,0 +1,132 @@
+//! `millstream-gateway`: serves jobs to the web.
+
+#![expect(clippy::doc_markdown, reason = "the comments of arguments are the text of --help")]
+
+use std::net::SocketAddr;
+
+use clap::Parser;
+
+use super::{
+    Context, Error, Exit,
+    args::Common,
+    exit::EXIT_CODES,
+    logging::{self, Level},
+    parts::{self, Broker},
+    worker,
+};
+use crate::{
+    config::{Config, Flag},
+    gateway::{Bound, Gateway, Stopped},
+    listener::Listener,
+};
+
+/// Serve jobs, their events, and OpenAI-compatible routes over HTTP until SIGTERM
+///
+/// REDIS_URL is all it needs on one machine; to be reached from others it needs API keys
+/// (`millstream keys create`). SIGTERM or SIGINT ends event streams with a hint to come back, and gives
+/// chat completions gateway.drain to end. A second signal ends it at once.
+#[derive(Debug, Parser)]
+#[command(name = "millstream-gateway", version, after_help = EXIT_CODES)]
+pub struct Args {
+    /// The address; port 0 takes any free one [default: gateway.listen, 127.0.0.1:8080, with the port
+    /// of PORT where that is set]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<SocketAddr>,
+
+    /// The file of API keys [default: gateway.keys]
+    #[arg(long, value_name = "PATH")]
+    keys: Option<String>,
+
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Args {
+    fn flags(&self) -> Vec<Flag> {
+        let listen =
+            self.listen.map(|addr| Flag::new("--listen", "gateway.listen", addr.to_string()));
+        let keys = self.keys.as_ref().map(|path| Flag::new("--keys", "gateway.keys", path));
+        listen.into_iter().chain(keys).collect()
+    }
+}
+
+/// Serves until it is stopped. The first line of standard output is its address.
+pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
+    let mut config = args.common.load(args.flags())?.config;
+    logging::start(&config.log, Level::Info);
+    parts::needs_redis(&config)?;
+    if args.listen.is_none() {
+        listen_on_port(&mut config)?;
+    }
+    let Some(broker) = worker::connect(&config, cx).await? else { return Ok(Exit::Ok) };
+    let listener = Listener::new(broker.shared.clone(), config.listener.clone());
+    let bound = bind(&config, &broker, listener).await?;
+    let stopped = serve(bound, cx).await?;
+    let Stopped { connections, streams, unfinished } = stopped;
+    cx.terminal.say(format_args!(
+        "gateway stopped: {connections} connections served, {streams} streams open at the end, {unfinished} \
+         answers cut off"
+    ));
+    Ok(Exit::Ok)
+}
+
+/// `PORT` is how platforms say where a web process is to listen.
+pub(super) fn listen_on_port(config: &mut Config) -> Result<(), Error> {
+    let Some(port) = std::env::var("PORT").ok().filter(|port| !port.is_empty()) else {
+        return Ok(());
+    };
+    let Ok(number) = port.parse() else {
+        let cause = format!("PORT is `{port}`; allowed: 0 to 65535");
+        return Err(Error::new(Exit::Configuration, cause, "unset it, or give --listen"));
+    };
+    config.gateway.listen.set_port(number);
+    Ok(())
+}
+
+/// A gateway that listens. It asks the upstream for its models, where one is configured.
+pub(super) async fn bind(
+    config: &Config,
+    broker: &Broker,
+    listener: Listener,
+) -> Result<Bound, Error> {
+    many_descriptors();
+    let options = config.gateway.clone();
+    let gateway = Gateway::new(broker.shared.clone(), listener, config.producer.clone(), options)?;
+    if config.has_upstream() {
+        let upstream = parts::upstream(config)?;
+        gateway.models_from(std::sync::Arc::new(move || {
+            let upstream = std::sync::Arc::clone(&upstream);
+            Box::pin(async move { upstream.models().await.map_err(|failure| failure.to_string()) })
+        }));
+    }
+    Ok(gateway.bind().await?)
+}
+
+async fn serve(bound: Bound, cx: &mut Context) -> Result<Stopped, Error> {
+    let url = format!("http://{}", bound.addr());
+    cx.terminal.line(&url)?;
+    tracing::info!(url, "gateway listens");
+    Ok(bound.run(cx.interrupt.clone()).await)
+}
+
+/// Every open stream is a descriptor: as many as the system allows.
+fn many_descriptors() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!(limit, "open files allowed"),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_set_their_keys() {
+        let args = ["millstream-gateway", "--listen", "127.0.0.1:1", "--keys", "k"];
+        let flags = Args::try_parse_from(args).unwrap().flags();
+        let set: Vec<(&str, &str)> =
+            flags.iter().map(|flag| (flag.key.as_str(), flag.value.as_str())).collect();
+        assert_eq!(set, [("gateway.listen", "127.0.0.1:1"), ("gateway.keys", "k")]);
+    }
+}

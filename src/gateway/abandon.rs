@@ -1,0 +1,68 @@
+//! Jobs whose clients went away: they are cancelled, and cost nothing more.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+
+use super::app::App;
+use crate::{job::JobId, retry::Backoff};
+
+/// Cancellations under way at once.
+const AT_ONCE: usize = 64;
+
+/// How often a cancellation is tried while the broker is away.
+const TRIES: u32 = 8;
+
+/// Cancels a job when it is dropped, unless it has been forgiven.
+#[derive(Debug)]
+pub(super) struct Abandon {
+    app: Arc<App>,
+    job: Option<JobId>,
+}
+
+impl Abandon {
+    /// Watches over a job; `None` for one that goes on by itself.
+    pub(super) fn new(app: &Arc<App>, job: Option<JobId>) -> Self {
+        Self { app: Arc::clone(app), job }
+    }
+
+    /// The job is over, or may go on.
+    pub(super) fn forgive(&mut self) {
+        self.job = None;
+    }
+}
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        // A client whose gateway closes has not gone away.
+        if let Some(job) = self.job.take()
+            && !self.app.closing.is_cancelled()
+            && self.app.abandoned.try_send(job).is_err()
+        {
+            tracing::warn!(%job, "too many clients went away at once: this job goes on");
+        }
+    }
+}
+
+/// Cancels what was abandoned.
+pub(super) async fn cancel(app: Arc<App>, abandoned: mpsc::Receiver<JobId>) {
+    let jobs = futures_util::stream::unfold(abandoned, async |mut abandoned| {
+        let job = abandoned.recv().await?;
+        Some((job, abandoned))
+    });
+    jobs.for_each_concurrent(AT_ONCE, async |job| {
+        let mut backoff = Backoff::connecting();
+        for _ in 0..TRIES {
+            match app.admin.cancel(job).await {
+                Ok(_) => return tracing::debug!(%job, "client gone, job cancelled"),
+                Err(error) if error.is_transient() => {
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+                Err(error) => return tracing::warn!(%job, %error, "client gone, job not cancelled"),
+            }
+        }
+        tracing::warn!(%job, "client gone, job not cancelled: the broker is away");
+    })
+    .await;
+}

@@ -1,0 +1,115 @@
+//! What the handlers share.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Error, Options, auth::Keys, breaker::Breaker, cache::Cache, counters::Counters, error::Refusal,
+    slots::Slots,
+};
+use crate::{
+    admin::Admin,
+    broker::{self, Shared},
+    job::JobId,
+    listener::Listener,
+    producer::{self, Producer},
+};
+
+/// Tells the names of the models there are.
+pub type ModelSource =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<Vec<String>, String>> + Send + Sync>;
+
+pub(super) struct App {
+    pub(super) options: Options,
+    pub(super) broker: Shared,
+    pub(super) producer: Producer,
+    pub(super) listener: Listener,
+    pub(super) admin: Admin,
+    pub(super) keys: Keys,
+    pub(super) breaker: Breaker,
+    pub(super) cache: Cache,
+    pub(super) slots: Slots,
+    pub(super) counters: Counters,
+    pub(super) models: OnceLock<ModelSource>,
+    /// Event streams end, with a hint to come back.
+    pub(super) closing: CancellationToken,
+    /// Every answer ends, whole or not.
+    pub(super) cutoff: CancellationToken,
+    /// Jobs whose clients went away.
+    pub(super) abandoned: mpsc::Sender<JobId>,
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl App {
+    pub(super) fn new(
+        broker: Shared,
+        listener: Listener,
+        producer: producer::Options,
+        options: Options,
+        abandoned: mpsc::Sender<JobId>,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            abandoned,
+            cutoff: CancellationToken::new(),
+            keys: Keys::load(&options)?,
+            breaker: Breaker::default(),
+            cache: Cache::new(options.cache_bytes),
+            slots: Slots::new(&options.limits),
+            counters: Counters::default(),
+            models: OnceLock::new(),
+            closing: CancellationToken::new(),
+            producer: Producer::new(broker.clone(), producer),
+            admin: Admin::new(broker.clone()),
+            broker,
+            listener,
+            options,
+        })
+    }
+
+    /// The result of a call of the broker, noticed by the breaker where it cannot be reached.
+    pub(super) fn noticed<T, E: Into<Refusal> + Transient>(
+        &self,
+        result: Result<T, E>,
+    ) -> Result<T, Refusal> {
+        result.map_err(|error| {
+            if error.is_away() {
+                self.breaker.trip();
+            }
+            error.into()
+        })
+    }
+}
+
+/// An error that may mean that the broker is away.
+pub(super) trait Transient {
+    fn is_away(&self) -> bool;
+}
+
+impl Transient for broker::Error {
+    fn is_away(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+}
+
+impl Transient for producer::Error {
+    fn is_away(&self) -> bool {
+        matches!(self, Self::Broker(error) if error.is_away())
+    }
+}
+
+impl Transient for crate::listener::Error {
+    fn is_away(&self) -> bool {
+        matches!(self, Self::Broker(error) if error.is_away())
+    }
+}

@@ -1,0 +1,293 @@
+//! Who asks, and what they may do.
+//!
+//! A key is known by its HMAC only. Verdicts are remembered for a while under the SHA-256 of what was
+//! presented, so that the same key costs no more than a look; a changed file of keys forgets them all.
+
+mod keys;
+mod token;
+
+use std::{
+    sync::{Arc, RwLock},
+    time::{Duration, Instant, SystemTime},
+};
+
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, StatusCode, header, request::Parts},
+};
+pub use keys::generate as generate_key;
+use keys::{Entry, Table};
+use moka::{Expiry, sync::Cache};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+pub(super) use token::Signer;
+use utoipa::ToSchema;
+
+use super::{Error, Options, app::App, error::Refusal};
+use crate::{
+    broker::Rate,
+    job::{Tenant, Timestamp},
+};
+
+/// How long a verdict on a key is remembered.
+const VALID: Duration = Duration::from_secs(120);
+const INVALID: Duration = Duration::from_secs(300);
+
+/// Verdicts that are remembered at most.
+const VERDICTS: u64 = 10_000;
+
+/// How often the file of keys is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What a key may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Right {
+    /// To enqueue and cancel jobs.
+    Enqueue,
+    /// To read jobs and their events.
+    Read,
+    /// To see queues, workers and metrics.
+    Admin,
+}
+
+impl Right {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Enqueue, Self::Read, Self::Admin];
+}
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, ToSchema)]
+pub struct Caller {
+    /// Whose jobs these are.
+    #[schema(value_type = String)]
+    pub(super) tenant: Tenant,
+    /// The key's ID; `null` where keys are not asked for.
+    pub(super) key: Option<String>,
+    /// What they may do.
+    pub(super) rights: Vec<Right>,
+    /// When the key expires, in milliseconds since the epoch.
+    #[schema(value_type = Option<u64>)]
+    pub(super) expires_at: Option<Timestamp>,
+}
+
+impl Caller {
+    /// A caller whom an application knows: put it into the request's extensions.
+    pub fn new(tenant: Tenant, rights: impl Into<Vec<Right>>) -> Self {
+        Self { tenant, key: None, rights: rights.into(), expires_at: None }
+    }
+
+    /// Refuses without that right.
+    pub(super) fn needs(&self, right: Right) -> Result<(), Refusal> {
+        if self.rights.contains(&right) {
+            return Ok(());
+        }
+        let name = format!("{right:?}").to_lowercase();
+        let text = format!("this API key lacks the right `{name}`; use one that has it");
+        Err(Refusal::new(StatusCode::FORBIDDEN, "missing_right", text))
+    }
+
+    fn expired(&self) -> bool {
+        self.expires_at.is_some_and(|at| at <= Timestamp::now())
+    }
+}
+
+/// The API keys in force, and what was found about those that were presented.
+pub(super) struct Keys {
+    path: std::path::PathBuf,
+    signer: Signer,
+    /// `None`: no keys are configured.
+    table: Option<RwLock<Loaded>>,
+    verdicts: Cache<[u8; 32], Option<Arc<Caller>>>,
+}
+
+struct Loaded {
+    table: Table,
+    changed: Option<SystemTime>,
+}
+
+/// A verdict's time by what it is.
+struct ByVerdict;
+
+impl Expiry<[u8; 32], Option<Arc<Caller>>> for ByVerdict {
+    fn expire_after_create(
+        &self,
+        _: &[u8; 32],
+        verdict: &Option<Arc<Caller>>,
+        _: Instant,
+    ) -> Option<Duration> {
+        Some(if verdict.is_some() { VALID } else { INVALID })
+    }
+}
+
+impl Keys {
+    pub(super) fn load(options: &Options) -> Result<Self, Error> {
+        let path = options.keys.clone();
+        let signer = Signer::new(&options.secret);
+        let table = if path.as_os_str().is_empty() {
+            None
+        } else if options.secret.is_empty() {
+            return Err(Error::NoSecret);
+        } else {
+            let changed = changed(&path);
+            let table = Table::read(&path)
+                .map_err(|message| Error::Keys { path: path.clone(), message })?;
+            Some(RwLock::new(Loaded { table, changed }))
+        };
+        let verdicts = Cache::builder().max_capacity(VERDICTS).expire_after(ByVerdict).build();
+        Ok(Self { path, signer, table, verdicts })
+    }
+
+    /// Whether keys are asked for.
+    pub(super) fn are_asked_for(&self) -> bool {
+        self.table.is_some()
+    }
+
+    pub(super) fn signer(&self) -> &Signer {
+        &self.signer
+    }
+
+    /// Who presents this key; `None` for one that is not known or has expired.
+    fn check(&self, key: &str) -> Option<Arc<Caller>> {
+        let table = self.table.as_ref()?;
+        let seen: [u8; 32] = Sha256::digest(key.as_bytes()).into();
+        let verdict = self.verdicts.get_with(seen, || {
+            let loaded = table.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            loaded.table.find(key, &self.signer).map(Entry::caller).map(Arc::new)
+        });
+        verdict.filter(|caller| !caller.expired())
+    }
+
+    /// Reads the file again where it has changed; whether it was taken over.
+    fn reload(&self) -> bool {
+        let Some(table) = &self.table else { return false };
+        let changed = changed(&self.path);
+        let mut loaded = table.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if loaded.changed == changed {
+            return false;
+        }
+        loaded.changed = changed;
+        match Table::read(&self.path) {
+            Ok(table) => loaded.table = table,
+            Err(message) => {
+                let path = self.path.display();
+                tracing::error!(%path, message, "API keys not reloaded; the old ones stay in force");
+                return false;
+            }
+        }
+        drop(loaded);
+        self.verdicts.invalidate_all();
+        tracing::info!(path = %self.path.display(), "API keys reloaded");
+        true
+    }
+}
+
+fn changed(path: &std::path::Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|data| data.modified()).ok()
+}
+
+/// Reloads the file of keys when it changes.
+pub(super) async fn watch(app: Arc<App>) {
+    if !app.keys.are_asked_for() {
+        return;
+    }
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let reader = Arc::clone(&app);
+        if tokio::task::spawn_blocking(move || reader.keys.reload()).await.unwrap_or(false) {
+            app.cache.forget_callers();
+        }
+    }
+}
+
+/// What a request presents as its key.
+fn presented(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let readable = |name| match headers.get(name).map(header::HeaderValue::to_str) {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(text)),
+        Some(Err(_)) => Err(unauthorized("the API key holds characters that no key has")),
+    };
+    if let Some(text) = readable(header::AUTHORIZATION)? {
+        return match text.split_once(' ') {
+            Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Some(key.trim())),
+            _ => Err(unauthorized("Authorization is not `Bearer KEY`")),
+        };
+    }
+    if let Some(key) = readable(header::HeaderName::from_static("x-api-key"))? {
+        return Ok(Some(key));
+    }
+    // A browser's script can set no other header of a WebSocket.
+    let protocols = readable(header::SEC_WEBSOCKET_PROTOCOL)?.unwrap_or_default();
+    Ok(protocols.split(',').find_map(|name| name.trim().strip_prefix("bearer.")))
+}
+
+fn unauthorized(message: &str) -> Refusal {
+    Refusal::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
+}
+
+/// Without keys only programs of this machine are served; a web page that has another name for it is none.
+fn local(headers: &HeaderMap) -> Result<(), Refusal> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    let loopback = address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if loopback || name.eq_ignore_ascii_case("localhost") || name.ends_with(".localhost") {
+        return Ok(());
+    }
+    let text = format!(
+        "host `{host}` is not this machine, and without API keys only 127.0.0.1 and localhost are served; \
+         set gateway.keys"
+    );
+    Err(Refusal::new(StatusCode::FORBIDDEN, "loopback_only", text))
+}
+
+/// Who sends a request with these headers; the broker is not asked.
+pub(super) fn identify(app: &App, parts: &Parts) -> Result<Arc<Caller>, Refusal> {
+    if let Some(caller) = parts.extensions.get::<Caller>() {
+        return Ok(Arc::new(caller.clone()));
+    }
+    if !app.keys.are_asked_for() {
+        local(&parts.headers)?;
+        return Ok(Arc::new(Caller::new(Tenant::default(), Right::ALL)));
+    }
+    match presented(&parts.headers)? {
+        None => Err(unauthorized("no API key; send it as `Authorization: Bearer KEY`")),
+        Some(key) => app.keys.check(key).ok_or_else(|| {
+            unauthorized("this API key is not known, or has expired; ask whoever runs the gateway")
+        }),
+    }
+}
+
+/// A caller who may ask the broker now: known, within its requests per minute, and the broker is there.
+#[derive(Debug, Clone)]
+pub(super) struct Known(pub(super) Arc<Caller>);
+
+impl FromRequestParts<Arc<App>> for Known {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refusal> {
+        let caller = identify(app, parts)?;
+        admit(app, &caller.tenant).await?;
+        Ok(Self(caller))
+    }
+}
+
+/// Counts a request against its tenant's limit.
+pub(super) async fn admit(app: &App, tenant: &Tenant) -> Result<(), Refusal> {
+    app.breaker.check()?;
+    let limits = &app.options.limits;
+    let per_minute = limits.requests_per_minute;
+    if per_minute == 0 {
+        return Ok(());
+    }
+    let burst = if limits.burst == 0 { per_minute } else { limits.burst };
+    let wait = app.noticed(app.broker.admit(tenant, &Rate { per_minute, burst }).await)?;
+    wait.map_or(Ok(()), |wait| {
+        let text = format!("your tenant has had its {per_minute} requests of this minute; wait");
+        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", text);
+        Err(refusal.after(wait))
+    })
+}

@@ -1,0 +1,182 @@
+//! Refusals: every error of the gateway, in the shape that `OpenAI`'s clients read.
+
+use std::{borrow::Cow, time::Duration};
+
+use axum::{
+    Json,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{broker, job::Invalid, listener, producer};
+
+/// Names the job that an answer is about.
+pub(super) const JOB_HEADER: HeaderName = HeaderName::from_static("x-millstream-job");
+
+/// Tells `OpenAI`'s clients whether to send the same request again.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// How long a client waits for a broker that cannot be reached.
+const AWAY: Duration = Duration::from_secs(2);
+
+/// Why a request is refused. The body is `{"error": {"message", "type", "param", "code"}}`.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) error: ErrorObject,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) should_retry: Option<bool>,
+}
+
+/// The body of every error.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ErrorBody {
+    error: ErrorObject,
+}
+
+/// What went wrong, as `OpenAI`'s clients read it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(super) struct ErrorObject {
+    /// What was met, what is allowed, what to do.
+    pub(super) message: String,
+    /// The kind: `invalid_request_error`, `authentication_error`, `permission_error`,
+    /// `rate_limit_error` or `server_error`.
+    #[serde(rename = "type")]
+    pub(super) kind: &'static str,
+    /// The field or parameter at fault, where it is one.
+    pub(super) param: Option<String>,
+    /// A name that does not change.
+    pub(super) code: Cow<'static, str>,
+}
+
+/// The kind of error that a status means.
+pub(super) fn kind(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        429 => "rate_limit_error",
+        500.. => "server_error",
+        _ => "invalid_request_error",
+    }
+}
+
+impl Refusal {
+    /// A refusal of a status, a stable code and a message for people.
+    pub(super) fn new(
+        status: StatusCode,
+        code: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+    ) -> Self {
+        let (message, code) = (message.into(), code.into());
+        let error = ErrorObject { message, kind: kind(status), param: None, code };
+        Self { status, error, retry_after: None, should_retry: None }
+    }
+
+    /// 400: the request cannot be understood.
+    pub(super) fn bad(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    /// 400: a parameter of that name is at fault.
+    pub(super) fn param(name: &str, message: impl Into<String>) -> Self {
+        Self::bad("invalid_parameter", message).at(name)
+    }
+
+    /// 404: there is no such job, or it is somebody else's, which is the same.
+    pub(super) fn no_job(id: impl std::fmt::Display) -> Self {
+        let text = format!("no job {id}: it never existed, is not yours, or has expired");
+        Self::new(StatusCode::NOT_FOUND, "job_not_found", text)
+    }
+
+    /// 503: the broker is away.
+    pub(super) fn away() -> Self {
+        let text = "the broker cannot be reached; nothing was changed, try again soon";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "broker_unavailable", text).after(AWAY)
+    }
+
+    /// The same, with the field or parameter at fault.
+    pub(super) fn at(mut self, param: impl Into<String>) -> Self {
+        self.error.param = Some(param.into());
+        self
+    }
+
+    /// The same, worth another try after that long.
+    pub(super) fn after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(ErrorBody { error: self.error })).into_response();
+        let headers = response.headers_mut();
+        if let Some(wait) = self.retry_after {
+            let seconds = wait.as_millis().div_ceil(1000).max(1);
+            headers.insert(
+                header::RETRY_AFTER,
+                HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)),
+            );
+        }
+        if let Some(retry) = self.should_retry {
+            let text = if retry { "true" } else { "false" };
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static(text));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<Invalid> for Refusal {
+    fn from(error: Invalid) -> Self {
+        Self::bad("invalid_job", error.to_string())
+    }
+}
+
+impl From<producer::Error> for Refusal {
+    fn from(error: producer::Error) -> Self {
+        let status = match &error {
+            producer::Error::Broker(_) => {
+                let producer::Error::Broker(error) = error else { return Self::away() };
+                return error.into();
+            }
+            producer::Error::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, error.code(), error.to_string())
+    }
+}
+
+impl From<broker::Error> for Refusal {
+    fn from(error: broker::Error) -> Self {
+        let (code, message) = (error.code(), error.to_string());
+        match error {
+            broker::Error::Full { retry_after, .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, code, message).after(retry_after)
+            }
+            broker::Error::Conflict { .. } => {
+                let refusal = Self::new(StatusCode::CONFLICT, code, message);
+                Self { should_retry: Some(false), ..refusal }.at("Idempotency-Key")
+            }
+            other => {
+                // What the broker says may name hosts and users: that is for the log.
+                tracing::warn!(error = %other, "broker call failed");
+                Self::away()
+            }
+        }
+    }
+}
+
+impl From<listener::Error> for Refusal {
+    fn from(error: listener::Error) -> Self {
+        match error {
+            listener::Error::NotFound(id) => Self::no_job(id),
+            listener::Error::Broker(error) => error.into(),
+            other => Self::new(StatusCode::GATEWAY_TIMEOUT, other.code(), other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! `/v1/jobs/{id}/events`: a job's events, streamed or in pages.
+
+use std::sync::Arc;
+
+use axum::{
+    Json as Reply,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    app::App,
+    error::{JOB_HEADER, Refusal},
+    params::{JobAt, JobReader, Params},
+    sse,
+};
+use crate::{
+    event::{Event, EventId},
+    job::{JobId, Tenant},
+};
+
+/// Most events of a page.
+const MOST: usize = 1000;
+
+/// Where to begin.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct From {
+    /// The last event that was seen, `FENCE-SEQ`; the header Last-Event-ID is the stronger one.
+    #[param(pattern = "^[0-9]{1,19}-[0-9]{1,19}$")]
+    after: Option<String>,
+    /// Most events of a page.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<usize>,
+    /// A browser token, instead of an API key.
+    #[allow(
+        dead_code,
+        reason = "read by `JobReader`; named here because unknown parameters are refused"
+    )]
+    token: Option<String>,
+}
+
+/// Some of a job's events.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Page {
+    /// `list`.
+    object: &'static str,
+    #[schema(value_type = Vec<EventView>)]
+    data: Vec<Event>,
+    /// Whether the log holds more by now.
+    has_more: bool,
+    /// What to ask for as `after` to go on.
+    #[schema(value_type = Option<String>)]
+    next_after: Option<EventId>,
+    /// Whether nothing will follow.
+    over: bool,
+}
+
+/// One step of a job's history.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Event)]
+#[allow(dead_code, reason = "describes `event::Event`")]
+struct EventView {
+    /// `FENCE-SEQ`.
+    id: String,
+    /// `started`, `delta`, `retrying`, `done`, `failed`, `cancelled` or `requeued`.
+    event: String,
+    /// Depends on the event; see docs/HTTP.md.
+    data: Value,
+}
+
+/// A job's events: a stream, or a page
+///
+/// With `Accept: application/json` a page of what is there; otherwise server-sent events, replayed from the
+/// cursor and then live, that end after the terminal event. 204 when nothing is left.
+#[utoipa::path(get, path = "/v1/jobs/{id}/events", tag = "jobs",
+    params(JobAt, From, ("Last-Event-ID" = Option<String>, Header, description = "The last event that was seen")),
+    responses((status = 200, content(
+        (String = "text/event-stream"), (Page = "application/json"))),
+        (status = 204, description = "The job is over, and the cursor at its end")))]
+pub(super) async fn events(
+    State(app): State<Arc<App>>,
+    JobReader { id, tenant }: JobReader,
+    Params(from): Params<From>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let after = cursor(&headers, from.after.as_deref())?;
+    let accept =
+        headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let named = [(JOB_HEADER, id.to_string())];
+    if accept.contains("application/json") && !accept.contains("text/event-stream") {
+        let limit = from.limit.unwrap_or(100);
+        if !(1..=MOST).contains(&limit) {
+            return Err(Refusal::param("limit", format!("limit is {limit}; allowed: 1 to {MOST}")));
+        }
+        return Ok((named, Reply(page(&app, &tenant, id, after, limit).await?)).into_response());
+    }
+    let slot = app.slots.take(&tenant)?;
+    let listen = app.listener.listen(id).after(after).owned_by(tenant).idle_timeout(None);
+    let following = app.noticed(listen.open().await)?;
+    if following.is_over() {
+        return Ok((StatusCode::NO_CONTENT, named).into_response());
+    }
+    let events = following.events().inspect(move |_| {
+        // The slot is taken as long as the stream is there.
+        let _ = &slot;
+    });
+    let response = sse::response(events, app.options.heartbeat, app.closing.clone());
+    Ok((named, response).into_response())
+}
+
+/// The header before the query: an `EventSource` keeps its address and moves its header on.
+fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<EventId, Refusal> {
+    let header = headers.get("last-event-id").map(|value| (value.to_str(), "Last-Event-ID"));
+    let (text, name) = match header {
+        Some((Ok(text), name)) => (text, name),
+        Some((Err(_), name)) => {
+            return Err(Refusal::param(name, "Last-Event-ID is not ASCII text"));
+        }
+        None => (after.unwrap_or_default(), "after"),
+    };
+    if text.is_empty() {
+        return Ok(EventId::START);
+    }
+    text.parse()
+        .map_err(|error: crate::event::EventIdError| Refusal::param(name, error.to_string()))
+}
+
+async fn page(
+    app: &App,
+    tenant: &Tenant,
+    id: JobId,
+    after: EventId,
+    limit: usize,
+) -> Result<Page, Refusal> {
+    let opened = app.noticed(app.broker.open(id, after, limit + 1).await)?;
+    let record = opened.record.filter(|record| record.tenant == *tenant);
+    let record = record.ok_or_else(|| Refusal::no_job(id))?;
+    let mut data = opened.events;
+    let has_more = data.len() > limit;
+    data.truncate(limit);
+    let next_after = data.last().map(|event| event.id);
+    let over = record.state.is_terminal() && !has_more;
+    Ok(Page { object: "list", data, has_more, next_after, over })
+}

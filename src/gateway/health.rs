@@ -1,0 +1,123 @@
+//! `/healthz`, `/readyz`, `/metrics` and `/whoami`.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json as Reply,
+    extract::{FromRequestParts, State},
+    http::{HeaderMap, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{
+    app::App,
+    auth::{self, Caller, Right},
+    cache::{Answer, Key},
+    error::Refusal,
+};
+use crate::job::JobId;
+
+const HEALTH: Duration = Duration::from_secs(60);
+const CALLER: Duration = Duration::from_secs(30);
+
+/// How long a broker may take to be called ready.
+const READY: Duration = Duration::from_secs(2);
+
+/// How the process is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Health {
+    /// `ok` or `ready`.
+    status: &'static str,
+    version: &'static str,
+}
+
+const fn health(status: &'static str) -> Health {
+    Health { status, version: env!("CARGO_PKG_VERSION") }
+}
+
+/// Whether the process lives
+#[utoipa::path(get, path = "/healthz", tag = "operation", security(()),
+    responses((status = 200, body = Health), (status = 304, description = "As the ETag says")))]
+pub(super) async fn healthz(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let find = async { Ok(Answer::new(&health("ok"), HEALTH, true)) };
+    Ok(app.cache.get(Key::Health, &app.counters, find).await?.respond(&headers))
+}
+
+/// Whether requests would be served now: the broker answers, and the gateway is not closing
+#[utoipa::path(get, path = "/readyz", tag = "operation", security(()),
+    responses((status = 200, body = Health)))]
+pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Response, Refusal> {
+    if app.closing.is_cancelled() {
+        let text = "the gateway is closing; ask another one";
+        let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "closing", text);
+        return Err(refusal.after(Duration::from_secs(1)));
+    }
+    app.breaker.check()?;
+    let asked = tokio::time::timeout(READY, app.broker.job(JobId::new())).await;
+    app.noticed(asked.unwrap_or_else(|_| {
+        let message = format!("no answer within {} s", READY.as_secs());
+        Err(crate::broker::Error::Unavailable { message, source: None })
+    }))?;
+    Ok(([(header::CACHE_CONTROL, "no-store")], Reply(health("ready"))).into_response())
+}
+
+/// Somebody whose key is good; the broker is not asked.
+#[derive(Debug)]
+pub(super) struct Identified(Arc<Caller>);
+
+impl FromRequestParts<Arc<App>> for Identified {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refusal> {
+        auth::identify(app, parts).map(Self)
+    }
+}
+
+/// Who you are
+#[utoipa::path(get, path = "/whoami", tag = "operation",
+    responses((status = 200, body = Caller), (status = 304, description = "As the ETag says")))]
+pub(super) async fn whoami(
+    State(app): State<Arc<App>>,
+    Identified(caller): Identified,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let key = Key::Caller(Arc::clone(&caller));
+    let find = async { Ok(Answer::new(&*caller, CALLER, false)) };
+    Ok(app.cache.get(key, &app.counters, find).await?.respond(&headers))
+}
+
+/// What was counted, in the text format of Prometheus; needs the right `admin`
+#[utoipa::path(get, path = "/metrics", tag = "operation",
+    responses((status = 200, body = String, content_type = "text/plain")))]
+pub(super) async fn metrics(
+    State(app): State<Arc<App>>,
+    Identified(caller): Identified,
+) -> Result<String, Refusal> {
+    caller.needs(Right::Admin)?;
+    let counters = &app.counters;
+    let saved = counters.cache_saved().as_secs_f64();
+    let rows: [(&str, &str, f64); 8] = [
+        ("streams_open", "gauge", count(app.slots.open() as u64)),
+        ("sockets_open", "gauge", count(counters.sockets())),
+        ("topics_open", "gauge", count(app.listener.hub().topics() as u64)),
+        ("cache_hits_total", "counter", count(counters.cache_hits())),
+        ("cache_misses_total", "counter", count(counters.cache_misses())),
+        ("cache_saved_seconds_total", "counter", saved),
+        ("streams_diverged_total", "counter", count(counters.diverged())),
+        ("panics_total", "counter", count(counters.panics())),
+    ];
+    let lines = rows.map(|(name, kind, value)| {
+        format!("# TYPE millstream_gateway_{name} {kind}\nmillstream_gateway_{name} {value}\n")
+    });
+    Ok(lines.concat())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+fn count(number: u64) -> f64 {
+    number as f64
+}

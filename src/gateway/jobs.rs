@@ -1,0 +1,337 @@
+//! `/v1/jobs`.
+
+pub(super) mod list;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json as Reply,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::{
+    app::App,
+    auth::{Known, Right},
+    body::Json,
+    cache::{Answer, Guard, Key},
+    error::{ErrorObject, JOB_HEADER, Refusal},
+    openai::assemble::Assembly,
+    params::{JobAt, JobReader},
+    schemas, view,
+};
+use crate::{
+    admin::Cancelled,
+    broker::{Receipt, Record, Submission, Topic},
+    event::{Body, EventId},
+    job::{Job, JobId, QueueName, Tenant, Timestamp},
+    state::State as JobState,
+};
+
+/// Events read from a log at once.
+const PAGE: usize = 512;
+
+/// What became of several jobs.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Bulk {
+    /// `list`.
+    object: &'static str,
+    /// One result for each job, in order.
+    data: Vec<Item>,
+    /// Jobs that were taken.
+    accepted: usize,
+    /// Jobs that were refused.
+    refused: usize,
+}
+
+/// What became of one of several jobs: either is there.
+#[derive(Debug, Serialize, ToSchema)]
+struct Item {
+    /// Its place in the request, from 0.
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<view::Accepted>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorObject>,
+}
+
+/// Enqueue one job, or an array of jobs
+///
+/// A job is a chat request, an envelope around one (`{"request": …, "queue": …, "lane": …}`), or a line of
+/// an `OpenAI` Batch file. Of an array each job is taken or refused by itself.
+#[utoipa::path(post, path = "/v1/jobs", tag = "jobs",
+    params(("Idempotency-Key" = Option<String>, Header, max_length = 256,
+        description = "The same key gives the same job; of an array, each job names its own")),
+    request_body(content = schemas::Submitted, content_type = "application/json"),
+    responses((status = 202, body = view::Accepted), (status = 200, body = Bulk)))]
+pub(super) async fn enqueue(
+    State(app): State<Arc<App>>,
+    Known(caller): Known,
+    headers: HeaderMap,
+    Json(body): Json,
+) -> Result<Response, Refusal> {
+    caller.needs(Right::Enqueue)?;
+    let key = idempotency_key(&headers)?;
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+        if key.is_some() {
+            let text = "Idempotency-Key names one job; give each job of an array its own `idempotency_key`";
+            return Err(Refusal::param("Idempotency-Key", text));
+        }
+        return Ok(Reply(many(&app, &caller.tenant, &body).await?).into_response());
+    }
+    let submission = submission(&app, &caller.tenant, &body, key)?;
+    let receipt = submit(&app, &caller.tenant, submission).await?;
+    let accepted = view::Accepted::from(&receipt);
+    let named = [
+        (header::LOCATION, format!("/v1/jobs/{}", receipt.id)),
+        (JOB_HEADER, receipt.id.to_string()),
+    ];
+    Ok((StatusCode::ACCEPTED, named, Reply(accepted)).into_response())
+}
+
+/// The header's value.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let text = value
+        .to_str()
+        .map_err(|_| Refusal::param("Idempotency-Key", "Idempotency-Key is not ASCII text"))?;
+    Ok(Some(text.to_owned()))
+}
+
+/// A job of a request, checked.
+pub(super) fn submission(
+    app: &App,
+    tenant: &Tenant,
+    body: &[u8],
+    key: Option<String>,
+) -> Result<Submission, Refusal> {
+    let mut job = Job::parse_strict(body)?;
+    match (&job.idempotency_key, key) {
+        (Some(own), Some(header)) if *own != header => {
+            let text =
+                "the job's idempotency_key and the header Idempotency-Key differ; send one of them";
+            return Err(Refusal::param("Idempotency-Key", text));
+        }
+        (None, Some(header)) => job.idempotency_key = Some(header),
+        _ => {}
+    }
+    checked(app, tenant, job)
+}
+
+/// A job made this tenant's own, and checked.
+pub(super) fn checked(app: &App, tenant: &Tenant, mut job: Job) -> Result<Submission, Refusal> {
+    if job.tenant != Tenant::default() && job.tenant != *tenant {
+        let text = format!(
+            "tenant is `{}`; jobs of this API key are `{tenant}`'s: leave it out",
+            job.tenant
+        );
+        return Err(Refusal::param("tenant", text));
+    }
+    job.tenant = tenant.clone();
+    if job.queue == QueueName::default() {
+        job.queue = app.options.queue.clone();
+    }
+    let (model, models) = (job.request.model(), &app.options.models);
+    if !models.is_empty() && !models.contains(&model) {
+        let text = format!("there is no model `{model}`; GET /v1/models lists those there are");
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", text).at("model"));
+    }
+    Ok(app.producer.check(job, Timestamp::now())?)
+}
+
+/// Enqueues a job and notes it among its tenant's.
+pub(super) async fn submit(
+    app: &App,
+    tenant: &Tenant,
+    submission: Submission,
+) -> Result<Receipt, Refusal> {
+    let batch = [submission];
+    let (id, keyed) = (batch[0].id, batch[0].job.idempotency_key.is_some());
+    let noted = [(id, Timestamp::now())];
+    // One without a key is new in any case.
+    let note = async { if keyed { Ok(()) } else { app.broker.note(tenant, &noted).await } };
+    let (mut results, mut note) = tokio::join!(app.producer.submit(&batch), note);
+    if keyed && let Some(Ok(Receipt { duplicate: false, .. })) = results.first() {
+        note = app.broker.note(tenant, &noted).await;
+    }
+    if let Err(error) = note {
+        tracing::debug!(%error, "job not noted among its tenant's");
+    }
+    let missing = || Err(crate::broker::Error::Protocol("no answer for the job".to_owned()));
+    app.noticed(results.pop().unwrap_or_else(missing))
+}
+
+async fn many(app: &App, tenant: &Tenant, body: &[u8]) -> Result<Bulk, Refusal> {
+    let jobs: Vec<Box<RawValue>> = serde_json::from_slice(body)
+        .map_err(|error| Refusal::bad("invalid_job", format!("not JSON: {error}")))?;
+    let most = app.options.limits.max_bulk;
+    if jobs.is_empty() || jobs.len() > most {
+        let text = format!("{} jobs; allowed: 1 to {most} (gateway.limits.max_bulk)", jobs.len());
+        return Err(Refusal::bad("too_many_jobs", text));
+    }
+    let verdicts: Vec<_> =
+        jobs.iter().map(|job| submission(app, tenant, job.get().as_bytes(), None)).collect();
+    let mut refusals = Vec::new();
+    let mut good = Vec::new();
+    for (index, verdict) in verdicts.into_iter().enumerate() {
+        match verdict {
+            Ok(submission) => good.push((index, submission)),
+            Err(refusal) => refusals.push((index, Err(refusal))),
+        }
+    }
+    let (places, batch): (Vec<usize>, Vec<Submission>) = good.into_iter().unzip();
+    let mut results = Vec::new();
+    for part in batch.chunks(256) {
+        results
+            .extend(app.producer.submit(part).await.into_iter().map(|result| app.noticed(result)));
+    }
+    let now = Timestamp::now();
+    let noted: Vec<_> = results
+        .iter()
+        .flatten()
+        .filter(|receipt| !receipt.duplicate)
+        .map(|receipt| (receipt.id, now))
+        .collect();
+    if let Err(error) = app.broker.note(tenant, &noted).await {
+        tracing::debug!(%error, "jobs not noted among their tenant's");
+    }
+    refusals.extend(places.into_iter().zip(results));
+    refusals.sort_by_key(|(index, _)| *index);
+    let accepted = refusals.iter().filter(|(_, result)| result.is_ok()).count();
+    let data: Vec<Item> = refusals
+        .into_iter()
+        .map(|(index, result)| match result {
+            Ok(receipt) => Item { index, job: Some((&receipt).into()), error: None },
+            Err(refusal) => Item { index, job: None, error: Some(refusal.error) },
+        })
+        .collect();
+    Ok(Bulk { object: "list", refused: data.len() - accepted, accepted, data })
+}
+
+/// Where a job stands, and what it has said so far
+#[utoipa::path(get, path = "/v1/jobs/{id}", tag = "jobs",
+    params(JobAt, ("token" = Option<String>, Query, description = "A browser token, instead of an API key")),
+    responses((status = 200, body = view::Job), (status = 304, description = "As the ETag says")))]
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    JobReader { id, tenant }: JobReader,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let key = Key::Job(tenant.clone(), id);
+    let answer = app.cache.get(key, &app.counters, look(&app, &tenant, id)).await?;
+    let named = [(JOB_HEADER, id.to_string())];
+    Ok((named, answer.respond(&headers)).into_response())
+}
+
+/// A job of this tenant.
+pub(super) async fn record(app: &App, tenant: &Tenant, id: JobId) -> Result<Record, Refusal> {
+    let record = app.noticed(app.broker.job(id).await)?;
+    record.filter(|record| record.tenant == *tenant).ok_or_else(|| Refusal::no_job(id))
+}
+
+/// A job and its log. One that is over is watched before it is read, so that no change escapes.
+async fn look(app: &App, tenant: &Tenant, id: JobId) -> Result<Answer, Refusal> {
+    let mut record = self::record(app, tenant, id).await?;
+    let mut guard = None;
+    let mut lifetime = Duration::ZERO;
+    if record.state.is_terminal() {
+        guard = Guard::on(app.listener.hub().subscribe(Topic::Job(id))).await;
+        record = self::record(app, tenant, id).await?;
+        lifetime = app.noticed(app.broker.ttl(id).await)?.unwrap_or_default();
+    }
+    let (mut answer, mut done) = (Assembly::default(), None);
+    loop {
+        let after = answer.last_event_id().unwrap_or(EventId::START);
+        let events = app.noticed(app.broker.read(id, after, PAGE).await)?;
+        let full = events.len() == PAGE;
+        for event in events {
+            answer.push(&event);
+            done = if let Body::Done(end) = event.body { Some(end) } else { None };
+        }
+        if !full {
+            break;
+        }
+    }
+    let over = record.state.is_terminal();
+    let job = view::Job::whole(record, &answer, done.as_ref());
+    Ok(if over { Answer::guarded(&job, lifetime, guard) } else { Answer::passing(&job) })
+}
+
+/// What became of a wish to cancel.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Cancellation {
+    #[schema(value_type = String, format = "uuid")]
+    id: JobId,
+    /// `job.cancellation`.
+    object: &'static str,
+    /// `cancelled`; `asked`: it runs, and ends as cancelled in a moment; `over`: it had ended before.
+    outcome: &'static str,
+    /// The state that it is in, or is about to be in.
+    #[schema(value_type = String)]
+    state: JobState,
+}
+
+/// Cancel a job
+///
+/// Wherever it is: waiting, parked or running. What it has said by then stays readable.
+#[utoipa::path(delete, path = "/v1/jobs/{id}", tag = "jobs", params(JobAt),
+    responses((status = 200, body = Cancellation)))]
+pub(super) async fn cancel(
+    State(app): State<Arc<App>>,
+    Known(caller): Known,
+    JobAt { id }: JobAt,
+) -> Result<Reply<Cancellation>, Refusal> {
+    caller.needs(Right::Enqueue)?;
+    Ok(Reply(cancelled(&app, &caller.tenant, id).await?))
+}
+
+/// Cancels a tenant's job.
+pub(super) async fn cancelled(
+    app: &App,
+    tenant: &Tenant,
+    id: JobId,
+) -> Result<Cancellation, Refusal> {
+    record(app, tenant, id).await?;
+    let (outcome, state) = match app.noticed(app.admin.cancel(id).await)? {
+        Cancelled::Cancelled => ("cancelled", JobState::Cancelled),
+        Cancelled::Asked { .. } => ("asked", JobState::Cancelled),
+        Cancelled::Over { state } => ("over", state),
+        Cancelled::Unknown => return Err(Refusal::no_job(id)),
+    };
+    Ok(Cancellation { id, object: "job.cancellation", outcome, state })
+}
+
+/// What lets a browser read one job for a while.
+#[derive(Debug, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "the names are the API's")]
+pub(super) struct Token {
+    /// `job.token`.
+    object: &'static str,
+    /// Goes into the query as `token`.
+    token: String,
+    /// In milliseconds since the epoch.
+    #[schema(value_type = u64)]
+    expires_at: Timestamp,
+    /// The job's events, for an `EventSource`.
+    events_url: String,
+}
+
+/// A browser token: reads this one job, for a short while, without the API key
+#[utoipa::path(post, path = "/v1/jobs/{id}/token", tag = "jobs", params(JobAt),
+    responses((status = 200, body = Token)))]
+pub(super) async fn token(
+    State(app): State<Arc<App>>,
+    Known(caller): Known,
+    JobAt { id }: JobAt,
+) -> Result<Reply<Token>, Refusal> {
+    caller.needs(Right::Read)?;
+    record(&app, &caller.tenant, id).await?;
+    let expires_at = Timestamp::now().after(app.options.token_ttl);
+    let token = app.keys.signer().token(&caller.tenant, id, expires_at);
+    let events_url = format!("/v1/jobs/{id}/events?token={token}");
+    Ok(Reply(Token { object: "job.token", token, expires_at, events_url }))
+}

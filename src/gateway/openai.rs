@@ -1,0 +1,211 @@
+//! `/v1/chat/completions`: chat completions as `OpenAI`'s clients ask for them, answered through the queue.
+//!
+//! A worker's death goes unnoticed as long as nothing was shown, and in answers that do not stream. The
+//! protocol cannot take text back: of a stream, what a new attempt says is compared with what was sent, and
+//! where it differs the stream ends with an error that names the job. The whole answer is there.
+
+pub(super) mod assemble;
+mod chunk;
+mod field;
+mod repeat;
+mod splice;
+mod status;
+mod stream;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json as Reply,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+};
+use futures_util::{Stream, StreamExt};
+use status::Status;
+use tokio::time::Instant;
+
+use self::assemble::Assembly;
+use super::{
+    abandon::Abandon,
+    app::App,
+    auth::{Known, Right},
+    body::Json,
+    error::{ErrorObject, JOB_HEADER, Refusal},
+    jobs,
+    options::OnDisconnect,
+    schemas,
+    slots::Slot,
+};
+use crate::{
+    error::Failure,
+    event::{Body, Event, Failed},
+    job::{ChatRequest, Job, JobId},
+    listener,
+};
+
+/// An answer under way.
+struct Asked {
+    app: Arc<App>,
+    job: JobId,
+    model: String,
+    /// When the job was enqueued, in seconds since the epoch.
+    created: u64,
+    /// Cancels the job when it is dropped before the end.
+    abandon: Abandon,
+    _slot: Slot,
+}
+
+impl Asked {
+    /// The answer's ID, the same however often the job is asked for.
+    fn id(&self) -> String {
+        format!("chatcmpl-{}", self.job)
+    }
+
+    /// A refusal that says where the job can be read.
+    fn broken(&self, status: StatusCode, code: &'static str, what: &str) -> Refusal {
+        let text = format!("{what}; its job goes on and can be read at /v1/jobs/{}", self.job);
+        Refusal { should_retry: Some(false), ..Refusal::new(status, code, text) }
+    }
+}
+
+/// How a failed job is answered.
+fn refused(failure: &Failure) -> Refusal {
+    let Status { http, kind, code, message, retry_after, should_retry } = failure.into();
+    let status = StatusCode::from_u16(http).unwrap_or(StatusCode::BAD_GATEWAY);
+    let error = ErrorObject { message, kind, param: None, code: code.into() };
+    Refusal { status, error, retry_after, should_retry: Some(should_retry) }
+}
+
+/// A chat completion
+///
+/// As `OpenAI`'s: fields that are not known here go to the model as they are. The answer is that of a job, named
+/// by the header `x-millstream-job`. A client that goes away cancels it, unless the request has an idempotency
+/// key or the gateway is configured otherwise.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "openai",
+    params(("Idempotency-Key" = Option<String>, Header, max_length = 256,
+        description = "The same key gives the same answer")),
+    request_body(content = schemas::ChatRequest, content_type = "application/json"),
+    responses(
+        (status = 200, description = "A `chat.completion`, or chunks of one with `\"stream\": true`", content(
+            (schemas::Completion = "application/json"), (String = "text/event-stream"))),
+        (status = 409, description = "The key belongs to another request, or the job was cancelled", body = super::error::ErrorBody),
+        (status = 422, description = "The model refuses the request", body = super::error::ErrorBody),
+        (status = 502, description = "The model failed, as often as it was tried", body = super::error::ErrorBody),
+        (status = 504, description = "The model, or a worker for it, took too long", body = super::error::ErrorBody)))]
+pub(super) async fn complete(
+    State(app): State<Arc<App>>,
+    Known(caller): Known,
+    headers: HeaderMap,
+    Json(body): Json,
+) -> Result<Response, Refusal> {
+    caller.needs(Right::Enqueue)?;
+    let request = read(&body)?;
+    let stream = flag(&request, "stream")?;
+    let mut key = jobs::idempotency_key(&headers)?;
+    if key.is_none() && !app.options.dedupe.is_zero() {
+        key = Some(repeat::key(&app, &caller, &request).await?);
+    }
+    let lasting = key.is_some() || app.options.on_disconnect == OnDisconnect::Continue;
+    let slot = app.slots.take(&caller.tenant)?;
+    let (model, include_usage) = (request.model(), includes_usage(&request));
+    let job = Job { stream, idempotency_key: key, ..Job::new(request) };
+    let submission = jobs::checked(&app, &caller.tenant, job)?;
+    let job = jobs::submit(&app, &caller.tenant, submission).await?.id;
+    let abandon = Abandon::new(&app, (!lasting).then_some(job));
+    let listen = app.listener.listen(job).owned_by(caller.tenant.clone()).idle_timeout(None);
+    let named = [(JOB_HEADER, job.to_string())];
+    let following = match app.noticed(listen.open().await) {
+        Ok(following) => following,
+        Err(refusal) => return Ok((named, refusal).into_response()),
+    };
+    let created = following.record().map_or(0, |record| record.enqueued_at.0 / 1000);
+    let asked = Asked { app, job, model, created, abandon, _slot: slot };
+    let answer = if stream {
+        stream::streamed(asked, following.events(), include_usage).await
+    } else {
+        whole(asked, following.events()).await
+    };
+    Ok((named, answer).into_response())
+}
+
+/// The request, its faults named by the field.
+fn read(body: &[u8]) -> Result<ChatRequest, Refusal> {
+    let request: ChatRequest = serde_json::from_slice(body).map_err(|error| {
+        let what = if error.is_data() { "not a chat request" } else { "not JSON" };
+        Refusal::bad("invalid_json", format!("{what}: {error}"))
+    })?;
+    request.check().map_err(|error| {
+        let text = error.to_string();
+        let field =
+            ["model", "messages"].into_iter().find(|name| text.contains(&format!("`{name}`")));
+        let refusal = Refusal::bad("invalid_request", text);
+        match field {
+            Some(field) => refusal.at(field),
+            None => refusal,
+        }
+    })?;
+    Ok(request)
+}
+
+/// A field that is true, false, null or not there.
+fn flag(request: &ChatRequest, name: &str) -> Result<bool, Refusal> {
+    match request.get::<serde_json::Value>(name) {
+        None | Some(serde_json::Value::Null) => Ok(false),
+        Some(serde_json::Value::Bool(flag)) => Ok(flag),
+        Some(other) => {
+            Err(Refusal::param(name, format!("{name} is {other}; allowed: true or false")))
+        }
+    }
+}
+
+fn includes_usage(request: &ChatRequest) -> bool {
+    let options: Option<serde_json::Value> = request.get("stream_options");
+    options.is_some_and(|options| options["include_usage"] == true)
+}
+
+/// Waits for the end.
+async fn whole(
+    mut asked: Asked,
+    mut events: impl Stream<Item = Result<Event, listener::Error>> + Send + Unpin,
+) -> Result<Response, Refusal> {
+    let limit = asked.app.options.limits.answer_timeout;
+    let deadline = tokio::time::sleep_until(Instant::now() + limit);
+    tokio::pin!(deadline);
+    let mut answer = Assembly::default();
+    let failed: Failed = loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = &mut deadline => {
+                asked.abandon.forgive();
+                let what = format!("no answer within {} s", limit.as_secs_f64());
+                return Err(asked.broken(StatusCode::GATEWAY_TIMEOUT, "answer_timeout", &what));
+            }
+            () = asked.app.cutoff.cancelled() => {
+                asked.abandon.forgive();
+                let what = "the gateway is closing";
+                let refusal = asked.broken(StatusCode::SERVICE_UNAVAILABLE, "closing", what);
+                return Err(refusal.after(Duration::from_secs(1)));
+            }
+        };
+        let event = match event {
+            Some(event) => asked.app.noticed(event)?,
+            None => return Err(Refusal::no_job(asked.job)),
+        };
+        answer.push(&event);
+        match event.body {
+            Body::Done(done) => {
+                asked.abandon.forgive();
+                let (id, model) = (asked.id(), done.model.as_ref().unwrap_or(&asked.model));
+                let usage = done.usage.as_ref();
+                return Ok(
+                    Reply(answer.completion(&id, asked.created, model, usage)).into_response()
+                );
+            }
+            Body::Failed(failed) => break failed,
+            Body::Cancelled(cancelled) => break cancelled.into(),
+            _ => {}
+        }
+    };
+    asked.abandon.forgive();
+    Err(refused(&failed.error))
+}

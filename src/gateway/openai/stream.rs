@@ -1,0 +1,104 @@
+//! A chat completion as server-sent events.
+
+use std::{collections::VecDeque, sync::atomic::Ordering};
+
+use axum::{
+    http::StatusCode,
+    response::{Response, sse},
+};
+use futures_util::{Stream, StreamExt, stream};
+
+use super::{Asked, chunk::Writer, refused, splice::Splice};
+use crate::{
+    event::{Body, Event, Failed},
+    gateway::{error::Refusal, sse::respond},
+    listener,
+};
+
+/// Chunks on their way to a client.
+struct Streaming<S> {
+    asked: Asked,
+    events: S,
+    splice: Splice,
+    writer: Writer,
+    /// Data of blocks to be sent.
+    queue: VecDeque<String>,
+    /// Nothing comes behind what is in the queue.
+    ended: bool,
+}
+
+/// The response, once it is known how it begins: with the first chunk, or with the status of a job that failed
+/// before it. One that takes longer than a heartbeat begins without.
+pub(super) async fn streamed<S>(
+    asked: Asked,
+    events: S,
+    include_usage: bool,
+) -> Result<Response, Refusal>
+where
+    S: Stream<Item = Result<Event, listener::Error>> + Send + Unpin + 'static,
+{
+    let heartbeat = asked.app.options.heartbeat;
+    let writer = Writer::new(asked.id(), asked.created, asked.model.clone(), include_usage);
+    let (splice, queue) = (Splice::default(), VecDeque::new());
+    let mut streaming = Streaming { asked, events, splice, writer, queue, ended: false };
+    if let Ok(Err(refusal)) = tokio::time::timeout(heartbeat, streaming.fill()).await {
+        return Err(refusal);
+    }
+    let blocks = stream::unfold(streaming, async |mut streaming| {
+        if let Err(refusal) = streaming.fill().await {
+            // The head has gone: what went wrong stands in the protocol's own error object.
+            let error = serde_json::json!({"error": refusal.error});
+            streaming.queue.push_back(error.to_string());
+        }
+        let data = streaming.queue.pop_front()?;
+        Some((sse::Event::default().data(data), streaming))
+    });
+    Ok(respond(blocks, heartbeat))
+}
+
+impl<S: Stream<Item = Result<Event, listener::Error>> + Send + Unpin> Streaming<S> {
+    /// Waits until there is something to send, or nothing more will come.
+    async fn fill(&mut self) -> Result<(), Refusal> {
+        while self.queue.is_empty() && !self.ended {
+            let result = self.step().await;
+            if result.is_err() {
+                self.ended = true;
+                self.asked.abandon.forgive();
+                return result;
+            }
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self) -> Result<(), Refusal> {
+        let app = &self.asked.app;
+        let event = tokio::select! {
+            biased;
+            event = self.events.next() => event,
+            () = app.cutoff.cancelled() => {
+                let what = "the gateway is closing";
+                return Err(self.asked.broken(StatusCode::SERVICE_UNAVAILABLE, "closing", what));
+            }
+        };
+        let event = match event {
+            Some(event) => app.noticed(event)?,
+            None => return Err(Refusal::no_job(self.asked.job)),
+        };
+        let fresh = self.splice.push(&event.body).map_err(|diverged| {
+            app.counters.diverged.fetch_add(1, Ordering::Relaxed);
+            self.asked.broken(StatusCode::BAD_GATEWAY, "answer_differs", &diverged.to_string())
+        })?;
+        self.queue.extend(self.writer.write(fresh));
+        match event.body {
+            Body::Done(done) => {
+                self.queue.extend(self.writer.end(done.usage.as_ref()));
+                self.ended = true;
+                self.asked.abandon.forgive();
+                Ok(())
+            }
+            Body::Failed(failed) => Err(refused(&failed.error)),
+            Body::Cancelled(cancelled) => Err(refused(&Failed::from(cancelled).error)),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What the path and the query name.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{FromRequestParts, Path, Query},
+    http::request::Parts,
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use utoipa::IntoParams;
+
+use super::{
+    app::App,
+    auth::{self, Right},
+    error::Refusal,
+};
+use crate::job::{JobId, Tenant, Timestamp};
+
+/// A query, read strictly.
+#[derive(Debug)]
+pub(super) struct Params<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Params<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Refusal> {
+        Query::try_from_uri(&parts.uri)
+            .map(|Query(params)| Self(params))
+            .map_err(|error| Refusal::bad("invalid_parameter", error.body_text()))
+    }
+}
+
+/// The job that the path names.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct JobAt {
+    /// The job's ID.
+    #[param(value_type = String, format = "uuid")]
+    pub(super) id: JobId,
+}
+
+impl FromRequestParts<Arc<App>> for JobAt {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refusal> {
+        let Ok(Path(text)) = Path::<String>::from_request_parts(parts, app).await else {
+            return Err(Refusal::bad("invalid_path", "the path is not UTF-8"));
+        };
+        // What is no ID is no job's, as well.
+        text.parse().map(|id| Self { id }).map_err(|_| Refusal::no_job(format_args!("`{text}`")))
+    }
+}
+
+/// Somebody who may read the job that the path names: by key, or by a browser token. Whether the job is
+/// this tenant's is still to be found out.
+#[derive(Debug)]
+pub(super) struct JobReader {
+    pub(super) id: JobId,
+    pub(super) tenant: Tenant,
+}
+
+#[derive(Deserialize)]
+struct Presented {
+    token: Option<String>,
+}
+
+impl FromRequestParts<Arc<App>> for JobReader {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refusal> {
+        let token =
+            Query::<Presented>::try_from_uri(&parts.uri).ok().and_then(|query| query.0.token);
+        let Some(token) = token else {
+            let caller = auth::identify(app, parts)?;
+            caller.needs(Right::Read)?;
+            auth::admit(app, &caller.tenant).await?;
+            let JobAt { id } = JobAt::from_request_parts(parts, app).await?;
+            return Ok(Self { id, tenant: caller.tenant.clone() });
+        };
+        let JobAt { id } = JobAt::from_request_parts(parts, app).await?;
+        let tenant = app.keys.signer().tenant(&token, id, Timestamp::now()).ok_or_else(|| {
+            let text = "this token is not for this job, or has expired; get another by POST /v1/jobs/{id}/token";
+            Refusal::new(axum::http::StatusCode::UNAUTHORIZED, "invalid_token", text)
+        })?;
+        auth::admit(app, &tenant).await?;
+        Ok(Self { id, tenant })
+    }
+}

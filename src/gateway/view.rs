@@ -1,0 +1,147 @@
+//! Jobs as JSON.
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::openai::assemble::Assembly;
+use crate::{
+    broker::{Receipt, Record},
+    error::Failure,
+    event::{Done, EventId},
+    job::{JobId, Lane, Timestamp},
+    state::State,
+};
+
+/// A job that was taken.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Accepted {
+    /// Names the job from now on.
+    #[schema(value_type = String, format = "uuid")]
+    pub(super) id: JobId,
+    /// `job`.
+    pub(super) object: &'static str,
+    /// `waiting`, or `parked` until its time.
+    #[schema(value_type = String)]
+    pub(super) state: State,
+    /// Whether it was there already, under the same idempotency key; then the state is that of a new one.
+    pub(super) duplicate: bool,
+}
+
+impl From<&Receipt> for Accepted {
+    fn from(receipt: &Receipt) -> Self {
+        let state = if receipt.parked { State::Parked } else { State::Waiting };
+        Self { id: receipt.id, object: "job", state, duplicate: receipt.duplicate }
+    }
+}
+
+/// Where a job stands.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Job {
+    #[schema(value_type = String, format = "uuid")]
+    id: JobId,
+    /// `job`.
+    object: &'static str,
+    /// `waiting`, `parked`, `running`, `done`, `failed` or `cancelled`.
+    #[schema(value_type = String)]
+    state: State,
+    queue: Option<String>,
+    /// `high`, `normal` or `low`.
+    #[schema(value_type = String)]
+    lane: Lane,
+    model: String,
+    /// The caller's own name for it.
+    custom_id: Option<String>,
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    labels: Value,
+    /// Attempts begun.
+    attempt: u32,
+    /// Attempts that ended in a failure.
+    failures: u32,
+    /// Attempts that were lost with their workers.
+    crashes: u32,
+    /// Which run of the job it is, from 1.
+    run: u32,
+    /// The worker of the last attempt.
+    worker: Option<String>,
+    /// Times are milliseconds since the epoch.
+    #[schema(value_type = u64)]
+    enqueued_at: Timestamp,
+    /// When it may begin, until it does.
+    #[schema(value_type = Option<u64>)]
+    due: Option<Timestamp>,
+    #[schema(value_type = Option<u64>)]
+    began_at: Option<Timestamp>,
+    #[schema(value_type = Option<u64>)]
+    ended_at: Option<Timestamp>,
+    /// Whether it is to be cancelled while it runs.
+    cancelling: bool,
+    finish_reason: Option<String>,
+    #[schema(value_type = Option<Object>)]
+    usage: Option<Value>,
+    /// Why the last attempt that failed did so.
+    #[schema(value_type = Option<Object>)]
+    error: Option<Failure>,
+    #[serde(flatten)]
+    #[schema(inline)]
+    answer: Option<Answer>,
+}
+
+/// What the last attempt has said so far.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Answer {
+    /// The first choice's text.
+    text: String,
+    /// Every choice, as in a chat completion.
+    #[schema(value_type = Vec<Object>)]
+    choices: Vec<Value>,
+    /// Where to go on reading.
+    #[schema(value_type = Option<String>)]
+    last_event_id: Option<EventId>,
+    /// Time from begin to the first delta, in milliseconds, once it is over.
+    ttft_ms: Option<u64>,
+    /// Time from begin to the end of the answer, in milliseconds, once it is over.
+    run_ms: Option<u64>,
+}
+
+impl Job {
+    /// A job as lists show it.
+    pub(super) fn brief(record: Record) -> Self {
+        Self {
+            id: record.id,
+            object: "job",
+            state: record.state,
+            queue: record.partition.map(|partition| partition.queue.to_string()),
+            lane: record.lane,
+            model: record.model,
+            custom_id: record.custom_id,
+            labels: serde_json::to_value(record.labels).unwrap_or_default(),
+            attempt: record.attempt,
+            failures: record.failures,
+            crashes: record.crashes,
+            run: record.run,
+            worker: record.worker,
+            enqueued_at: record.enqueued_at,
+            due: record.due,
+            began_at: record.began_at,
+            ended_at: record.ended_at,
+            cancelling: record.cancelling,
+            finish_reason: record.finish_reason,
+            usage: record.usage,
+            error: record.error,
+            answer: None,
+        }
+    }
+
+    /// A job with its answer so far.
+    pub(super) fn whole(record: Record, answer: &Assembly, done: Option<&Done>) -> Self {
+        let answer = Answer {
+            text: answer.text().to_owned(),
+            choices: answer.choices(),
+            last_event_id: answer.last_event_id(),
+            ttft_ms: done.and_then(|done| done.ttft_ms),
+            run_ms: done.map(|done| done.run_ms),
+        };
+        Self { answer: Some(answer), ..Self::brief(record) }
+    }
+}

@@ -1,0 +1,349 @@
+//! `/v1/ws`: many jobs over one WebSocket.
+//!
+//! Frames are JSON text. A request has an `id` of the client's own, an `op` and what that needs:
+//!
+//! | `op` | fields | answer |
+//! |---|---|---|
+//! | `enqueue` | `job`: as for `POST /v1/jobs` | the job, as there |
+//! | `subscribe` | `job`: its ID, `after`: the last event that was seen | `{"job", "state"}`, then events |
+//! | `unsubscribe` | `job`: its ID | `{"job", "followed"}` |
+//! | `cancel` | `job`: its ID | as of `DELETE /v1/jobs/ID` |
+//!
+//! Each is answered, in order, by `{"id", "ok"}` or `{"id", "error"}`. Events come as `{"job", "event",
+//! "event_id", "data"}`, and behind the last of a job `{"job", "end": true}`.
+//!
+//! One task serves a socket, and all that it follows ends with it. It reads no further ahead than the client
+//! takes: a slow client falls behind its live messages and catches up from the log.
+//!
+//! Close codes: 1003 for a binary frame, 1008 after [`FAULTS`] frames that are no requests, 1009 for one that is
+//! too large, 1012 when the gateway closes (come back at once), 4408 when nothing was said or heard for
+//! `socket_idle`.
+
+mod frame;
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use axum::{
+    extract::{
+        FromRequestParts, State,
+        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
+    },
+    http::{HeaderMap, StatusCode, header, request::Parts},
+    response::Response,
+};
+use frame::Request;
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+use serde_json::{Value, json};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio_stream::StreamMap;
+
+use super::{
+    app::App,
+    auth::{self, Caller, Known, Right},
+    error::Refusal,
+    jobs,
+    slots::Slot,
+    view,
+};
+use crate::{
+    event::{Codec, Event, EventId, Frame},
+    job::JobId,
+    listener,
+};
+
+/// Frames that are no requests which one client may send.
+pub const FAULTS: u32 = 10;
+
+/// The close code of a socket that was silent on both sides.
+pub const IDLE: u16 = 4408;
+
+/// The subprotocol, beside which a browser's script names its key as `bearer.KEY`.
+pub(super) const PROTOCOL: &str = "millstream";
+
+/// A job's events, and `None` behind the last.
+type Events = BoxStream<'static, Option<Result<Event, listener::Error>>>;
+
+/// A socket in use.
+struct Session {
+    app: Arc<App>,
+    caller: Arc<Caller>,
+    socket: WebSocket,
+    followed: StreamMap<JobId, Events>,
+    faults: u32,
+    /// When anything but a ping was last said or heard.
+    active: Instant,
+    /// When the client last sent anything at all.
+    heard: Instant,
+    _slot: Slot,
+    _open: Open,
+}
+
+/// Counts a socket for as long as it is there.
+struct Open(Arc<App>);
+
+impl Open {
+    fn new(app: &Arc<App>) -> Self {
+        app.counters.sockets.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(app))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.counters.sockets.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why a socket ends.
+enum End {
+    /// With this code and these words.
+    Close(u16, String),
+    /// The client is gone.
+    Gone,
+}
+
+type Step = Result<(), End>;
+
+/// An upgrade, its refusal in words.
+pub(super) struct Upgrade(WebSocketUpgrade);
+
+impl FromRequestParts<Arc<App>> for Upgrade {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refusal> {
+        WebSocketUpgrade::from_request_parts(parts, app).await.map(Self).map_err(|error| {
+            let text = format!("{}; this route is for WebSockets", error.body_text());
+            Refusal::new(error.status(), "not_a_websocket", text)
+        })
+    }
+}
+
+pub(super) async fn upgrade(
+    State(app): State<Arc<App>>,
+    Known(caller): Known,
+    headers: HeaderMap,
+    Upgrade(upgrade): Upgrade,
+) -> Result<Response, Refusal> {
+    same_site(&app, &headers)?;
+    serve(&app, upgrade, caller)
+}
+
+/// Serves a caller on an upgraded connection.
+pub(super) fn serve(
+    app: &Arc<App>,
+    upgrade: WebSocketUpgrade,
+    caller: Arc<Caller>,
+) -> Result<Response, Refusal> {
+    let slot = app.slots.take(&caller.tenant)?;
+    let max = app.options.limits.max_body;
+    let app = Arc::clone(app);
+    let upgrade = upgrade.max_message_size(max).max_frame_size(max).protocols([PROTOCOL]);
+    Ok(upgrade.on_upgrade(async move |socket| {
+        let (now, open) = (Instant::now(), Open::new(&app));
+        let followed = StreamMap::new();
+        let session = Session {
+            app,
+            caller,
+            socket,
+            followed,
+            faults: 0,
+            active: now,
+            heard: now,
+            _slot: slot,
+            _open: open,
+        };
+        session.run().await;
+    }))
+}
+
+/// Browsers let every page open sockets to everywhere: one of another origin is refused.
+fn same_site(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
+    let host = origin.split_once("://").map(|(_, host)| host);
+    let allowed = &app.options.cors_origins;
+    if host == text(header::HOST) || allowed.iter().any(|one| one == "*" || one == origin) {
+        return Ok(());
+    }
+    let text =
+        format!("pages of {origin} may not open sockets here; gateway.cors_origins lists who may");
+    Err(Refusal::new(StatusCode::FORBIDDEN, "origin_not_allowed", text))
+}
+
+impl Session {
+    async fn run(mut self) {
+        let heartbeat = self.app.options.heartbeat;
+        let mut ticks = tokio::time::interval(heartbeat.min(self.app.options.limits.socket_idle));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let closing = self.app.closing.clone();
+        let end = loop {
+            let step = tokio::select! {
+                biased;
+                () = closing.cancelled() => {
+                    Err(End::Close(close_code::RESTART, "the gateway closes; come back".to_owned()))
+                }
+                message = self.socket.recv() => self.hear(message).await,
+                Some((job, event)) = self.followed.next(), if !self.followed.is_empty() => {
+                    self.tell(job, event).await
+                }
+                _ = ticks.tick() => self.beat().await,
+            };
+            if let Err(end) = step {
+                break end;
+            }
+        };
+        if let End::Close(code, reason) = end {
+            let close = CloseFrame { code, reason: reason.into() };
+            let _ = timeout(Duration::from_secs(1), self.socket.send(Message::Close(Some(close))))
+                .await;
+        }
+    }
+
+    /// Sends a frame, unless the client takes nothing for too long.
+    async fn send(&mut self, message: Message) -> Step {
+        let limit = self.app.options.limits.write_timeout;
+        match timeout(limit, self.socket.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(End::Gone),
+        }
+    }
+
+    async fn say(&mut self, content: &Value) -> Step {
+        self.active = Instant::now();
+        self.send(Message::Text(content.to_string().into())).await
+    }
+
+    /// Keeps the connection alive, and notices one that is dead or idle.
+    async fn beat(&mut self) -> Step {
+        let limits = &self.app.options.limits;
+        let idle = limits.socket_idle;
+        if self.active.elapsed() >= idle {
+            let text = format!("nothing said or heard for {} s", idle.as_secs_f64());
+            return Err(End::Close(IDLE, text));
+        }
+        if self.heard.elapsed() > limits.write_timeout.max(self.app.options.heartbeat * 2) {
+            return Err(End::Gone);
+        }
+        self.send(Message::Ping(Vec::new().into())).await
+    }
+
+    async fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Step {
+        self.heard = Instant::now();
+        match message {
+            None | Some(Ok(Message::Close(_))) => Err(End::Gone),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
+            Some(Ok(Message::Binary(_))) => Err(End::Close(
+                close_code::UNSUPPORTED,
+                "binary frame; allowed: JSON text".to_owned(),
+            )),
+            Some(Err(error)) => {
+                // The message is the only trace of its cause that the server's crate leaves.
+                let text = error.to_string();
+                let large = text.contains("too long") || text.contains("too big");
+                Err(if large { End::Close(close_code::SIZE, text) } else { End::Gone })
+            }
+            Some(Ok(Message::Text(text))) => {
+                self.active = Instant::now();
+                let (id, answer) = match frame::read(&text) {
+                    Ok(request) => (request.id.clone(), self.answer(&request).await),
+                    Err(fault) => {
+                        self.faults += 1;
+                        (fault.0, Err(fault.1))
+                    }
+                };
+                let reply = match answer {
+                    Ok(ok) => json!({"id": id, "ok": ok}),
+                    Err(refusal) => json!({"id": id, "error": refusal.error}),
+                };
+                self.say(&reply).await?;
+                if self.faults < FAULTS {
+                    return Ok(());
+                }
+                let text = format!("{FAULTS} frames were no requests; see docs/HTTP.md");
+                Err(End::Close(close_code::POLICY, text))
+            }
+        }
+    }
+
+    async fn answer(&mut self, request: &Request<'_>) -> Result<Value, Refusal> {
+        let app = Arc::clone(&self.app);
+        let tenant = &self.caller.tenant;
+        if request.op != "unsubscribe" {
+            auth::admit(&app, tenant).await?;
+        }
+        match request.op.as_str() {
+            "enqueue" => {
+                self.caller.needs(Right::Enqueue)?;
+                let submission =
+                    jobs::submission(&app, tenant, request.payload()?.as_bytes(), None)?;
+                let receipt = jobs::submit(&app, tenant, submission).await?;
+                Ok(json!(view::Accepted::from(&receipt)))
+            }
+            "cancel" => {
+                self.caller.needs(Right::Enqueue)?;
+                Ok(json!(jobs::cancelled(&app, tenant, request.job()?).await?))
+            }
+            "subscribe" => {
+                self.caller.needs(Right::Read)?;
+                self.subscribe(request.job()?, request.after()?).await
+            }
+            "unsubscribe" => {
+                let job = request.job()?;
+                let followed = self.followed.remove(&job).is_some();
+                Ok(json!({"job": job, "followed": followed}))
+            }
+            other => {
+                let text =
+                    format!("op is `{other}`; allowed: enqueue, subscribe, unsubscribe, cancel");
+                Err(Refusal::param("op", text))
+            }
+        }
+    }
+
+    /// Follows a job from behind a cursor; one that is followed already, from there anew.
+    async fn subscribe(&mut self, job: JobId, after: EventId) -> Result<Value, Refusal> {
+        let most = self.app.options.limits.max_subscriptions;
+        if self.followed.len() >= most && !self.followed.contains_key(&job) {
+            let text = format!(
+                "{most} jobs are followed, the most that one socket may; unsubscribe from one"
+            );
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            return Err(Refusal::new(status, "too_many_subscriptions", text));
+        }
+        let tenant = self.caller.tenant.clone();
+        let listen = self.app.listener.listen(job).after(after).owned_by(tenant).idle_timeout(None);
+        let following = self.app.noticed(listen.open().await)?;
+        let state = following.record().map(|record| record.state);
+        let events = following.events().map(Some).chain(stream::once(async { None }));
+        self.followed.insert(job, events.boxed());
+        Ok(json!({"job": job, "state": state}))
+    }
+
+    /// Passes on an event of a job.
+    async fn tell(&mut self, job: JobId, event: Option<Result<Event, listener::Error>>) -> Step {
+        let Some(event) = event else {
+            self.followed.remove(&job);
+            return self.say(&json!({"job": job, "end": true})).await;
+        };
+        match event {
+            Ok(event) => {
+                let frame = Frame::new(event.id.seq, &event.body, Codec::Json).ok();
+                let data: Option<Value> = frame.and_then(|f| serde_json::from_slice(&f.bytes).ok());
+                let (kind, id) = (event.body.kind(), event.id);
+                let data = data.unwrap_or_else(|| json!({}));
+                self.say(&json!({"job": job, "event": kind, "event_id": id, "data": data})).await
+            }
+            Err(error) => {
+                self.followed.remove(&job);
+                let refusal = Refusal::from(error);
+                self.say(&json!({"job": job, "end": true, "error": refusal.error})).await
+            }
+        }
+    }
+}

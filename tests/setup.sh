@@ -29,6 +29,26 @@ if ! command -v cargo-nextest >/dev/null; then
     cargo install --locked --quiet cargo-nextest
 fi
 
+# The console page is tested in a real browser, driven from Node.js.
+lacking=""
+command -v node >/dev/null || lacking="nodejs"
+command -v npm >/dev/null || lacking="$lacking npm"
+command -v chromium >/dev/null || lacking="$lacking chromium"
+if [ -n "$lacking" ]; then
+    echo "setup: installing $lacking" >&2
+    if ! command -v apt-get >/dev/null; then
+        echo "setup: install Node.js 18 or newer, npm and chromium, then try again" >&2
+        exit 1
+    fi
+    as_root apt-get update -qq
+    # One word for each package.
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $lacking >/dev/null
+fi
+if ! (cd tests/web && npm ls >/dev/null 2>&1); then
+    echo "setup: installing the browser's driver into tests/web/node_modules" >&2
+    (cd tests/web && npm ci --silent --no-audit --no-fund)
+fi
+
 # A venv does not survive being moved: its programs name their interpreter by its whole path.
 if ! target/venv/bin/honcho version >/dev/null 2>&1 || ! target/venv/bin/python -c 'import redis' 2>/dev/null; then
     echo "setup: installing honcho and redis-py into target/venv" >&2

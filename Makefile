@@ -3,7 +3,7 @@
 CARGO_BUILD_JOBS ?= 2
 export CARGO_BUILD_JOBS
 
-.PHONY: test ci setup fmt lint doc features bench bench-idle mutations chaos soak
+.PHONY: test ci setup fmt lint doc features bench bench-idle mutations chaos soak screenshots
 
 # The tests' own needs: a Redis server, a test runner, a Procfile runner and a Redis client.
 setup:
@@ -53,3 +53,7 @@ SEED ?= 1
 chaos: setup
 	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) PATH="$(CURDIR)/target/venv/bin:$$PATH" \
 	cargo nextest run --release --profile chaos --test chaos --no-capture under_random_faults
+
+# The console page as it looks, from the browser's tests.
+screenshots: setup
+	SCREENSHOTS=docs/screenshots PATH="$(CURDIR)/target/venv/bin:$$PATH" cargo nextest run console::

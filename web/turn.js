@@ -132,5 +132,6 @@ function facts(turn) {
   if (ended && attempt > 1) told.push(`attempt ${attempt}`);
   const items = told.map((fact) => element("span", "", fact));
   if (job) items.push(element("span", "", "job ", element("code", "", job)));
-  return items;
+  // The space is for whoever copies or hears the line.
+  return items.flatMap((item) => [item, " "]);
 }

@@ -5,22 +5,25 @@
 //! writes to a terminal. The model is the simulator, so what is measured is this system alone.
 
 pub mod cancel;
+mod crowd;
 mod distribution;
 mod fleet;
 mod folder;
 mod lab;
 mod noise;
+mod process;
 pub mod promotion;
 pub mod recovery;
 mod report;
 mod server;
+pub mod streams;
 mod watch;
 
 use std::{io, path::PathBuf, time::Duration};
 
 pub use distribution::{Bin, Distribution, Mark};
 pub use lab::Lab;
-pub use report::{Budget, Claim, Figure, Machine, Report};
+pub use report::{Amount, Budget, Claim, Figure, Machine, Report};
 
 use crate::{broker, job::JobId, listener, producer, simulator, upstream};
 

@@ -92,6 +92,7 @@ pub async fn run(lab: &Lab, options: &Options, progress: Progress<'_>) -> Result
             figure("cancel to `cancelled` event at a reader", |seen| seen.told),
             timers,
         ],
+        amounts: Vec::new(),
         claims: vec![
             Claim {
                 text: "jobs ended as cancelled by their worker",

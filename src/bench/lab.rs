@@ -98,6 +98,16 @@ impl Lab {
         Ok(Machine::here(self.redis.server().await?))
     }
 
+    /// Changes the configuration of what is started from now on.
+    pub(super) fn configure(&mut self, change: impl FnOnce(&mut Config)) {
+        change(&mut self.config);
+    }
+
+    /// The server.
+    pub(super) fn redis(&self) -> &Redis {
+        &self.redis
+    }
+
     /// The configuration of what runs in the lab.
     pub(super) fn config(&self) -> &Config {
         &self.config

@@ -87,6 +87,7 @@ pub async fn run(lab: &Lab, options: &Options, progress: Progress<'_>) -> Result
             },
             timers,
         ],
+        amounts: Vec::new(),
         claims: vec![
             Claim { text: "jobs begun once, and not before they were due", held: once, of },
             Claim { text: "answers whole", held: done, of },

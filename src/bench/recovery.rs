@@ -88,6 +88,7 @@ pub async fn run(lab: &Lab, options: &Options, progress: Progress<'_>) -> Result
                 Budget { mark: Mark::Max, limit: Duration::from_secs(9) },
             ],
         }],
+        amounts: Vec::new(),
         claims: vec![Claim {
             text: "answers whole in spite of the kill",
             held: kills.iter().filter(|kill| kill.whole).count(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Distribution, Mark};
 
 /// What was measured, and what it should have been.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Report {
     /// The scenario's name.
     pub scenario: &'static str,
@@ -13,6 +13,8 @@ pub struct Report {
     pub setting: String,
     /// What was measured.
     pub figures: Vec<Figure>,
+    /// What was counted.
+    pub amounts: Vec<Amount>,
     /// What must hold for the figures to mean anything.
     pub claims: Vec<Claim>,
     /// Where it was measured.
@@ -22,7 +24,8 @@ pub struct Report {
 impl Report {
     /// Whether every budget is met and every claim holds.
     pub fn is_met(&self) -> bool {
-        self.figures.iter().all(Figure::is_met) && self.claims.iter().all(Claim::holds)
+        let amounts = self.amounts.iter().all(Amount::is_met);
+        amounts && self.figures.iter().all(Figure::is_met) && self.claims.iter().all(Claim::holds)
     }
 }
 
@@ -55,6 +58,34 @@ pub struct Budget {
     pub mark: Mark,
     /// The most.
     pub limit: Duration,
+}
+
+/// A number, and the most that it may be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Amount {
+    /// Of what, with its unit.
+    pub name: &'static str,
+    /// How much.
+    pub value: f64,
+    /// The most; none where it only explains the others.
+    pub limit: Option<f64>,
+}
+
+impl Amount {
+    /// One that has a budget.
+    pub(super) fn most(name: &'static str, value: f64, limit: f64) -> Self {
+        Self { name, value, limit: Some(limit) }
+    }
+
+    /// One that explains the others.
+    pub(super) fn told(name: &'static str, value: f64) -> Self {
+        Self { name, value, limit: None }
+    }
+
+    /// Whether it keeps within its budget.
+    pub fn is_met(&self) -> bool {
+        self.limit.is_none_or(|limit| self.value <= limit)
+    }
 }
 
 /// Something that must hold in every case.
@@ -118,6 +149,7 @@ mod tests {
             scenario: "any",
             setting: String::new(),
             figures: vec![Figure { name: "late", distribution, budgets: vec![budget] }],
+            amounts: vec![Amount::told("things", 1.0)],
             claims: vec![Claim { text: "once", held, of: 2 }],
             machine: Machine::here("Redis 7".to_owned()),
         }
@@ -128,6 +160,9 @@ mod tests {
         assert!(report(50, 2).is_met());
         assert!(!report(51, 2).is_met());
         assert!(!report(50, 1).is_met());
+        let mut large = report(50, 2);
+        large.amounts[0].limit = Some(0.9);
+        assert!(!large.is_met());
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod scripts;
 mod settle;
 mod tenancy;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use connect::Connector;
 use keys::Keys;
@@ -122,7 +122,7 @@ impl Redis {
     /// [`Error::Unavailable`] may.
     pub async fn connect(options: Options) -> Result<Self> {
         let connector = Connector::new(&options)?;
-        let info = connector.server_info().await?;
+        let info = connector.server_info("server").await?;
         check_version(&info)?;
         connector.started(uptime(&info));
         let pool = Pool::new(connector, options.pool_size);
@@ -137,11 +137,22 @@ impl Redis {
 
     /// What the server calls itself, with its version: `Redis 7.0.15`.
     pub async fn server(&self) -> Result<String> {
-        let info = self.pool.connector().server_info().await?;
+        let info = self.pool.connector().server_info("server").await?;
         Ok(match version(&info, "valkey_version:") {
             Some(version) => format!("Valkey {version}"),
             None => format!("Redis {}", version(&info, "redis_version:").unwrap_or("unknown")),
         })
+    }
+
+    /// How often each command was called, by anybody, since the server began to count; those that
+    /// scripts call are among them.
+    pub async fn calls(&self) -> Result<BTreeMap<String, u64>> {
+        let info = self.pool.connector().server_info("commandstats").await?;
+        let count = |line: &str| {
+            let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
+        };
+        Ok(info.lines().filter_map(count).collect())
     }
 
     /// The keys in use.

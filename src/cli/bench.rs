@@ -8,10 +8,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{
     Context, Error, Exit,
     args::{self, Common, Output},
+    gateway,
     logging::{self, Level},
 };
 use crate::{
-    bench::{Lab, Report, cancel, promotion, recovery},
+    bench::{Lab, Report, cancel, promotion, recovery, streams},
     config,
 };
 
@@ -19,6 +20,9 @@ mod report;
 
 /// The worker's program, beside this one.
 const WORKER: &str = "millstream-worker";
+
+/// The gateway's program, beside this one.
+const GATEWAY: &str = "millstream-gateway";
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
@@ -84,6 +88,34 @@ pub(super) enum Bench {
         #[command(flatten)]
         shown: Shown,
     },
+
+    /// Open event streams: memory, commands of Redis and delay of events, with many of them at once
+    ///
+    /// The gateway is a process of its own. Jobs run slowly, each stream gets an event every 0.8 s.
+    /// Budget: 25 KB and 4 commands per stream, p99 of the delay 250 ms. Readers, worker and simulator
+    /// run in this process, on the same cores.
+    Streams {
+        /// How many streams are open
+        #[arg(long, value_name = "NUMBER", default_value_t = 10_000,
+              value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        streams: u32,
+
+        /// How many jobs they follow
+        #[arg(long, value_name = "NUMBER", default_value_t = 1000,
+              value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        jobs: u32,
+
+        /// How long all are open
+        #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = args::duration)]
+        time: Duration,
+
+        /// The gateway's program [default: millstream-gateway beside this program]
+        #[arg(long, value_name = "PATH")]
+        gateway_bin: Option<PathBuf>,
+
+        #[command(flatten)]
+        shown: Shown,
+    },
 }
 
 /// How a measurement is shown.
@@ -113,7 +145,8 @@ impl Bench {
         match self {
             Self::Recovery { shown, .. }
             | Self::Promotion { shown, .. }
-            | Self::Cancel { shown, .. } => *shown,
+            | Self::Cancel { shown, .. }
+            | Self::Streams { shown, .. } => *shown,
         }
     }
 
@@ -121,6 +154,7 @@ impl Bench {
     fn size(&self) -> (&'static str, u64) {
         match self {
             Self::Recovery { kills, .. } => ("kills", (*kills).into()),
+            Self::Streams { streams, .. } => ("streams", (*streams).into()),
             Self::Promotion { jobs, .. } | Self::Cancel { jobs, .. } => ("jobs", (*jobs).into()),
         }
     }
@@ -130,7 +164,7 @@ impl Bench {
 pub(super) async fn run(what: Bench, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let config = common.load(Vec::new())?.config;
     logging::start(&config.log, Level::Quiet);
-    let lab = cx.unless_interrupted(Lab::open(&config), "").await??;
+    let mut lab = cx.unless_interrupted(Lab::open(&config), "").await??;
     let place = if lab.is_private() {
         "a private redis-server, ended afterwards".to_owned()
     } else {
@@ -138,7 +172,7 @@ pub(super) async fn run(what: Bench, common: &Common, cx: &mut Context) -> Resul
     };
     cx.terminal.say(format_args!("broker: {place}, keys {}:*; model: simulator", lab.prefix()));
     let bar = bar(&what, cx.terminal.is_watched());
-    let measured = cx.unless_interrupted(measure(&what, &lab, &bar), "").await;
+    let measured = cx.unless_interrupted(measure(&what, &mut lab, &bar), "").await;
     bar.finish_and_clear();
     let is_private = lab.is_private();
     let prefix = lab.prefix().to_owned();
@@ -155,17 +189,22 @@ pub(super) async fn run(what: Bench, common: &Common, cx: &mut Context) -> Resul
     Ok(shown.exit(report.is_met()))
 }
 
-async fn measure(what: &Bench, lab: &Lab, bar: &ProgressBar) -> Result<Report, Error> {
+async fn measure(what: &Bench, lab: &mut Lab, bar: &ProgressBar) -> Result<Report, Error> {
     let progress = || bar.inc(1);
     let report = match what {
         Bench::Recovery { kills, at_once, worker_bin, .. } => {
-            let worker = match worker_bin {
-                Some(path) => std::path::absolute(path)?,
-                None => std::env::current_exe()?.with_file_name(WORKER),
-            };
+            let worker = program(worker_bin.as_ref(), WORKER)?;
             let at_once = usize::try_from(*at_once).unwrap_or(1);
             let options = recovery::Options { kills: *kills, at_once, worker };
             recovery::run(lab, &options, &progress).await?
+        }
+        Bench::Streams { streams, jobs, time, gateway_bin, .. } => {
+            gateway::many_descriptors();
+            let number = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+            let gateway = program(gateway_bin.as_ref(), GATEWAY)?;
+            let (streams, jobs) = (number(*streams), number(*jobs));
+            let options = streams::Options { streams, jobs, time: *time, gateway };
+            streams::run(lab, &options, &progress).await?
         }
         Bench::Promotion { jobs, over, .. } => {
             let options = promotion::Options { jobs: *jobs, over: *over };
@@ -177,6 +216,14 @@ async fn measure(what: &Bench, lab: &Lab, bar: &ProgressBar) -> Result<Report, E
         }
     };
     Ok(report)
+}
+
+/// A program that is named, or one beside this.
+fn program(named: Option<&PathBuf>, usual: &str) -> Result<PathBuf, Error> {
+    Ok(match named {
+        Some(path) => std::path::absolute(path)?,
+        None => std::env::current_exe()?.with_file_name(usual),
+    })
 }
 
 /// A bar over the samples, where a person may be watching.

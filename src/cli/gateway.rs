@@ -110,7 +110,7 @@ async fn serve(bound: Bound, cx: &mut Context) -> Result<Stopped, Error> {
 }
 
 /// Every open stream is a descriptor: as many as the system allows.
-fn many_descriptors() {
+pub(super) fn many_descriptors() {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => tracing::debug!(limit, "open files allowed"),
         Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),

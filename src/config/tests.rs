@@ -263,14 +263,15 @@ fn secrets_are_masked() {
     let loaded = with(
         &[
             ("REDIS_URL", "rediss://user:p@ss@host:6380/1"),
-            ("OPENAI_API_KEY", "sk-secret"),
-            ("MILLSTREAM_SIMULATOR__API_KEY", "sim-secret"),
+            ("OPENAI_API_KEY", "sk-hidden"),
+            ("MILLSTREAM_SIMULATOR__API_KEY", "sim-hidden"),
+            ("MILLSTREAM_GATEWAY__SECRET", "hidden-hidden-hidden-hidden-hidden"),
         ],
         &[],
     );
     let printed = printed(&loaded.unwrap().config);
     assert!(printed.contains("rediss://user:***@host:6380/1"), "{printed}");
-    assert!(!printed.contains("secret") && !printed.contains("p@ss"), "{printed}");
+    assert!(!printed.contains("hidden") && !printed.contains("p@ss"), "{printed}");
     assert_eq!(masked_url("redis://:pw@h"), "redis://:***@h");
     assert_eq!(masked_url("unix:///r.sock?db=1&pass=pw"), "unix:///r.sock?db=1&pass=***");
     assert_eq!(masked_url("redis://h:1"), "redis://h:1");

@@ -103,10 +103,10 @@ impl Connector {
 
     /// What the server says of itself, asked over a connection that is closed again: what is wrong
     /// with address, credentials or server shows here at once.
-    pub async fn server_info(&self) -> Result<String> {
+    pub async fn server_info(&self, section: &str) -> Result<String> {
         let mut connection =
             self.open(self.info.clone(), &self.config(self.response_timeout)).await?;
-        let info = redis::cmd("INFO").arg("server").query_async(&mut connection).await;
+        let info = redis::cmd("INFO").arg(section).query_async(&mut connection).await;
         info.map_err(|e| self.classify(e))
     }
 

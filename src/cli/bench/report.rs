@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::{
-    bench::{Bin, Figure, Machine, Mark, Report},
+    bench::{Amount, Bin, Figure, Machine, Mark, Report},
     cli::{Error, Terminal, tables},
 };
 
@@ -76,6 +76,12 @@ pub(super) fn text(report: &Report, terminal: &mut Terminal) -> Result<(), Error
             ))?;
         }
     }
+    for amount in &report.amounts {
+        let (name, value) = (amount.name, amount.value);
+        let rest =
+            amount.limit.map(|limit| format!(", at most {limit}: {}", verdict(amount.is_met())));
+        terminal.line(format_args!("{name}: {value:.1}{}", rest.unwrap_or_default()))?;
+    }
     for claim in &report.claims {
         let verdict = verdict(claim.holds());
         terminal.line(format_args!("{}: {} of {}, {verdict}", claim.text, claim.held, claim.of))?;
@@ -128,11 +134,14 @@ pub(super) fn json(report: &Report) -> Value {
             json!({"claim": claim.text, "held": claim.held, "of": claim.of, "met": claim.holds()})
         })
         .collect();
+    let amount = |a: &Amount| json!({"amount": a.name, "value": a.value, "limit": a.limit, "met": a.is_met()});
+    let amounts: Vec<Value> = report.amounts.iter().map(amount).collect();
     let Machine { cores, load, system, redis, is_release } = &report.machine;
     json!({
         "scenario": report.scenario,
         "setting": report.setting,
         "figures": report.figures.iter().map(figure).collect::<Vec<_>>(),
+        "amounts": amounts,
         "claims": claims,
         "met": report.is_met(),
         "machine": {
@@ -188,6 +197,7 @@ mod tests {
             scenario: "any",
             setting: "2 things".to_owned(),
             figures: vec![Figure { name: "a to b", distribution, budgets }],
+            amounts: vec![Amount { name: "weight, g", value: 2.25, limit: Some(2.0) }],
             claims: vec![Claim { text: "things once", held: 2, of: 2 }],
             machine: Machine {
                 cores: 2,
@@ -209,6 +219,7 @@ mod tests {
         assert_eq!(lines[2], ["FIGURE", "COUNT", "MIN", "P50", "P90", "P95", "P99", "MAX"]);
         assert_eq!(lines[3][3..7], ["2", "4.10", "s", "4.10"], "{text}");
         assert!(text.contains("a to b: p50 at most 6 s: 4.10 s, met\n"), "{text}");
+        assert!(text.contains("weight, g: 2.2, at most 2: MISSED\n"), "{text}");
         assert!(text.contains("things once: 2 of 2, met\n"), "{text}");
         assert!(text.contains("2 cores, load 0.5, linux, Redis 7.0.15, millstream"), "{text}");
         assert!(text.contains("4 s to 6 s"), "{text}");

@@ -30,6 +30,7 @@ mod cache;
 mod console;
 mod counters;
 mod describe;
+mod door;
 mod error;
 mod events;
 mod health;
@@ -52,6 +53,7 @@ pub use app::ModelSource;
 pub use auth::{Caller, Right, generate_key};
 use axum::response::IntoResponse;
 pub use counters::Counters;
+pub use door::Door;
 pub use error::Refusal;
 pub use options::{Limits, OnDisconnect, Options};
 pub use serve::{Bound, Stopped};
@@ -170,7 +172,13 @@ impl Gateway {
     /// # Errors
     /// [`Error::Open`] where strangers could reach it without a key, [`Error::Bind`] for an address that is
     /// taken.
-    pub async fn bind(self) -> Result<Bound, Error> {
-        serve::bind(self).await
+    pub fn bind(self) -> Result<Bound, Error> {
+        let door = Door::open(&self.app.options)?;
+        Ok(self.behind(door))
+    }
+
+    /// Takes over an address that is listened on already.
+    pub fn behind(self, door: Door) -> Bound {
+        Bound::new(self, door)
     }
 }

@@ -14,13 +14,15 @@
 //!   a model
 //! - [`producer`] enqueues, [`listener`] follows, `worker` executes, [`admin`] cancels, requeues and
 //!   drains
+//! - `gateway` serves jobs to the web
 //! - `config` gathers everyone's options; `bench` measures; `cli` is what the programs share
 //!
 //! # Features
 //!
 //! - `worker` (default): claiming and executing jobs
+//! - `gateway` (default): the web handler, an axum router
 //! - `simulator`: the model simulator, an HTTP server of its own
-//! - `cli` (default): what the binaries need; implies both
+//! - `cli` (default): what the binaries need; implies all of them
 //!
 //! Without them an application embeds producer and listener alone.
 

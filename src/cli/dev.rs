@@ -42,7 +42,7 @@ pub(super) async fn run(common: &Common, cx: &mut Context) -> Result<Exit, Error
         // The gateway tells the simulator's models, too.
         url.clone_into(&mut config.upstream.base_url);
     }
-    let bound = gateway::bind(&config, &broker, listener.clone()).await?;
+    let bound = gateway::build(&config, &broker, listener.clone())?.bind()?;
     introduce(&config, &engine, &bound, cx);
     let closing = CancellationToken::new();
     let web = tokio::spawn(bound.run(closing.clone()));

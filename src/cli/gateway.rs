@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::{Config, Flag},
-    gateway::{Bound, Gateway, Stopped},
+    gateway::{Door, Gateway, Stopped},
     listener::Listener,
 };
 
@@ -58,10 +58,16 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
     if args.listen.is_none() {
         listen_on_port(&mut config)?;
     }
-    let Some(broker) = worker::connect(&config, cx).await? else { return Ok(Exit::Ok) };
+    many_descriptors();
+    let mut door = Door::open(&config.gateway)?;
+    let url = format!("http://{}", door.addr());
+    cx.terminal.line(&url)?;
+    let connected = door.meanwhile(worker::connect(&config, cx)).await?;
+    let Some(broker) = connected else { return Ok(Exit::Ok) };
     let listener = Listener::new(broker.shared.clone(), config.listener.clone());
-    let bound = bind(&config, &broker, listener).await?;
-    let stopped = serve(bound, cx).await?;
+    let bound = build(&config, &broker, listener)?.behind(door);
+    tracing::info!(url, "gateway listens");
+    let stopped = bound.run(cx.interrupt.clone()).await;
     let Stopped { connections, streams, unfinished } = stopped;
     cx.terminal.say(format_args!(
         "gateway stopped: {connections} connections served, {streams} streams open at the end, {unfinished} \
@@ -83,13 +89,12 @@ pub(super) fn listen_on_port(config: &mut Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// A gateway that listens. It asks the upstream for its models, where one is configured.
-pub(super) async fn bind(
+/// A gateway. It asks the upstream for its models, where one is configured.
+pub(super) fn build(
     config: &Config,
     broker: &Broker,
     listener: Listener,
-) -> Result<Bound, Error> {
-    many_descriptors();
+) -> Result<Gateway, Error> {
     let options = config.gateway.clone();
     let gateway = Gateway::new(broker.shared.clone(), listener, config.producer.clone(), options)?;
     if config.has_upstream() {
@@ -99,14 +104,7 @@ pub(super) async fn bind(
             Box::pin(async move { upstream.models().await.map_err(|failure| failure.to_string()) })
         }));
     }
-    Ok(gateway.bind().await?)
-}
-
-async fn serve(bound: Bound, cx: &mut Context) -> Result<Stopped, Error> {
-    let url = format!("http://{}", bound.addr());
-    cx.terminal.line(&url)?;
-    tracing::info!(url, "gateway listens");
-    Ok(bound.run(cx.interrupt.clone()).await)
+    Ok(gateway)
 }
 
 /// Every open stream is a descriptor: as many as the system allows.

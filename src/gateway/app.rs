@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Error, Options, auth::Keys, breaker::Breaker, cache::Cache, counters::Counters, error::Refusal,
@@ -41,6 +41,8 @@ pub(super) struct App {
     pub(super) closing: CancellationToken,
     /// Every answer ends, whole or not.
     pub(super) cutoff: CancellationToken,
+    /// WebSockets, which outlive the connections that they came from.
+    pub(super) sockets: TaskTracker,
     /// Jobs whose clients went away.
     pub(super) abandoned: mpsc::Sender<JobId>,
 }
@@ -61,6 +63,7 @@ impl App {
     ) -> Result<Self, Error> {
         Ok(Self {
             abandoned,
+            sockets: TaskTracker::new(),
             cutoff: CancellationToken::new(),
             keys: Keys::load(&options)?,
             breaker: Breaker::default(),

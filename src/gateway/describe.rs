@@ -105,7 +105,7 @@ pub(super) fn router(app: &Arc<App>) -> Router {
     let document = Arc::new(document);
     let description = async move || Json(document.as_ref().clone()).into_response();
     let panicked = Arc::clone(app);
-    router
+    let router = router
         .route("/openapi.json", get(description))
         .route("/v1/ws", get(ws::upgrade))
         .merge(console::router())
@@ -113,8 +113,11 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(move |panic: Box<dyn Any + Send>| fault(&panicked, &*panic)))
         .layer(middleware::from_fn_with_state(Arc::clone(app), guard))
-        .layer(cors(&app.options.cors_origins))
-        .with_state(Arc::clone(app))
+        .with_state(Arc::clone(app));
+    if app.options.cors_origins.is_empty() {
+        return router;
+    }
+    router.layer(cors(&app.options.cors_origins))
 }
 
 async fn nowhere(request: Request) -> Refusal {
@@ -159,11 +162,8 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     response
 }
 
-/// Off unless origins are named.
+/// What pages of other origins may do.
 fn cors(origins: &[String]) -> CorsLayer {
-    if origins.is_empty() {
-        return CorsLayer::new();
-    }
     let allowed = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {

@@ -12,13 +12,17 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Gateway, options::Limits};
+use super::{
+    Gateway,
+    door::{Door, RESPITE},
+    options::Limits,
+};
 
 type Conversation =
     http1::UpgradeableConnection<TokioIo<TcpStream>, TowerToHyperService<axum::Router>>;
@@ -33,15 +37,11 @@ const FULL: &[u8] =
 /// How long answers that are cut off may take to say so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// How long to wait when no connection can be accepted: descriptors may have run out.
-const RESPITE: Duration = Duration::from_millis(50);
-
 /// A gateway that listens.
 #[derive(Debug)]
 pub struct Bound {
     gateway: Gateway,
-    listener: TcpListener,
-    addr: SocketAddr,
+    door: Door,
 }
 
 /// How a gateway ended.
@@ -55,30 +55,21 @@ pub struct Stopped {
     pub unfinished: usize,
 }
 
-pub(super) async fn bind(gateway: Gateway) -> Result<Bound, Error> {
-    let addr = gateway.app.options.listen;
-    if !gateway.app.keys.are_asked_for() {
-        if !addr.ip().is_loopback() {
-            return Err(Error::Open(addr));
-        }
-        tracing::warn!(%addr, "no API keys: whoever is on this machine has every right (gateway.keys)");
-    }
-    let refused = |source| Error::Bind { addr, source };
-    let listener = TcpListener::bind(addr).await.map_err(refused)?;
-    let addr = listener.local_addr().map_err(refused)?;
-    Ok(Bound { gateway, listener, addr })
-}
-
 impl Bound {
+    pub(super) fn new(gateway: Gateway, door: Door) -> Self {
+        Self { gateway, door }
+    }
+
     /// The address, with the port that was really taken.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.door.addr()
     }
 
     /// Serves until `shutdown`. Then no connection is accepted, event streams end with a hint to come back, and
     /// answers in progress have `drain` to end.
     pub async fn run(self, shutdown: CancellationToken) -> Stopped {
         let app = Arc::clone(&self.gateway.app);
+        let listener = self.door.into_listener();
         let limits = &app.options.limits;
         let service = TowerToHyperService::new(self.gateway.router());
         let mut http = http1::Builder::new();
@@ -93,7 +84,7 @@ impl Bound {
             let stream = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                accepted = self.listener.accept() => accepted,
+                accepted = listener.accept() => accepted,
                 Some(_) = tasks.join_next() => continue,
             };
             let stream = match stream {
@@ -115,14 +106,16 @@ impl Bound {
             let connection = http.serve_connection(TokioIo::new(stream), service.clone());
             tasks.spawn(converse(connection.with_upgrades(), app.closing.clone(), permit));
         }
-        drop(self.listener);
+        drop(listener);
         let streams = app.slots.open();
         app.closing.cancel();
         let drained = tokio::time::timeout(app.options.drain, all(&mut tasks)).await;
         let unfinished = if drained.is_ok() { 0 } else { app.slots.open() };
         // Answers that are cut off say so.
         app.cutoff.cancel();
-        let _ = tokio::time::timeout(LAST_WORDS, all(&mut tasks)).await;
+        app.sockets.close();
+        let last = async { tokio::join!(all(&mut tasks), app.sockets.wait()) };
+        let _ = tokio::time::timeout(LAST_WORDS, last).await;
         tasks.shutdown().await;
         Stopped { connections, streams, unfinished }
     }

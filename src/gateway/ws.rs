@@ -144,21 +144,24 @@ pub(super) fn serve(
     let max = app.options.limits.max_body;
     let app = Arc::clone(app);
     let upgrade = upgrade.max_message_size(max).max_frame_size(max).protocols([PROTOCOL]);
-    Ok(upgrade.on_upgrade(async move |socket| {
-        let (now, open) = (Instant::now(), Open::new(&app));
-        let followed = StreamMap::new();
-        let session = Session {
-            app,
-            caller,
-            socket,
-            followed,
-            faults: 0,
-            active: now,
-            heard: now,
-            _slot: slot,
-            _open: open,
-        };
-        session.run().await;
+    let tracker = app.sockets.clone();
+    Ok(upgrade.on_upgrade(move |socket| {
+        tracker.track_future(async move {
+            let (now, open) = (Instant::now(), Open::new(&app));
+            let followed = StreamMap::new();
+            let session = Session {
+                app,
+                caller,
+                socket,
+                followed,
+                faults: 0,
+                active: now,
+                heard: now,
+                _slot: slot,
+                _open: open,
+            };
+            session.run().await;
+        })
     }))
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::support::{
-    program::{Folder, MILLSTREAM, PRODUCER, Ran, Running, WORKER, command, run},
+    program::{Folder, GATEWAY, MILLSTREAM, PRODUCER, Ran, Running, WORKER, command, run},
     redis::Server,
     stack::{expected, instant, simulate},
 };
@@ -38,6 +38,7 @@ fn program(words: &[String]) -> Option<(&'static str, Vec<String>)> {
             match name.as_str() {
                 "millstream-producer" => PRODUCER,
                 "millstream-worker" => WORKER,
+                "millstream-gateway" => GATEWAY,
                 other => panic!("README runs `{other}`"),
             },
             rest,
@@ -52,7 +53,12 @@ async fn every_command_of_the_readme_works() {
     let server = Server::start().await;
     let (base_url, _guard) = simulate(instant()).await;
     let url = server.url();
-    let env = [("REDIS_URL", url.as_str()), ("OPENAI_BASE_URL", base_url.as_str())];
+    let env = [
+        ("REDIS_URL", url.as_str()),
+        ("OPENAI_BASE_URL", base_url.as_str()),
+        // Another process may have the usual port.
+        ("MILLSTREAM_GATEWAY__LISTEN", "127.0.0.1:0"),
+    ];
     let folder = Folder::new();
     let line = r#"{"model":"m","messages":[{"role":"user","content":"from a file"}]}"#;
     folder.write("jobs.jsonl", format!("{line}\n{line}\n"));
@@ -74,10 +80,18 @@ async fn every_command_of_the_readme_works() {
                 other => other,
             })
             .collect();
-        done.insert(args.first().copied().unwrap_or("worker").to_owned());
-        if program == WORKER || args == ["simulate"] {
+        let name = if program == GATEWAY { "gateway" } else { "worker" };
+        done.insert(args.first().copied().unwrap_or(name).to_owned());
+        let started = match (program, args.as_slice()) {
+            (WORKER, _) => Some("serving"),
+            (GATEWAY, _) => Some("gateway listens"),
+            (_, ["simulate"]) => Some("simulator"),
+            (_, ["dev"]) => Some("web: "),
+            _ => None,
+        };
+        if let Some(words) = started {
             let mut running = Running::start(program, &args, &env);
-            running.wait_for(if program == WORKER { "serving" } else { "simulator" });
+            running.wait_for(words);
             workers.push(running);
             continue;
         }
@@ -104,6 +118,8 @@ async fn every_command_of_the_readme_works() {
             _ => assert!(!ran.out.is_empty() || args[0] == "dlq", "{args:?}: {ran:?}"),
         }
     }
-    let all = ["ask", "simulate", "worker", "--model", "--file", "queues", "jobs", "dlq"];
+    let all = [
+        "ask", "simulate", "worker", "--model", "--file", "queues", "jobs", "dlq", "gateway", "dev",
+    ];
     assert!(all.iter().all(|name| done.contains(*name)), "{done:?}");
 }

@@ -10,6 +10,7 @@ use std::{
 
 pub const MILLSTREAM: &str = env!("CARGO_BIN_EXE_millstream");
 pub const PRODUCER: &str = env!("CARGO_BIN_EXE_millstream-producer");
+pub const GATEWAY: &str = env!("CARGO_BIN_EXE_millstream-gateway");
 pub const WORKER: &str = env!("CARGO_BIN_EXE_millstream-worker");
 
 /// A new empty folder, gone with this value.

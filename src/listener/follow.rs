@@ -81,6 +81,10 @@ impl Follow {
         self.last = Instant::now();
         loop {
             if let Some(event) = self.queue.pop_front() {
+                if self.queue.is_empty() {
+                    // A reader that waits for minutes does not keep the space of a whole page.
+                    self.queue = VecDeque::new();
+                }
                 self.over = event.body.is_terminal();
                 return Some(Ok(event));
             }

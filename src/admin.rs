@@ -118,23 +118,17 @@ impl Admin {
     /// Cancels a job, wherever it is. Repeating it is harmless.
     pub async fn cancel(&self, job: JobId) -> broker::Result<Cancelled> {
         Ok(match self.broker.cancel(job).await? {
-            Cancel::Cancelled { partition } => {
+            Cancel::Cancelled { partition, run, again } => {
+                // Left there it would only be dropped later: when its time comes. Whoever cancelled
+                // it before may have died before this.
                 if let Some(partition) = partition {
-                    // Left there it would only be dropped later: when its time comes.
-                    self.broker.unpark(&partition, job).await?;
+                    self.broker.unpark(&partition, job, run).await?;
                 }
-                Cancelled::Cancelled
+                let state = State::Cancelled;
+                if again { Cancelled::Over { state } } else { Cancelled::Cancelled }
             }
             Cancel::Asked { worker, again } => Cancelled::Asked { worker, again },
-            Cancel::Over(state) => {
-                // Whoever cancelled it may have died before this.
-                if state == State::Cancelled
-                    && let Some(partition) = self.broker.job(job).await?.and_then(|r| r.partition)
-                {
-                    self.broker.unpark(&partition, job).await?;
-                }
-                Cancelled::Over { state }
-            }
+            Cancel::Over(state) => Cancelled::Over { state },
             Cancel::Unknown => Cancelled::Unknown,
         })
     }

@@ -8,10 +8,14 @@ use crate::{job::JobId, state::State};
 /// What became of a wish to cancel a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cancel {
-    /// No attempt ran: the job is cancelled.
+    /// No attempt runs: the run is cancelled.
     Cancelled {
         /// Where it may still be parked.
         partition: Option<Partition>,
+        /// Which run of the job it is, from 1.
+        run: u32,
+        /// Whether it had been cancelled before.
+        again: bool,
     },
     /// An attempt runs: it ends as cancelled, whatever it comes to, and its worker was told so.
     Asked {
@@ -20,7 +24,7 @@ pub enum Cancel {
         /// Whether it had been asked before.
         again: bool,
     },
-    /// The job was over before; nothing was changed.
+    /// The run had ended before in another way; nothing was changed.
     Over(State),
     /// There is no such job.
     Unknown,
@@ -81,8 +85,9 @@ pub trait Control: Send + Sync {
     /// ends as cancelled and in no other way. Repeating it changes nothing.
     async fn cancel(&self, job: JobId) -> Result<Cancel>;
 
-    /// Removes a cancelled job from the parked ones. `false` when it was not among them.
-    async fn unpark(&self, partition: &Partition, job: JobId) -> Result<bool>;
+    /// Removes what is parked of a job's cancelled run, or of one before it. `false` when nothing
+    /// was. What a later run has parked stays: a call may come so late that there is one.
+    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool>;
 
     /// Those of these jobs that are to be cancelled: for a worker that may have missed an order.
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>>;

@@ -323,8 +323,8 @@ impl Control for Memory {
         self.inner.lock().cancel(job, Timestamp::now())
     }
 
-    async fn unpark(&self, partition: &Partition, job: JobId) -> Result<bool> {
-        Ok(self.inner.lock().queue(partition).remove_parked(job))
+    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
+        Ok(self.inner.lock().queue(partition).remove_parked(job, run))
     }
 
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {

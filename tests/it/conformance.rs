@@ -12,6 +12,7 @@ mod inspect;
 mod lease;
 mod limits;
 mod log;
+mod runs;
 mod settle;
 mod tenancy;
 
@@ -189,15 +190,18 @@ behaviours! {
         what_is_over_or_unknown_is_not_cancelled,
         a_job_that_has_not_begun_in_time_is_refused,
         a_job_that_has_begun_does_not_expire,
+        an_order_reaches_the_worker_it_is_for,
+    }
+    runs {
         a_dead_job_gets_a_new_run,
         a_new_run_is_opened_once_whatever_dies_in_between,
         a_letter_purged_under_a_requeue_leaves_no_run_without_an_entry,
         a_new_run_needs_neither_record_nor_log,
         a_stale_letter_opens_nothing,
         a_retry_within_a_new_run_belongs_to_it,
+        a_late_unparking_leaves_a_later_run_its_retry,
         a_requeued_job_does_not_expire,
         a_cancelled_run_can_be_opened_again,
-        an_order_reaches_the_worker_it_is_for,
         purged_letters_are_gone,
     }
     settle {

@@ -17,7 +17,12 @@ fn frame(body: &Body) -> Result<Frame> {
 impl State {
     pub(super) fn cancel(&mut self, job: JobId, now: Timestamp) -> Result<Cancel> {
         let Some(run) = self.runs.get_mut(&job) else { return Ok(Cancel::Unknown) };
+        let number = run.record.run;
         match run.record.state {
+            JobState::Cancelled => {
+                let partition = run.record.partition.clone();
+                return Ok(Cancel::Cancelled { partition, run: number, again: true });
+            }
             state if state.is_terminal() => return Ok(Cancel::Over(state)),
             JobState::Running => {
                 let again = std::mem::replace(&mut run.cancel, true);
@@ -44,7 +49,7 @@ impl State {
         });
         self.write(job, fence, &[frame(&body)?]);
         self.finished.push_back(job);
-        Ok(Cancel::Cancelled { partition })
+        Ok(Cancel::Cancelled { partition, run: number, again: false })
     }
 
     pub(super) fn reopen(

@@ -21,10 +21,12 @@ impl Control for Redis {
     async fn cancel(&self, job: JobId) -> Result<Cancel> {
         let mut call = self.scripts.cancel.key(self.keys.job(job));
         call.key(self.keys.log(job)).arg(self.keys.workers()).arg(millis(self.options.job_ttl));
-        let (verdict, was, more): (String, String, String) =
+        let (verdict, was, more, run): (String, String, String, u32) =
             codec::read(self.pool.script(&call).await?, "cancel")?;
         Ok(match verdict.as_str() {
-            "cancelled" => Cancel::Cancelled { partition: partition(&more) },
+            "cancelled" => {
+                Cancel::Cancelled { partition: partition(&more), run, again: was == "cancelled" }
+            }
             "asked" => Cancel::Asked { worker: more, again: false },
             "again" => Cancel::Asked { worker: more, again: true },
             "over" => Cancel::Over(state(&was, "cancel")?),
@@ -33,11 +35,12 @@ impl Control for Redis {
         })
     }
 
-    async fn unpark(&self, partition: &Partition, job: JobId) -> Result<bool> {
+    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
         let mut call = self.scripts.unpark.key(self.keys.parked(partition));
         call.key(self.keys.parked_jobs(partition))
             .key(self.keys.load(partition))
-            .arg(job.to_string());
+            .arg(job.to_string())
+            .arg(run);
         codec::read(self.pool.script(&call).await?, "unpark")
     }
 

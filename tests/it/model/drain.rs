@@ -56,13 +56,14 @@ impl Play {
     /// an operator has opened without coming to their entries.
     async fn give_up_waiting(&mut self) -> Result<(), Halt> {
         for job in 0..self.told.jobs.len() {
-            let parked = self.told.parked.get(&job).is_some_and(|parked| parked.due == Due::Far);
+            let parked = self.told.parked.get(&job).filter(|parked| parked.due == Due::Far);
+            let parked = parked.map(|parked| parked.run);
             let nobodys = self.told.jobs[job].known && !self.told.is_carried(job);
-            if parked || nobodys {
+            if parked.is_some() || nobodys {
                 self.make(&Call::Cancel { job }).await?;
             }
-            if parked {
-                self.make(&Call::Unpark { job }).await?;
+            if let Some(run) = parked {
+                self.make(&Call::Unpark { job, run }).await?;
             }
         }
         Ok(())

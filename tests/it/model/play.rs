@@ -31,8 +31,8 @@ pub struct Play {
     workers: Vec<Worker>,
     sent: BTreeMap<AttemptNo, Sent>,
     late: Vec<Call>,
-    /// Cancelled jobs that whoever cancelled them has still to unpark.
-    unparks: Vec<JobNo>,
+    /// Cancelled runs of jobs that whoever cancelled them has still to unpark.
+    unparks: Vec<(JobNo, u32)>,
     /// Runs that operators have opened.
     opened: Vec<(LetterNo, u32, bool)>,
     /// Every call with its answer.
@@ -103,12 +103,6 @@ impl Play {
     /// Makes a call on both, and compares all that can be seen.
     pub async fn make(&mut self, call: &Call) -> Result<Answer, Halt> {
         let told = self.told.apply(call);
-        if let (Call::Reopen { letter }, Answer::Opened { fresh: true, .. }) = (call, &told) {
-            // An unparking names no run: one that comes so late would take the new run's job.
-            let job = self.told.letters[*letter].job;
-            self.late.retain(|call| *call != Call::Unpark { job });
-            self.unparks.retain(|owed| *owed != job);
-        }
         let met = self.real.call(call, &self.told, &told).await;
         let met = met.map_err(|halt| self.at(call, halt))?;
         if met != told {
@@ -147,7 +141,10 @@ impl Play {
             }
             Action::Promote => Call::Promote,
             Action::Cancel { job } => Call::Cancel { job },
-            Action::Unpark { pick: at } => Call::Unpark { job: *pick(at, &self.unparks)? },
+            Action::Unpark { pick: at } => {
+                let (job, run) = *pick(at, &self.unparks)?;
+                Call::Unpark { job, run }
+            }
             Action::Reopen { pick: at } => Call::Reopen { letter: *pick(at, &self.told.dead)? },
             Action::Requeue { pick: at } => {
                 let (letter, run, fresh) = *pick(at, &self.opened)?;
@@ -290,8 +287,10 @@ impl Play {
     /// What the caller makes of an answer.
     fn learn(&mut self, by: Option<usize>, call: &Call, answer: &Answer) {
         match (call, answer) {
-            (Call::Cancel { job }, Answer::Cancelled) => self.unparks.push(*job),
-            (Call::Unpark { job }, _) => self.unparks.retain(|owed| owed != job),
+            (Call::Cancel { job }, Answer::Cancelled { run, .. }) => {
+                self.unparks.push((*job, *run));
+            }
+            (Call::Unpark { job, run }, _) => self.unparks.retain(|owed| *owed != (*job, *run)),
             (Call::Reopen { letter }, Answer::Opened { run, fresh }) => {
                 self.opened.push((*letter, *run, *fresh));
             }

@@ -194,15 +194,15 @@ impl Real {
                 Answer::Settled(broker.release(worker, place, attempt.as_ref()).await?)
             }
             Call::Cancel { job } => match broker.cancel(self.id(job)).await? {
-                Cancel::Cancelled { .. } => Answer::Cancelled,
+                Cancel::Cancelled { run, again, .. } => Answer::Cancelled { run, again },
                 Cancel::Asked { worker, again } => {
                     Answer::Asked { worker: self.worker_called(&worker), again }
                 }
                 Cancel::Over(state) => Answer::Over(state),
                 Cancel::Unknown => Answer::Unknown,
             },
-            Call::Unpark { job } => {
-                Answer::Settled(broker.unpark(&self.partition, self.id(job)).await?)
+            Call::Unpark { job, run } => {
+                Answer::Settled(broker.unpark(&self.partition, self.id(job), run).await?)
             }
             Call::Reopen { letter } => {
                 match broker.reopen(&self.partition, &self.letters[letter]).await? {

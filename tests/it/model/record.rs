@@ -256,7 +256,9 @@ impl Reference {
             return Answer::Unknown;
         }
         if job.is_over() {
-            return Answer::Over(job.state);
+            let (run, over) = (job.run, Answer::Over(job.state));
+            let cancelled = job.state == State::Cancelled;
+            return if cancelled { Answer::Cancelled { run, again: true } } else { over };
         }
         if let (State::Running, Some(worker)) = (job.state, job.worker) {
             return Answer::Asked { worker, again: std::mem::replace(&mut job.cancel, true) };
@@ -264,7 +266,7 @@ impl Reference {
         job.state = State::Cancelled;
         job.due = None;
         job.raise("cancelled", job.attempt.to_string());
-        Answer::Cancelled
+        Answer::Cancelled { run: job.run, again: false }
     }
 
     pub fn reopen(&mut self, no: LetterNo) -> Answer {

@@ -165,7 +165,7 @@ impl Reference {
             }
             Call::Release { worker, entry, attempt } => self.release(worker, entry, attempt),
             Call::Cancel { job } => self.cancel(job),
-            Call::Unpark { job } => Answer::Settled(self.parked.remove(&job).is_some()),
+            Call::Unpark { job, run } => Answer::Settled(self.unpark(job, run)),
             Call::Reopen { letter } => self.reopen(letter),
             Call::Requeue { letter, run, fresh } => self.requeue(letter, run, fresh),
             Call::Purge { letter } => Answer::Purged(u64::from(self.unbury(letter))),
@@ -282,6 +282,14 @@ impl Reference {
         if there {
             let Entry { job, lane, run, .. } = self.entries[entry];
             self.parked.insert(job, Parked { due, lane, attempt, run });
+        }
+        there
+    }
+
+    fn unpark(&mut self, job: JobNo, run: u32) -> bool {
+        let there = self.parked.get(&job).is_some_and(|parked| parked.run <= run);
+        if there {
+            self.parked.remove(&job);
         }
         there
     }

@@ -98,7 +98,7 @@ pub enum Call {
     Bury { entry: EntryNo, attempts: u32, fence: u32 },
     Release { worker: WorkerNo, entry: EntryNo, attempt: Option<AttemptNo> },
     Cancel { job: JobNo },
-    Unpark { job: JobNo },
+    Unpark { job: JobNo, run: u32 },
     Reopen { letter: LetterNo },
     Requeue { letter: LetterNo, run: u32, fresh: bool },
     Purge { letter: LetterNo },
@@ -138,7 +138,10 @@ pub enum Answer {
     },
     Written(Written),
     Settled(bool),
-    Cancelled,
+    Cancelled {
+        run: u32,
+        again: bool,
+    },
     Asked {
         worker: WorkerNo,
         again: bool,

@@ -313,8 +313,8 @@ impl Control for Dying {
     async fn cancel(&self, job: JobId) -> Result<Cancel> {
         self.fate.step("cancel", self.inner.cancel(job)).await
     }
-    async fn unpark(&self, partition: &Partition, job: JobId) -> Result<bool> {
-        self.fate.step("unpark", self.inner.unpark(partition, job)).await
+    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
+        self.fate.step("unpark", self.inner.unpark(partition, job, run)).await
     }
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {
         self.fate.beside(self.inner.cancelled(jobs)).await

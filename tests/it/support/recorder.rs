@@ -344,15 +344,15 @@ impl Control for Recorder {
         self.seen.call("Control::cancel");
         let before = self.state(job).await;
         let cancel = self.inner.cancel(job).await?;
-        if matches!(cancel, Cancel::Cancelled { .. }) {
+        if matches!(cancel, Cancel::Cancelled { again: false, .. }) {
             self.seen.row(Some(before), Transition::Cancel, self.state(job).await);
         }
         Ok(cancel)
     }
 
-    async fn unpark(&self, partition: &Partition, job: JobId) -> Result<bool> {
+    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
         self.seen.call("Control::unpark");
-        self.inner.unpark(partition, job).await
+        self.inner.unpark(partition, job, run).await
     }
 
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {

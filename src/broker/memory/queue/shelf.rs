@@ -71,9 +71,13 @@ impl Queue {
         self.by_due.first().map(|(due, _)| Duration::from_millis(due.0.saturating_sub(now.0)))
     }
 
-    /// Removes a parked job; `false` when it is not there.
-    pub(in crate::broker::memory) fn remove_parked(&mut self, id: JobId) -> bool {
-        let Some(parked) = self.parked.remove(&id) else { return false };
+    /// Removes what is parked of a job's run, or of one before it; `false` when nothing is.
+    pub(in crate::broker::memory) fn remove_parked(&mut self, id: JobId, run: u32) -> bool {
+        let Slot::Occupied(slot) = self.parked.entry(id) else { return false };
+        if slot.get().run > run {
+            return false;
+        }
+        let parked = slot.remove();
         self.by_due.remove(&(parked.due, id));
         self.bytes -= parked.payload.len();
         if let Some(load) = parked.load() {

@@ -3,25 +3,26 @@
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
 -- ARGV[1] what the channels of workers begin with   ARGV[2] time to live in ms
 --
--- Returns {verdict, state, worker or partition}; the verdict is
---   cancelled   no attempt ran: `cancelled` is written under a new fence
+-- Returns {verdict, the state before, worker or partition, run}; the verdict is
+--   cancelled   no attempt runs: `cancelled` is written under a new fence, where it was not before
 --   asked       an attempt runs: noted, and its worker told
 --   again       as `asked`, and it was noted before; the worker is told once more
---   over        the run had ended before
+--   over        the run had ended before in another way
 --   unknown     there is no such record
--- Replay: answers `over` or `again` and writes nothing.
+-- Replay: answers as before and writes nothing.
 local record, log = KEYS[1], KEYS[2]
 local r = redis.call('HMGET', record,
-  'state', 'fence', 'attempt', 'worker', 'queue', 'custom_id', 'labels', 'cancel')
-local state = r[1] or 'waiting'
-if redis.call('EXISTS', record) == 0 then return {'unknown', '', ''} end
-if state == 'done' or state == 'failed' or state == 'cancelled' then return {'over', state, ''} end
+  'state', 'fence', 'attempt', 'worker', 'queue', 'custom_id', 'labels', 'cancel', 'run')
+local state, run = r[1] or 'waiting', tonumber(r[9]) or 1
+if redis.call('EXISTS', record) == 0 then return {'unknown', '', '', run} end
+if state == 'done' or state == 'failed' then return {'over', state, '', run} end
+if state == 'cancelled' then return {'cancelled', state, r[5] or '', run} end
 if state == 'running' then
   -- The wish first, then the word: a worker that misses it reads the record.
   redis.call('HSET', record, 'cancel', '1')
   local job = string.match(record, '{job:(.-)}')
   redis.pcall('PUBLISH', ARGV[1] .. (r[4] or ''), 'cancel ' .. job)
-  return {r[8] and 'again' or 'asked', state, r[4] or ''}
+  return {r[8] and 'again' or 'asked', state, r[4] or '', run}
 end
 
 local payload = '{"attempts":' .. (tonumber(r[3]) or 0)
@@ -40,4 +41,4 @@ local left = math.max(redis.call('PTTL', record), tonumber(ARGV[2]))
 redis.call('PEXPIRE', record, left)
 redis.call('PEXPIRE', log, left)
 redis.pcall('PUBLISH', record, fence .. '-0 cancelled ' .. payload)
-return {'cancelled', state, r[5] or ''}
+return {'cancelled', state, r[5] or '', run}

@@ -1,0 +1,215 @@
+//! New runs of dead jobs.
+
+use std::time::Duration;
+
+use millstream::{
+    admin::{Admin, Requeued},
+    broker::{Begin, Cancel, DeadLetter, Entry, Outcome, Reopened, Run, Topic, Written},
+    error::{Code, Failure},
+    event::Body,
+    job::{Job, Lane, Timestamp},
+    state::State,
+};
+
+use crate::support::subject::{Subject, begun, failed, failure, far, job, worker};
+
+/// A job that has failed and lies among the dead letters.
+async fn dead(s: &Subject) -> (Entry, DeadLetter) {
+    let me = worker("a");
+    let (entry, attempt) = s.running(&me).await;
+    let error = failure("hopeless");
+    let frames = [failed(1, error.clone())];
+    s.conclude(&attempt, &frames, &Outcome::Failed(error.clone())).await.unwrap();
+    let history = s.job(entry.id).await.unwrap().unwrap().history;
+    assert_eq!((history.len(), &history[0].error), (1, &error));
+    let letter = DeadLetter { history, ..DeadLetter::new(&entry, error, 1, attempt.fence) };
+    assert!(s.bury(&entry, &letter).await.unwrap());
+    let letter = s.dead_letters(&s.partition, 9).await.unwrap().pop().unwrap();
+    assert_eq!(letter.history.len(), 1);
+    (entry, letter)
+}
+
+pub async fn a_dead_job_gets_a_new_run(s: &Subject) {
+    let (old, letter) = dead(s).await;
+    let mut listening = s.listen(&[Topic::Job(letter.id), Topic::Wake(s.partition.clone())]).await;
+    let admin = Admin::new(s.shared());
+    let requeued = admin.requeue(&s.partition, &letter).await.unwrap();
+    assert_eq!(requeued, Requeued::Requeued { run: 2 });
+    let event = listening.event().await;
+    assert!(matches!(&event.body, Body::Requeued(data) if data.run == 2), "{event:?}");
+    assert!(event.id.fence > letter.fence);
+    assert_eq!(listening.next().await.1, b"added");
+    let record = s.job(letter.id).await.unwrap().unwrap();
+    assert_eq!((record.state, record.run, record.attempt), (State::Waiting, 2, 0));
+    assert_eq!((record.failures, record.history.len(), record.error), (0, 0, None));
+    assert_eq!((record.model.as_str(), record.ended_at), ("model-1", None));
+    // Somebody else had the same letter in hand.
+    assert_eq!(admin.requeue(&s.partition, &letter).await.unwrap(), Requeued::Gone);
+    let me = worker("b");
+    let entry = s.claim(&me).await;
+    assert_eq!((entry.id, entry.run, entry.at), (old.id, 2, old.at));
+    assert_eq!(entry.payload(), old.payload());
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    assert_eq!((attempt.number, attempt.failures), (1, 0));
+    assert!(attempt.fence > event.id.fence);
+    assert_eq!(s.begin(&old, &me).await.unwrap(), Begin::Remove);
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    let kinds = ["started", "failed", "requeued", "started", "done"];
+    assert_eq!(s.kinds(letter.id).await, kinds);
+    assert_eq!(admin.requeue(&s.partition, &letter).await.unwrap(), Requeued::Gone);
+    // Nor does it open anything for one who does not look.
+    let no = Reopened::No(State::Done);
+    assert_eq!(s.reopen(&s.partition, &letter).await.unwrap(), no);
+    assert_eq!(s.depth(&s.partition).await.unwrap().dead, 0);
+}
+
+pub async fn a_new_run_is_opened_once_whatever_dies_in_between(s: &Subject) {
+    let (_, letter) = dead(s).await;
+    let fresh = Reopened::Yes(Run { number: 2, fresh: true });
+    assert_eq!(s.reopen(&s.partition, &letter).await.unwrap(), fresh);
+    // The one that opened it is gone; the letter is still there, and is put back again.
+    let again = Reopened::Yes(Run { number: 2, fresh: false });
+    assert_eq!(s.reopen(&s.partition, &letter).await.unwrap(), again);
+    let run = Run { number: 2, fresh: false };
+    assert!(s.requeue(&s.partition, &letter, run).await.unwrap());
+    assert!(!s.requeue(&s.partition, &letter, run).await.unwrap());
+    assert_eq!(s.kinds(letter.id).await, ["started", "failed", "requeued"]);
+    let me = worker("b");
+    let entry = s.claim(&me).await;
+    begun(s.begin(&entry, &me).await.unwrap());
+}
+
+pub async fn a_letter_purged_under_a_requeue_leaves_no_run_without_an_entry(s: &Subject) {
+    let (_, letter) = dead(s).await;
+    let Reopened::Yes(run) = s.reopen(&s.partition, &letter).await.unwrap() else { panic!() };
+    assert_eq!(s.purge(&s.partition, std::slice::from_ref(&letter.letter)).await.unwrap(), 1);
+    // Also twice, where the first reply was lost: the second entry is nobody's.
+    for _ in 0..2 {
+        assert!(s.requeue(&s.partition, &letter, run).await.unwrap());
+    }
+    let me = worker("b");
+    let entries = s.claim_all(Lane::Normal, &me).await;
+    let attempt = begun(s.begin(&entries[0], &me).await.unwrap());
+    assert_eq!(s.begin(&entries[1], &me).await.unwrap(), Begin::Remove);
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    assert_eq!(s.begin(&entries[1], &me).await.unwrap(), Begin::Remove);
+}
+
+pub async fn a_new_run_needs_neither_record_nor_log(s: &Subject) {
+    let (_, letter) = dead(s).await;
+    s.forget(letter.id);
+    let admin = Admin::new(s.shared());
+    let requeued = admin.requeue(&s.partition, &letter).await.unwrap();
+    assert_eq!(requeued, Requeued::Requeued { run: 2 });
+    let record = s.job(letter.id).await.unwrap().unwrap();
+    assert!(record.fence > letter.fence);
+    assert_eq!((record.model.as_str(), record.enqueued_at), ("model-1", letter.at));
+    let me = worker("b");
+    let entry = s.claim(&me).await;
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    assert_eq!(s.kinds(letter.id).await, ["requeued", "started", "done"]);
+}
+
+pub async fn a_stale_letter_opens_nothing(s: &Subject) {
+    let (_, letter) = dead(s).await;
+    let admin = Admin::new(s.shared());
+    admin.requeue(&s.partition, &letter).await.unwrap();
+    let me = worker("b");
+    let entry = s.claim(&me).await;
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    let no = Reopened::No(State::Failed);
+    let error = failure("again");
+    let frames = [failed(1, error.clone())];
+    s.conclude(&attempt, &frames, &Outcome::Failed(error.clone())).await.unwrap();
+    let second = DeadLetter::new(&entry, error, 1, attempt.fence);
+    assert!(s.bury(&entry, &second).await.unwrap());
+    // Repeated, as after a lost reply, when the run that it opened has failed, too.
+    assert_eq!(admin.requeue(&s.partition, &letter).await.unwrap(), Requeued::Gone);
+    assert_eq!(s.reopen(&s.partition, &letter).await.unwrap(), no);
+    // Its own run is over: the letter that counts is the second.
+    let stale = DeadLetter { letter: "1-1".to_owned(), ..letter };
+    assert_eq!(s.reopen(&s.partition, &stale).await.unwrap(), no);
+    let second = s.dead_letters(&s.partition, 9).await.unwrap().pop().unwrap();
+    assert_eq!(second.run, 2);
+    let requeued = admin.requeue(&s.partition, &second).await.unwrap();
+    assert_eq!(requeued, Requeued::Requeued { run: 3 });
+}
+
+pub async fn a_retry_within_a_new_run_belongs_to_it(s: &Subject) {
+    let (_, letter) = dead(s).await;
+    Admin::new(s.shared()).requeue(&s.partition, &letter).await.unwrap();
+    let me = worker("b");
+    let entry = s.claim(&me).await;
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    s.retry(&attempt, Duration::ZERO).await;
+    let promoted = s.promoted(&entry).await;
+    assert_eq!(promoted.run, 2);
+    assert_eq!(begun(s.begin(&promoted, &me).await.unwrap()).number, 2);
+}
+
+/// An unparking that named only the job took the retry of a run that was opened since, and lost it.
+pub async fn a_late_unparking_leaves_a_later_run_its_retry(s: &Subject) {
+    let (old, letter) = dead(s).await;
+    s.reopen(&s.partition, &letter).await.unwrap();
+    // Whoever cancels run 2 is slow to unpark, or the first to try was.
+    let Cancel::Cancelled { run: 2, again: false, .. } = s.cancel(old.id).await.unwrap() else {
+        panic!()
+    };
+    Admin::new(s.shared()).requeue(&s.partition, &letter).await.unwrap();
+    let me = worker("b");
+    let entry = s.claim(&me).await;
+    assert_eq!(entry.run, 3);
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    s.retry(&attempt, Duration::from_hours(1)).await;
+    assert!(s.park(&entry, 1, far()).await.unwrap());
+    for run in [1, 2] {
+        assert!(!s.unpark(&s.partition, old.id, run).await.unwrap());
+        assert_eq!(s.depth(&s.partition).await.unwrap().parked, 1);
+    }
+    // What is cancelled from here on is run 3, and its retry goes.
+    let partition = Some(s.partition.clone());
+    for again in [false, true] {
+        let cancelled = Cancel::Cancelled { partition: partition.clone(), run: 3, again };
+        assert_eq!(s.cancel(old.id).await.unwrap(), cancelled);
+    }
+    assert!(s.unpark(&s.partition, old.id, 3).await.unwrap());
+    assert!(!s.unpark(&s.partition, old.id, 3).await.unwrap());
+    assert_eq!(s.depth(&s.partition).await.unwrap().parked, 0);
+}
+
+pub async fn a_requeued_job_does_not_expire(s: &Subject) {
+    let me = worker("a");
+    let soon = Timestamp::now().after(Duration::from_millis(5));
+    s.add(Job { expires_at: Some(soon), ..job("in a hurry") }).await;
+    let entry = s.claim(&me).await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let error = Failure::new(Code::Expired, "late");
+    let owed = s.refuse(&entry, &error, &failed(0, error.clone())).await.unwrap();
+    let Begin::Bury { attempts, fence, .. } = owed else { panic!("{owed:?}") };
+    s.bury(&entry, &DeadLetter::new(&entry, error, attempts, fence)).await.unwrap();
+    let letter = s.dead_letters(&s.partition, 9).await.unwrap().remove(0);
+    Admin::new(s.shared()).requeue(&s.partition, &letter).await.unwrap();
+    let entry = s.claim(&me).await;
+    begun(s.begin(&entry, &me).await.unwrap());
+}
+
+pub async fn a_cancelled_run_can_be_opened_again(s: &Subject) {
+    let (_, letter) = dead(s).await;
+    s.reopen(&s.partition, &letter).await.unwrap();
+    s.cancel(letter.id).await.unwrap();
+    let requeued = Admin::new(s.shared()).requeue(&s.partition, &letter).await.unwrap();
+    assert_eq!(requeued, Requeued::Requeued { run: 3 });
+    let kinds = ["started", "failed", "requeued", "cancelled", "requeued"];
+    assert_eq!(s.kinds(letter.id).await, kinds);
+}
+
+pub async fn purged_letters_are_gone(s: &Subject) {
+    let (_, first) = dead(s).await;
+    let (_, second) = dead(s).await;
+    let admin = Admin::new(s.shared());
+    assert_eq!(admin.purge(&s.partition, std::slice::from_ref(&first)).await.unwrap(), 1);
+    assert_eq!(admin.purge(&s.partition, &[first]).await.unwrap(), 0);
+    assert_eq!(admin.purge(&s.partition, &[]).await.unwrap(), 0);
+    assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap(), [second]);
+}

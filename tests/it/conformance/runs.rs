@@ -46,6 +46,8 @@ pub async fn a_dead_job_gets_a_new_run(s: &Subject) {
     // Somebody else had the same letter in hand.
     assert_eq!(admin.requeue(&s.partition, &letter).await.unwrap(), Requeued::Gone);
     let me = worker("b");
+    // The entry of the run before is nobody's, also while the new one waits.
+    assert_eq!(s.begin(&old, &me).await.unwrap(), Begin::Remove);
     let entry = s.claim(&me).await;
     assert_eq!((entry.id, entry.run, entry.at), (old.id, 2, old.at));
     assert_eq!(entry.payload(), old.payload());

@@ -4,7 +4,8 @@
 //! reads the upstream, `batch` gathers deltas, `publish` writes events under the fence, `settle` acknowledges in batches,
 //! `lease` renews what is held, `sweeper` takes over what ran out of lease, `promoter` moves parked
 //! jobs to their lanes, `control` hears what this worker is told, `janitor` forgets workers that are
-//! gone. `hands` is what they share: the entries in this worker's hands.
+//! gone. `hands` is what they share: the entries in this worker's hands. `watch` ends the worker when
+//! one of the tasks ends before it.
 
 mod batch;
 mod claim;
@@ -18,6 +19,7 @@ mod promoter;
 mod publish;
 mod settle;
 mod sweeper;
+mod watch;
 
 use std::{
     fmt,
@@ -36,6 +38,8 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+pub use watch::Task;
+use watch::Watch;
 
 use crate::{
     broker::{Attempt, Entry, Partition, Place, Shared, WorkerId},
@@ -153,14 +157,18 @@ pub enum Reason {
     Drained,
     /// It was told to, and the time for draining passed first, or it was told to hurry.
     DrainTimeout,
+    /// A task of it ended although nobody had told it to: a fault in it. It claimed nothing more and
+    /// let running jobs end as in a drain, or gave them back where their leases are not renewed.
+    TaskEnded(Task),
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Drained => "drained",
-            Self::DrainTimeout => "drain timeout",
-        })
+        match self {
+            Self::Drained => f.write_str("drained"),
+            Self::DrainTimeout => f.write_str("drain timeout"),
+            Self::TaskEnded(task) => write!(f, "its {task} task ended early"),
+        }
     }
 }
 
@@ -263,20 +271,25 @@ impl Worker {
     /// running jobs end, for at most `drain`.
     pub async fn run(self, shutdown: CancellationToken) -> Stopped {
         let Self { context, hub, acks } = self;
-        let (loops, jobs) = (TaskTracker::new(), TaskTracker::new());
+        let (loops, keepers, jobs) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         let (stop, abandon) = (context.stop.clone(), context.abandon.clone());
+        let watch = Watch::new(stop.clone(), abandon.clone());
         let partitions: Vec<Partition> =
             context.options.queues.iter().cloned().map(Partition::first).collect();
         for partition in &partitions {
             tracing::info!(worker = %context.id, %partition, "serving");
-            serve(&context, &hub, partition, &loops, &jobs);
+            serve(&context, &hub, partition, &watch, &loops, &jobs);
         }
         let idle = CancellationToken::new();
-        let renewing = tokio::spawn(lease::run(Arc::clone(&context), idle.clone()));
-        let listening = tokio::spawn(control::run(Arc::clone(&context), hub, idle.clone()));
+        let renewing = lease::run(Arc::clone(&context), idle.clone());
+        keepers.spawn(watch.clone().over(Task::Lease, idle.clone(), renewing));
+        let listening = control::run(Arc::clone(&context), hub, idle.clone());
+        keepers.spawn(watch.clone().over(Task::Control, idle.clone(), listening));
         let most = context.options.ack_batch;
-        let acking = tokio::spawn(settle::run(context.broker.clone(), acks, most, abandon.clone()));
+        let acking = settle::run(context.broker.clone(), acks, most, abandon.clone());
+        let acking = tokio::spawn(watch.clone().over(Task::Settle, idle.clone(), acking));
         loops.close();
+        keepers.close();
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = abandon.cancelled() => {}
@@ -297,11 +310,10 @@ impl Worker {
         jobs.close();
         jobs.wait().await;
         idle.cancel();
-        if renewing.await.is_err() || listening.await.is_err() {
-            tracing::error!("a task of the worker failed");
-        }
-        let reason = if drained { Reason::Drained } else { Reason::DrainTimeout };
-        leave(context, &partitions, acking, reason).await
+        keepers.wait().await;
+        let told = if drained { Reason::Drained } else { Reason::DrainTimeout };
+        let stopped = leave(context, &partitions, acking, told).await;
+        Stopped { reason: watch.ended().map_or(told, Reason::TaskEnded), ..stopped }
     }
 }
 
@@ -310,17 +322,22 @@ fn serve(
     context: &Arc<Context>,
     hub: &Hub,
     partition: &Partition,
+    watch: &Arc<Watch>,
     loops: &TaskTracker,
     jobs: &TaskTracker,
 ) {
-    let stop = context.stop.clone();
-    let reader = claim::Reader::new(Arc::clone(context), partition.clone(), jobs.clone());
-    loops.spawn(reader.run(stop.clone()));
+    let stop = || context.stop.clone();
+    let reading =
+        claim::Reader::new(Arc::clone(context), partition.clone(), jobs.clone()).run(stop());
+    loops.spawn(watch.clone().over(Task::Reader, stop(), reading));
     let (own, taken) = (Arc::clone(context), jobs.clone());
-    loops.spawn(sweeper::run(own, hub.clone(), partition.clone(), taken, stop.clone()));
+    let sweeping = sweeper::run(own, hub.clone(), partition.clone(), taken, stop());
+    loops.spawn(watch.clone().over(Task::Sweeper, stop(), sweeping));
     let broker = context.broker.clone();
-    loops.spawn(promoter::run(broker, hub.clone(), partition.clone(), stop.clone()));
-    loops.spawn(janitor::run(Arc::clone(context), partition.clone(), stop));
+    let promoting = promoter::run(broker, hub.clone(), partition.clone(), stop());
+    loops.spawn(watch.clone().over(Task::Promoter, stop(), promoting));
+    let forgetting = janitor::run(Arc::clone(context), partition.clone(), stop());
+    loops.spawn(watch.clone().over(Task::Janitor, stop(), forgetting));
 }
 
 /// The last steps of a worker whose jobs are out of its hands.

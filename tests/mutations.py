@@ -185,6 +185,8 @@ MUTATIONS = [
      "cancelled_parked_job_counts_no_more"),
     ("admission: a recount corrects", LUA + "reconcile.lua",
      "    redis.call('HSET', load, field, text)\n", "", "recount or set_right"),
+    ("faults: a worker whose own task ends stops", "src/worker/watch.rs",
+     "        self.stop.cancel();\n", "", "faults"),
     ("janitor: a name that holds entries stays", LUA + "retire.lua",
      "if consumer['pending'] == 0 and (name", "if (name", "hold_nothing_are_forgotten or empty_hands"),
     ("lost entries: deleted under a worker", LUA + "renew.lua",

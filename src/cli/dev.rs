@@ -96,7 +96,7 @@ fn introduce(config: &Config, engine: &Engine, bound: &Bound, cx: &mut Context) 
 /// The worker of this process ended although nobody stopped it.
 fn worker_ended(stopped: Option<&Stopped>) -> Error {
     match stopped {
-        Some(stopped) => Error::new(Exit::Broker, stopped.reason, "start it again"),
+        Some(stopped) => Error::worker_ended(stopped.reason),
         None => Error::new(Exit::Unexpected, "the worker broke off", "start it again"),
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{fmt, process::ExitCode};
 
-use crate::{bench, broker, config, error, gateway, listener, producer, simulator, upstream};
+use crate::{
+    bench, broker, config, error, gateway, listener, producer, simulator, upstream, worker,
+};
 
 /// Why a program ended. The numbers do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +115,15 @@ impl Error {
     /// SIGINT or SIGTERM came; `remedy` says how to go on.
     pub(super) fn interrupted(remedy: impl fmt::Display) -> Self {
         Self::new(Exit::Interrupted, "interrupted", remedy)
+    }
+
+    /// A worker stopped that was not to stop.
+    pub(super) fn worker_ended(reason: worker::Reason) -> Self {
+        let exit = match reason {
+            worker::Reason::TaskEnded(_) => Exit::Unexpected,
+            worker::Reason::Drained | worker::Reason::DrainTimeout => Exit::Broker,
+        };
+        Self::new(exit, format_args!("the worker stopped: {reason}"), "start it again")
     }
 
     /// The same error with another remedy behind it.
@@ -265,6 +276,8 @@ mod tests {
         assert_eq!(code(producer::Error::TooLarge { bytes: 2, max: 1 }.into()), 2);
         assert_eq!(code(listener::Error::NotFound(crate::job::JobId::new()).into()), 2);
         assert_eq!(code(Error::interrupted("")), 130);
+        let ended = worker::Reason::TaskEnded(worker::Task::Lease);
+        assert_eq!(code(Error::worker_ended(ended)), 1);
         let failure = |code| error::Failure::new(code, "");
         assert_eq!(Exit::of(&failure(error::Code::UpstreamAuth)), Exit::Upstream);
         assert_eq!(Exit::of(&failure(error::Code::InvalidRequest)), Exit::Job);

@@ -17,7 +17,7 @@ use crate::{
     job::QueueName,
     listener::Listener,
     retry::Backoff,
-    worker::{Stopped, Worker},
+    worker::{Reason, Stopped, Worker},
 };
 
 /// Run jobs of Redis against an OpenAI-compatible endpoint until SIGTERM
@@ -95,7 +95,10 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
         () = hurried => return Ok(Exit::Ok),
     };
     tell(&stopped, cx);
-    Ok(Exit::Ok)
+    match stopped.reason {
+        Reason::Drained | Reason::DrainTimeout => Ok(Exit::Ok),
+        Reason::TaskEnded(_) => Err(Error::worker_ended(stopped.reason)),
+    }
 }
 
 /// Waits until Redis can be used, and says so; what will not pass by waiting ends it at once.

@@ -35,6 +35,7 @@ mod crash_steps;
 mod dead_letters;
 mod durability;
 mod examples;
+mod faults;
 mod idempotency;
 mod interruptions;
 mod lifecycle;

@@ -44,6 +44,8 @@ pub enum Plan {
     Die(&'static str, usize, Side),
     /// It freezes at the step of this name and number, until it is thawed.
     Freeze(&'static str, usize, Side),
+    /// Whoever is the first to make the call of this name panics.
+    Panic(&'static str),
 }
 
 /// A worker's fate, shared with the test.
@@ -128,8 +130,11 @@ impl Fate {
     }
 
     /// A call beside the steps.
-    async fn beside<T>(&self, call: impl Future<Output = T>) -> T {
+    async fn beside<T>(&self, name: &'static str, call: impl Future<Output = T>) -> T {
         self.pass().await;
+        if matches!(self.plan, Plan::Panic(fault) if fault == name) {
+            assert!(self.fell.swap(true, Ordering::SeqCst), "a planned fault in {name}");
+        }
         let result = tokio::select! {
             biased;
             () = self.dead.cancelled() => std::future::pending().await,
@@ -143,7 +148,7 @@ impl Fate {
         self.pass().await;
         let number = self.count(name);
         self.meet(name, number, Side::Before);
-        let result = self.beside(call).await;
+        let result = self.beside(name, call).await;
         self.meet(name, number, Side::After);
         self.pass().await;
         result
@@ -156,7 +161,7 @@ impl Fate {
         moved: impl Fn(&T) -> bool,
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let result = self.beside(call).await;
+        let result = self.beside(name, call).await;
         if result.as_ref().is_ok_and(moved) {
             let number = self.count(name);
             self.meet(name, number, Side::After);
@@ -188,7 +193,7 @@ impl Enqueue for Dying {
         self.fate.step("enqueue", self.inner.enqueue_in_order(jobs)).await
     }
     async fn trim(&self, partition: &Partition, lane: Lane) -> Result<u64> {
-        self.fate.beside(self.inner.trim(partition, lane)).await
+        self.fate.beside("trim", self.inner.trim(partition, lane)).await
     }
 }
 
@@ -206,10 +211,10 @@ impl Claim for Dying {
         self.fate.step_if("promote", moved, self.inner.promote(partition, most)).await
     }
     async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Renewed> {
-        self.fate.beside(self.inner.renew(worker, places)).await
+        self.fate.beside("renew", self.inner.renew(worker, places)).await
     }
     async fn keep(&self, jobs: &[JobId]) -> Result<()> {
-        self.fate.beside(self.inner.keep(jobs)).await
+        self.fate.beside("keep", self.inner.keep(jobs)).await
     }
     async fn sweep(
         &self,
@@ -226,7 +231,7 @@ impl Claim for Dying {
         worker: Option<&WorkerId>,
         idle: Duration,
     ) -> Result<u64> {
-        self.fate.beside(self.inner.retire(partition, worker, idle)).await
+        self.fate.beside("retire", self.inner.retire(partition, worker, idle)).await
     }
     async fn wake(&self, partition: &Partition, why: Wake) -> Result<()> {
         self.fate.step("wake", self.inner.wake(partition, why)).await
@@ -298,13 +303,13 @@ impl Log for Dying {
         self.fate.step("heal", self.inner.heal(attempt, frames)).await
     }
     async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {
-        self.fate.beside(self.inner.read(job, after, most)).await
+        self.fate.beside("read", self.inner.read(job, after, most)).await
     }
     async fn open(&self, job: JobId, after: EventId, most: usize) -> Result<Opened> {
-        self.fate.beside(self.inner.open(job, after, most)).await
+        self.fate.beside("open", self.inner.open(job, after, most)).await
     }
     async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {
-        self.fate.beside(self.inner.feed(sink)).await
+        self.fate.beside("feed", self.inner.feed(sink)).await
     }
 }
 
@@ -317,10 +322,10 @@ impl Control for Dying {
         self.fate.step("unpark", self.inner.unpark(partition, job, run)).await
     }
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {
-        self.fate.beside(self.inner.cancelled(jobs)).await
+        self.fate.beside("cancelled", self.inner.cancelled(jobs)).await
     }
     async fn tell(&self, worker: &WorkerId, order: Order) -> Result<u64> {
-        self.fate.beside(self.inner.tell(worker, order)).await
+        self.fate.beside("tell", self.inner.tell(worker, order)).await
     }
     async fn reopen(&self, partition: &Partition, letter: &DeadLetter) -> Result<Reopened> {
         self.fate.step("reopen", self.inner.reopen(partition, letter)).await
@@ -333,7 +338,7 @@ impl Control for Dying {
     }
 
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
-        self.fate.beside(self.inner.purge(partition, letters)).await
+        self.fate.beside("purge", self.inner.purge(partition, letters)).await
     }
 }
 
@@ -343,16 +348,16 @@ impl Inspect for Dying {
         self.fate.step("job", self.inner.job(id)).await
     }
     async fn records(&self, jobs: &[JobId]) -> Result<Vec<Option<Record>>> {
-        self.fate.beside(self.inner.records(jobs)).await
+        self.fate.beside("records", self.inner.records(jobs)).await
     }
     async fn ttl(&self, job: JobId) -> Result<Option<Duration>> {
-        self.fate.beside(self.inner.ttl(job)).await
+        self.fate.beside("ttl", self.inner.ttl(job)).await
     }
     async fn depth(&self, partition: &Partition) -> Result<Depth> {
-        self.fate.beside(self.inner.depth(partition)).await
+        self.fate.beside("depth", self.inner.depth(partition)).await
     }
     async fn workers(&self, partition: &Partition) -> Result<Vec<WorkerSeen>> {
-        self.fate.beside(self.inner.workers(partition)).await
+        self.fate.beside("workers", self.inner.workers(partition)).await
     }
     async fn dead_letters(
         &self,
@@ -360,29 +365,29 @@ impl Inspect for Dying {
         after: Option<&str>,
         most: usize,
     ) -> Result<Vec<DeadLetter>> {
-        self.fate.beside(self.inner.dead_letters(partition, after, most)).await
+        self.fate.beside("dead_letters", self.inner.dead_letters(partition, after, most)).await
     }
 }
 
 #[async_trait]
 impl Reconcile for Dying {
     async fn drifted(&self, partition: &Partition) -> Result<bool> {
-        self.fate.beside(self.inner.drifted(partition)).await
+        self.fate.beside("drifted", self.inner.drifted(partition)).await
     }
     async fn reconcile(&self, partition: &Partition) -> Result<Correction> {
-        self.fate.beside(self.inner.reconcile(partition)).await
+        self.fate.beside("reconcile", self.inner.reconcile(partition)).await
     }
 }
 
 #[async_trait]
 impl Tenancy for Dying {
     async fn note(&self, tenant: &Tenant, jobs: &[(JobId, Timestamp)]) -> Result<()> {
-        self.fate.beside(self.inner.note(tenant, jobs)).await
+        self.fate.beside("note", self.inner.note(tenant, jobs)).await
     }
     async fn recent(&self, tenant: &Tenant, before: Option<JobId>, most: usize) -> Result<Recent> {
-        self.fate.beside(self.inner.recent(tenant, before, most)).await
+        self.fate.beside("recent", self.inner.recent(tenant, before, most)).await
     }
     async fn admit(&self, tenant: &Tenant, rate: &Rate) -> Result<Option<Duration>> {
-        self.fate.beside(self.inner.admit(tenant, rate)).await
+        self.fate.beside("admit", self.inner.admit(tenant, rate)).await
     }
 }

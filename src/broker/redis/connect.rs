@@ -151,7 +151,7 @@ impl Connector {
         let passing = ["LOADING", "max number of clients"].iter().any(|word| text.contains(word));
         let code = error.code().unwrap_or_default().to_owned();
         match error.kind() {
-            _ if passing => self.unavailable(&text, Some(error)),
+            _ if passing || is_cut(&error) => self.unavailable(&text, Some(error)),
             _ if matches!(code.as_str(), "NOAUTH" | "WRONGPASS" | "NOPERM") => self.denied(&text),
             ErrorKind::AuthenticationFailed => self.denied(&text),
             ErrorKind::InvalidClientConfig => Error::Address(format!("{}: {text}", self.shown)),
@@ -199,9 +199,51 @@ impl Connector {
     }
 }
 
+/// Whether the connection ended under a request. Where it ends within a reply, the client tells of a
+/// reply that cannot be parsed, unless that lacks its first byte or a whole element.
+pub(super) fn is_cut(error: &RedisError) -> bool {
+    let torn = || error.kind() == ErrorKind::Parse && error.to_string().contains("end of input");
+    error.is_connection_dropped() || torn()
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
     use super::*;
+
+    /// Guards against a connection that ends within a reply being taken for a server that answers
+    /// nonsense, which no one waits for: wherever it ends, it passes.
+    #[tokio::test]
+    async fn a_connection_cut_within_a_reply_is_unavailable() {
+        let reply = b"*3\r\n$2\r\nno\r\n*3\r\n:250\r\n$-1\r\n+x\r\n$4\r\nlast\r\n";
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("redis://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            for end in 0..=reply.len() {
+                let (mut client, _) = listener.accept().await.unwrap();
+                assert!(client.read(&mut [0; 64]).await.unwrap() > 0);
+                client.write_all(&reply[..end]).await.unwrap();
+            }
+        });
+        let connector = Connector::new(&Options { url, ..Options::default() }).unwrap();
+        for end in 0..=reply.len() {
+            let mut connection = connector.dedicated(std::time::Duration::ZERO).await.unwrap();
+            let answer = redis::cmd("PING").query_async::<redis::Value>(&mut connection).await;
+            if end == reply.len() {
+                answer.unwrap();
+                continue;
+            }
+            let error = answer.unwrap_err();
+            assert!(is_cut(&error), "after {end} bytes: {error}");
+            let error = connector.classify(error);
+            assert!(error.is_transient(), "after {end} bytes: {error}");
+        }
+        server.await.unwrap();
+    }
 
     #[test]
     fn a_wrong_address_says_what_is_allowed() {

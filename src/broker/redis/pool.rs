@@ -22,7 +22,7 @@ use redis::{
     aio::MultiplexedConnection,
 };
 
-use super::connect::Connector;
+use super::connect::{Connector, is_cut};
 use crate::broker::{Error, Result};
 
 /// A connection that was used so recently is taken to live.
@@ -73,6 +73,7 @@ fn poisons(error: &RedisError) -> bool {
     error.is_unrecoverable_error()
         || error.is_timeout()
         || error.is_io_error()
+        || is_cut(error)
         || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
 }
 
@@ -140,7 +141,7 @@ impl Pool {
     /// Whether this connection had died before the call: then what may be repeated goes to the next.
     /// One that was opened since is not given up so lightly.
     fn was_dead<T>(&self, connection: &Pooled, before: u64, result: &RedisResult<T>) -> bool {
-        let dropped = result.as_ref().is_err_and(RedisError::is_connection_dropped);
+        let dropped = result.as_ref().is_err_and(is_cut);
         let dead = dropped && connection.born <= before;
         if dead {
             self.poison(connection);

@@ -30,6 +30,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use hands::{Hands, Wakes};
 
 use serde::{Deserialize, Serialize};
@@ -309,6 +310,9 @@ impl Worker {
         loops.wait().await;
         jobs.close();
         jobs.wait().await;
+        // Whoever was to start these has ended early itself.
+        let left = context.hands.leave();
+        join_all(left.iter().map(|(place, job)| context.release(place, *job, None))).await;
         idle.cancel();
         keepers.wait().await;
         let told = if drained { Reason::Drained } else { Reason::DrainTimeout };

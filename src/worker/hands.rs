@@ -66,6 +66,11 @@ impl Hands {
         self.lock().values().map(|held| held.job).collect()
     }
 
+    /// Takes out everything: what no task sees to.
+    pub(super) fn leave(&self) -> Vec<(Place, JobId)> {
+        self.lock().drain().map(|(place, held)| (place, held.job)).collect()
+    }
+
     /// Ends a job's attempt as cancelled, where it is in hand.
     pub(super) fn cancel(&self, job: JobId) {
         for held in self.lock().values().filter(|held| held.job == job) {

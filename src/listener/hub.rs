@@ -11,6 +11,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use futures_util::{FutureExt as _, future::join_all};
 use tokio::{
     sync::{Notify, broadcast, watch},
     time::MissedTickBehavior,
@@ -98,7 +99,7 @@ impl Hub {
             buffer: buffer.max(1),
             down: AtomicBool::new(false),
         });
-        let task = tokio::spawn(keep_connected(broker, Arc::clone(&table), ping));
+        let task = tokio::spawn(keep_going(broker, Arc::clone(&table), ping));
         Self { table, _task: Arc::new(AbortOnDropHandle::new(task)) }
     }
 
@@ -187,6 +188,11 @@ impl Table {
         if self.down.load(Ordering::Relaxed) { Link::Down } else { Link::Pending }
     }
 
+    /// Whether anybody reads.
+    fn is_wanted(&self) -> bool {
+        self.lock().values().any(|wanted| wanted.readers > 0)
+    }
+
     fn hand_on(&self, topic: &Topic, bytes: &[u8]) {
         if let Some(wanted) = self.lock().get(topic) {
             // No reader: the last one has just gone.
@@ -234,21 +240,42 @@ impl Table {
     }
 }
 
-async fn keep_connected(broker: Shared, table: Arc<Table>, ping: Duration) {
+/// Begins again after a panic: nobody else would learn that nothing arrives any more.
+async fn keep_going(broker: Shared, table: Arc<Table>, ping: Duration) {
     let mut backoff = Backoff::connecting();
     let mut number = 0;
+    loop {
+        let kept = keep_connected(&broker, &table, ping, &mut backoff, &mut number);
+        if AssertUnwindSafe(kept).catch_unwind().await.is_err() {
+            tracing::error!("the task of the subscriber connection failed; it begins again");
+        }
+        table.disconnected();
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+async fn keep_connected(
+    broker: &Shared,
+    table: &Arc<Table>,
+    ping: Duration,
+    backoff: &mut Backoff,
+    number: &mut u64,
+) {
     loop {
         while table.changes(true).0.is_empty() {
             table.changed.notified().await;
         }
         let closed = Arc::new(Notify::new());
-        match broker.feed(sink(&table, &closed)).await {
+        match broker.feed(sink(table, &closed)).await {
             Ok(feed) => {
-                number += 1;
+                *number += 1;
                 backoff.reset();
                 table.down.store(false, Ordering::Relaxed);
-                serve(feed.as_ref(), &table, number, ping, &closed).await;
-                tracing::warn!("subscriber connection lost; reading logs until it is back");
+                serve(feed.as_ref(), table, *number, ping, &closed).await;
+                // At the end of a program the last reader has just gone, and nobody misses it.
+                if table.is_wanted() {
+                    tracing::warn!("subscriber connection lost; reading logs until it is back");
+                }
             }
             Err(error) => tracing::warn!(%error, "no subscriber connection; reading logs"),
         }

@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use millstream::{
+    broker::{Topic, Wake},
     event::Body,
+    listener::{self, Heard, Link, Listener},
     worker::{Options, Reason, Task},
 };
 
@@ -24,7 +26,8 @@ fn options() -> Options {
 }
 
 /// Guards against a worker that looks alive and reads, renews, sweeps or hears nothing any more: it
-/// stops by itself and says why, and its jobs come to their ends.
+/// stops by itself and says why, and its jobs come to their ends. What it can neither renew nor start
+/// it gives back.
 async fn stops(task: Task, call: &'static str) {
     let stack = Stack::start(paced(200.0)).await;
     let id = stack.ask("m?tokens=200", call).await;
@@ -40,7 +43,7 @@ async fn stops(task: Task, call: &'static str) {
     let stopped = soon(worker).await.unwrap();
     assert_eq!(stopped.reason, Reason::TaskEnded(task));
     assert!(fate.fell());
-    if task == Task::Lease {
+    if task == Task::Lease || call == "wake" {
         assert_eq!(stopped.unfinished, [id]);
     } else {
         assert!(stopped.unfinished.is_empty(), "{stopped:?}");
@@ -48,6 +51,22 @@ async fn stops(task: Task, call: &'static str) {
     let (_stop, _heir) = stack.worker(options());
     let answer = soon(stack.listener().listen(id).answer()).await.unwrap();
     assert_eq!(answer.text, expected("m?tokens=200", call));
+}
+
+/// Guards against readers and workers that take a subscription for live whose task is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_connection_whose_task_panicked_comes_back() {
+    let stack = Stack::start(paced(200.0)).await;
+    let fate = Fate::new(Plan::Panic("subscribe"));
+    let broker = Dying::around(connect(&stack.server.url()).await, Arc::clone(&fate));
+    let hub = Listener::new(broker, listener::Options::default()).hub();
+    let mut wakes = hub.subscribe(Topic::Wake(stack.partition.clone()));
+    while !matches!(wakes.current(), Link::Live(_)) {
+        soon(wakes.next_link()).await;
+    }
+    assert!(fate.fell());
+    stack.broker.wake(&stack.partition, Wake::Added).await.unwrap();
+    while !matches!(soon(wakes.next()).await, Heard::Message(_)) {}
 }
 
 macro_rules! faults {
@@ -61,6 +80,7 @@ macro_rules! faults {
 
 faults! {
     a_worker_whose_reader_ends_stops: Reader in "wait";
+    a_worker_whose_reader_ends_with_its_hands_full_stops: Reader in "wake";
     a_worker_whose_sweeper_ends_stops: Sweeper in "sweep";
     a_worker_whose_promoter_ends_stops: Promoter in "promote";
     a_worker_whose_janitor_ends_stops: Janitor in "retire";

@@ -18,7 +18,7 @@ use millstream::{
         Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Depth,
         Enqueue, Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted,
         Rate, Receipt, Recent, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle,
-        Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Wake, WorkerId, WorkerSeen,
+        Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Topic, Wake, WorkerId, WorkerSeen,
         Written,
     },
     event::{Event, EventId, Frame},
@@ -309,7 +309,26 @@ impl Log for Dying {
         self.fate.beside("open", self.inner.open(job, after, most)).await
     }
     async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {
-        self.fate.beside("feed", self.inner.feed(sink)).await
+        let inner = self.fate.beside("feed", self.inner.feed(sink)).await?;
+        Ok(Box::new(DyingFeed { inner, fate: Arc::clone(&self.fate) }))
+    }
+}
+
+struct DyingFeed {
+    inner: Box<dyn Feed>,
+    fate: Arc<Fate>,
+}
+
+#[async_trait]
+impl Feed for DyingFeed {
+    async fn subscribe(&self, topic: &Topic) -> Result<()> {
+        self.fate.beside("subscribe", self.inner.subscribe(topic)).await
+    }
+    async fn unsubscribe(&self, topic: &Topic) -> Result<()> {
+        self.fate.beside("unsubscribe", self.inner.unsubscribe(topic)).await
+    }
+    async fn ping(&self) -> Result<()> {
+        self.fate.beside("ping", self.inner.ping()).await
     }
 }
 

@@ -145,7 +145,8 @@ async fn page(
     let mut data = opened.events;
     let has_more = data.len() > limit;
     data.truncate(limit);
-    let next_after = data.last().map(|event| event.id);
+    let place = (after != EventId::START).then_some(after);
+    let next_after = data.last().map(|event| event.id).or(place);
     let over = record.state.is_terminal() && !has_more;
     Ok(Page { object: "list", data, has_more, next_after, over })
 }

@@ -284,9 +284,10 @@ pub(super) async fn cancel(
     State(app): State<Arc<App>>,
     Known(caller): Known,
     JobAt { id }: JobAt,
-) -> Result<Reply<Cancellation>, Refusal> {
+) -> Result<impl IntoResponse, Refusal> {
     caller.needs(Right::Enqueue)?;
-    Ok(Reply(cancelled(&app, &caller.tenant, id).await?))
+    let cancellation = cancelled(&app, &caller.tenant, id).await?;
+    Ok(([(JOB_HEADER, id.to_string())], Reply(cancellation)))
 }
 
 /// Cancels a tenant's job.
@@ -327,11 +328,12 @@ pub(super) async fn token(
     State(app): State<Arc<App>>,
     Known(caller): Known,
     JobAt { id }: JobAt,
-) -> Result<Reply<Token>, Refusal> {
+) -> Result<impl IntoResponse, Refusal> {
     caller.needs(Right::Read)?;
     record(&app, &caller.tenant, id).await?;
     let expires_at = Timestamp::now().after(app.options.token_ttl);
     let token = app.keys.signer().token(&caller.tenant, id, expires_at);
     let events_url = format!("/v1/jobs/{id}/events?token={token}");
-    Ok(Reply(Token { object: "job.token", token, expires_at, events_url }))
+    let token = Token { object: "job.token", token, expires_at, events_url };
+    Ok(([(JOB_HEADER, id.to_string())], Reply(token)))
 }

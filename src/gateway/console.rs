@@ -1,14 +1,15 @@
 //! The console page at `/`: files that are part of the binary.
 
+use std::sync::Arc;
+
 use axum::{
     Router,
-    extract::Path,
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 
-use super::error::Refusal;
+use super::{app::App, error::Refusal, params::Named};
 
 /// Nothing is loaded from anywhere else, nothing runs that is not one of these files.
 const POLICY: HeaderValue = HeaderValue::from_static(
@@ -50,8 +51,8 @@ fn file(wanted: &str) -> Response {
     (headers, content).into_response()
 }
 
-pub(super) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
+pub(super) fn router() -> Router<Arc<App>> {
     Router::new()
         .route("/", get(async || file("index.html")))
-        .route("/console/{name}", get(async |Path(name): Path<String>| file(&name)))
+        .route("/console/{name}", get(async |Named(name): Named| file(&name)))
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json as Reply,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, StatusCode},
     response::Response,
 };
@@ -16,6 +16,7 @@ use super::{
     auth::{Known, Right},
     cache::{Answer, Key},
     error::Refusal,
+    params::Named,
 };
 
 /// How long the list is kept.
@@ -84,7 +85,7 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     Known(caller): Known,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Result<Reply<Model>, Refusal> {
     caller.needs(Right::Read)?;
     if names(&app).await?.contains(&id) {

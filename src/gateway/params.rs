@@ -30,6 +30,20 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Params<T> {
     }
 }
 
+/// What the path names.
+#[derive(Debug)]
+pub(super) struct Named(pub(super) String);
+
+impl FromRequestParts<Arc<App>> for Named {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refusal> {
+        let path = Path::<String>::from_request_parts(parts, app).await;
+        path.map(|Path(name)| Self(name))
+            .map_err(|_| Refusal::bad("invalid_path", "the path is not UTF-8"))
+    }
+}
+
 /// The job that the path names.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -43,9 +57,7 @@ impl FromRequestParts<Arc<App>> for JobAt {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refusal> {
-        let Ok(Path(text)) = Path::<String>::from_request_parts(parts, app).await else {
-            return Err(Refusal::bad("invalid_path", "the path is not UTF-8"));
-        };
+        let Named(text) = Named::from_request_parts(parts, app).await?;
         // What is no ID is no job's, as well.
         text.parse().map(|id| Self { id }).map_err(|_| Refusal::no_job(format_args!("`{text}`")))
     }

@@ -101,7 +101,8 @@ pub(in crate::gateway) async fn list(
             data.push(view::Job::brief(record));
             if data.len() == which.limit {
                 let has_more = full || at + 1 < read;
-                return Ok(Reply(List { object: "list", data, has_more, next: before }));
+                let next = before.filter(|_| has_more);
+                return Ok(Reply(List { object: "list", data, has_more, next }));
             }
         }
         if !full || looked >= SOUGHT {

@@ -30,7 +30,7 @@ type Conversation =
 /// What a connection too many is told.
 const FULL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n\
-    connection: close\r\ncontent-length: 144\r\n\r\n\
+    connection: close\r\ncontent-length: 152\r\n\r\n\
     {\"error\":{\"message\":\"the gateway has all the connections that it may have; come back\",\
     \"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
 

@@ -114,10 +114,11 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .layer(CatchPanicLayer::custom(move |panic: Box<dyn Any + Send>| fault(&panicked, &*panic)))
         .layer(middleware::from_fn_with_state(Arc::clone(app), guard))
         .with_state(Arc::clone(app));
-    if app.options.cors_origins.is_empty() {
-        return router;
+    // The layer answers every OPTIONS, even where it allows nothing.
+    match &app.options.cors_origins[..] {
+        [] => router,
+        origins => router.layer(cors(origins)),
     }
-    router.layer(cors(&app.options.cors_origins))
 }
 
 async fn nowhere(request: Request) -> Refusal {
@@ -162,7 +163,7 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     response
 }
 
-/// What pages of other origins may do.
+/// Lets pages of these origins in.
 fn cors(origins: &[String]) -> CorsLayer {
     let allowed = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()

@@ -103,8 +103,12 @@ pub(super) struct Keys {
 
 struct Loaded {
     table: Table,
-    changed: Option<SystemTime>,
+    changed: Changed,
 }
+
+/// When a file was written, and how long it is: of two that are written within one tick of its clock, the
+/// second is longer or shorter. `None`: it is not there.
+type Changed = Option<(SystemTime, u64)>;
 
 /// A verdict's time by what it is.
 struct ByVerdict;
@@ -151,10 +155,12 @@ impl Keys {
     fn check(&self, key: &str) -> Option<Arc<Caller>> {
         let table = self.table.as_ref()?;
         let seen: [u8; 32] = Sha256::digest(key.as_bytes()).into();
+        // Held until the verdict is kept: one on keys that have just been replaced must not outlive them.
+        let loaded = table.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let verdict = self.verdicts.get_with(seen, || {
-            let loaded = table.read().unwrap_or_else(std::sync::PoisonError::into_inner);
             loaded.table.find(key, &self.signer).map(Entry::caller).map(Arc::new)
         });
+        drop(loaded);
         verdict.filter(|caller| !caller.expired())
     }
 
@@ -182,8 +188,9 @@ impl Keys {
     }
 }
 
-fn changed(path: &std::path::Path) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|data| data.modified()).ok()
+fn changed(path: &std::path::Path) -> Changed {
+    let data = std::fs::metadata(path).ok()?;
+    Some((data.modified().ok()?, data.len()))
 }
 
 /// Reloads the file of keys when it changes.

@@ -110,8 +110,17 @@ pub(super) async fn complete(
     let (model, include_usage) = (request.model(), includes_usage(&request));
     let job = Job { stream, idempotency_key: key, ..Job::new(request) };
     let submission = jobs::checked(&app, &caller.tenant, job)?;
-    let job = jobs::submit(&app, &caller.tenant, submission).await?.id;
-    let abandon = Abandon::new(&app, (!lasting).then_some(job));
+    // A client may go away while its job is on the way to the broker, and an answer may be lost.
+    let mut abandon = Abandon::new(&app, (!lasting).then_some(submission.id));
+    let job = match jobs::submit(&app, &caller.tenant, submission).await {
+        Ok(receipt) => receipt.id,
+        Err(refusal) => {
+            if refusal.status != StatusCode::SERVICE_UNAVAILABLE {
+                abandon.forgive();
+            }
+            return Err(refusal);
+        }
+    };
     let listen = app.listener.listen(job).owned_by(caller.tenant.clone()).idle_timeout(None);
     let named = [(JOB_HEADER, job.to_string())];
     let following = match app.noticed(listen.open().await) {

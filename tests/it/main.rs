@@ -36,6 +36,7 @@ mod dead_letters;
 mod durability;
 mod examples;
 mod faults;
+mod gateway;
 mod idempotency;
 mod interruptions;
 mod lifecycle;

@@ -8,3 +8,4 @@ pub mod redis;
 pub mod stack;
 pub mod subject;
 pub mod victim;
+pub mod web;

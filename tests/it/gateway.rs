@@ -1,0 +1,7 @@
+//! The gateway: jobs, events and chat completions over HTTP.
+
+mod access;
+mod cache;
+mod events;
+mod jobs;
+mod limits;

@@ -1,0 +1,371 @@
+//! Who may do what: keys, rights, browser tokens, hosts and origins.
+
+use std::time::Duration;
+
+use millstream::{
+    broker::Shared,
+    gateway::{Error, Gateway, Options, Right, generate_key},
+    job::{JobId, Tenant, Timestamp},
+    listener::Listener,
+};
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::{
+    program::Folder,
+    subject::soon,
+    web::{Hand, Reply, Sse, Web, chat, embedded, options},
+};
+
+const SECRET: &str = "a secret of thirty-two bytes or more";
+
+/// A file of keys and the gateway's options for it.
+struct Keys {
+    folder: Folder,
+    text: String,
+}
+
+impl Keys {
+    fn new() -> Self {
+        Self { folder: Folder::new(), text: String::new() }
+    }
+
+    /// Adds a key and gives it.
+    fn add(
+        &mut self,
+        id: &str,
+        tenant: &str,
+        rights: &[Right],
+        expires: Option<Timestamp>,
+    ) -> String {
+        let tenant: Tenant = tenant.parse().unwrap();
+        let (key, lines) = generate_key(SECRET, id, &tenant, rights, expires).unwrap();
+        self.text.push_str(&lines);
+        self.write(&self.text);
+        key
+    }
+
+    fn write(&self, text: &str) {
+        self.folder.write("keys.toml", text);
+    }
+
+    fn options(&self) -> Options {
+        let keys = self.folder.path().join("keys.toml");
+        Options { keys, secret: SECRET.to_owned(), ..options() }
+    }
+}
+
+async fn asked(web: &Web, key: &str, method: Method, path: &str) -> Reply {
+    Reply::of(web.ask(method, path).bearer_auth(key)).await
+}
+
+async fn posted(web: &Web, key: &str, path: &str) -> Reply {
+    Reply::of(web.posted(path, &chat("a")).bearer_auth(key)).await
+}
+
+fn start(broker: &Shared, options: Options) -> Result<Gateway, Error> {
+    let listener = Listener::new(broker.clone(), Default::default());
+    Gateway::new(broker.clone(), listener, Default::default(), options)
+}
+
+#[tokio::test]
+async fn a_key_is_asked_for_and_named_by_whoami() {
+    let mut keys = Keys::new();
+    let expires = Timestamp::now().after(Duration::from_secs(3600));
+    let key = keys.add("web", "acme", &[Right::Enqueue, Right::Read], Some(expires));
+    let web = Web::start(&embedded(), keys.options()).await;
+    let me = asked(&web, &key, Method::GET, "/whoami").await;
+    let expected = json!({"tenant": "acme", "key": "web", "rights": ["enqueue", "read"], "expires_at": expires});
+    assert_eq!(me.json(), expected);
+    let by_name = Reply::of(web.ask(Method::GET, "/whoami").header("x-api-key", &key)).await;
+    assert_eq!(by_name.json(), expected);
+    for path in ["/whoami", "/v1/jobs", "/v1/models", "/metrics", "/v1/queues"] {
+        let none = web.get(path).await;
+        none.refused(401, "invalid_api_key");
+        assert_eq!(none.header("www-authenticate"), "Bearer");
+        for wrong in ["Basic eDp5", "Bearer", "Bearer ", "Bearer ms_web_x", "nothing", &key] {
+            let request = web.ask(Method::GET, path).header("authorization", wrong);
+            Reply::of(request).await.refused(401, "invalid_api_key");
+        }
+        let almost = &key[..key.len() - 1];
+        asked(&web, almost, Method::GET, path).await.refused(401, "invalid_api_key");
+    }
+    // What tells nothing of anybody is open.
+    for open in ["/healthz", "/readyz", "/openapi.json", "/"] {
+        assert_eq!(web.get(open).await.status, 200, "{open}");
+    }
+}
+
+#[tokio::test]
+async fn without_keys_whoami_is_the_default_tenant() {
+    let web = Web::start(&embedded(), options()).await;
+    let expected = json!({"tenant": "default", "key": null, "rights": ["enqueue", "read", "admin"],
+        "expires_at": null});
+    assert_eq!(web.get("/whoami").await.json(), expected);
+}
+
+#[tokio::test]
+async fn a_key_does_what_its_rights_say() {
+    let mut keys = Keys::new();
+    let [enqueue, read, admin] = [Right::Enqueue, Right::Read, Right::Admin]
+        .map(|right| keys.add(&format!("{right:?}").to_lowercase(), "t", &[right], None));
+    let web = Web::start(&embedded(), keys.options()).await;
+    let id = posted(&web, &enqueue, "/v1/jobs").await.json()["id"].as_str().unwrap().to_owned();
+    let routes = [
+        (&enqueue, Method::DELETE, format!("/v1/jobs/{id}")),
+        (&read, Method::GET, "/v1/jobs".to_owned()),
+        (&read, Method::GET, format!("/v1/jobs/{id}")),
+        (&read, Method::GET, format!("/v1/jobs/{id}/events?limit=1")),
+        (&read, Method::POST, format!("/v1/jobs/{id}/token")),
+        (&read, Method::GET, "/v1/models".to_owned()),
+        (&read, Method::GET, "/v1/models/m".to_owned()),
+        (&admin, Method::GET, "/v1/queues".to_owned()),
+        (&admin, Method::GET, "/metrics".to_owned()),
+    ];
+    for (right, method, path) in routes {
+        for key in [&enqueue, &read, &admin] {
+            let request = web.ask(method.clone(), &path).bearer_auth(key);
+            let reply = Reply::of(request.header("accept", "application/json")).await;
+            if key == right {
+                assert!(reply.status == 200 || path == "/v1/models/m", "{path} {}", reply.text);
+            } else {
+                reply.refused(403, "missing_right");
+            }
+        }
+    }
+    for path in ["/v1/jobs", "/v1/chat/completions"] {
+        posted(&web, &read, path).await.refused(403, "missing_right");
+    }
+}
+
+#[tokio::test]
+async fn an_expired_key_is_none_even_while_its_verdict_is_remembered() {
+    let mut keys = Keys::new();
+    let soon_over = Timestamp::now().after(Duration::from_millis(1500));
+    let key = keys.add("short", "t", &[Right::Read], Some(soon_over));
+    let old = keys.add("old", "t", &[Right::Read], Some(Timestamp(1)));
+    let web = Web::start(&embedded(), keys.options()).await;
+    asked(&web, &old, Method::GET, "/whoami").await.refused(401, "invalid_api_key");
+    assert_eq!(asked(&web, &key, Method::GET, "/whoami").await.status, 200);
+    soon(async {
+        while asked(&web, &key, Method::GET, "/whoami").await.status == 200 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert!(Timestamp::now() >= soon_over);
+    asked(&web, &key, Method::GET, "/v1/jobs").await.refused(401, "invalid_api_key");
+}
+
+/// The tenant of whoami, or the status that it is refused with.
+async fn known(web: &Web, key: &str) -> String {
+    let reply = asked(web, key, Method::GET, "/whoami").await;
+    match reply.status.as_u16() {
+        200 => reply.json()["tenant"].as_str().unwrap().to_owned(),
+        status => status.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn a_changed_file_of_keys_is_in_force_within_seconds_and_a_broken_one_is_not() {
+    let mut keys = Keys::new();
+    let first = keys.add("first", "one", &[Right::Read], None);
+    let web = Web::start(&embedded(), keys.options()).await;
+    let until = async |key: &str, tenant: &str| {
+        soon(async {
+            while known(&web, key).await != tenant {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+    };
+    assert_eq!(known(&web, &first).await, "one");
+    // A stranger's verdict is forgotten with the file.
+    let mut elsewhere = Keys::new();
+    let second = elsewhere.add("second", "two", &[Right::Read], None);
+    assert_eq!(known(&web, &second).await, "401");
+    let etag = asked(&web, &first, Method::GET, "/whoami").await.header("etag").to_owned();
+    keys.write("[[keys]]\nid = ");
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(
+        (known(&web, &first).await, known(&web, &second).await),
+        ("one".into(), "401".into())
+    );
+    let began = std::time::Instant::now();
+    keys.write(&(keys.text.replace("\"one\"", "\"eins\"") + &elsewhere.text));
+    until(&second, "two").await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // So is who somebody was.
+    let request =
+        web.ask(Method::GET, "/whoami").bearer_auth(&first).header("if-none-match", &etag);
+    let me = Reply::of(request).await;
+    assert_eq!((me.status.as_u16(), &me.json()["tenant"]), (200, &json!("eins")));
+    keys.write(&elsewhere.text);
+    until(&first, "401").await;
+    assert_eq!(known(&web, &second).await, "two");
+}
+
+#[tokio::test]
+async fn a_gateway_that_would_let_everybody_in_does_not_start() {
+    let broker = embedded();
+    let mut keys = Keys::new();
+    let missing = start(&broker, keys.options()).unwrap_err();
+    assert!(matches!(&missing, Error::Keys { .. }), "{missing}");
+    keys.write("[[keys]]\nid = \"x\"");
+    let broken = start(&broker, keys.options()).unwrap_err();
+    assert!(broken.to_string().contains("missing field"), "{broken}");
+    keys.add("web", "t", &[Right::Read], None);
+    let unhashed = start(&broker, Options { secret: String::new(), ..keys.options() }).unwrap_err();
+    assert!(matches!(unhashed, Error::NoSecret), "{unhashed}");
+    let everywhere = ([0, 0, 0, 0], 0).into();
+    let open = start(&broker, Options { listen: everywhere, ..options() }).unwrap();
+    let open = open.bind().await.unwrap_err();
+    assert!(matches!(open, Error::Open(_)) && open.code() == "gateway_open", "{open}");
+    let keyed = start(&broker, Options { listen: everywhere, ..keys.options() }).unwrap();
+    let bound = keyed.bind().await.unwrap();
+    let taken = start(&broker, Options { listen: bound.addr(), ..keys.options() }).unwrap();
+    assert!(matches!(taken.bind().await.unwrap_err(), Error::Bind { .. }));
+}
+
+/// A key hashed under another secret is none: the secret is part of what lets in.
+#[tokio::test]
+async fn keys_and_tokens_are_good_under_their_secret_only() {
+    let mut keys = Keys::new();
+    let key = keys.add("web", "t", &Right::ALL, None);
+    let broker = embedded();
+    let web = Web::start(&broker, keys.options()).await;
+    let again = Web::start(&broker, keys.options()).await;
+    let secret = "another secret of thirty-two bytes or so".to_owned();
+    let other = Web::start(&broker, Options { secret, ..keys.options() }).await;
+    let id = posted(&web, &key, "/v1/jobs").await.json()["id"].as_str().unwrap().to_owned();
+    let token = asked(&web, &key, Method::POST, &format!("/v1/jobs/{id}/token")).await.json();
+    let path = format!("/v1/jobs/{id}?token={}", token["token"].as_str().unwrap());
+    assert_eq!(
+        (web.get(&path).await.status, again.get(&path).await.status),
+        (200.try_into().unwrap(), 200.try_into().unwrap())
+    );
+    other.get(&path).await.refused(401, "invalid_token");
+    assert_eq!(known(&other, &key).await, "401");
+}
+
+#[tokio::test]
+async fn a_browser_token_reads_one_job_for_a_while() {
+    let mut keys = Keys::new();
+    let key = keys.add("web", "t", &[Right::Enqueue, Right::Read], None);
+    let broker = embedded();
+    let token_ttl = Duration::from_millis(1500);
+    let web = Web::start(&broker, Options { token_ttl, ..keys.options() }).await;
+    let enqueue =
+        async || posted(&web, &key, "/v1/jobs").await.json()["id"].as_str().unwrap().to_owned();
+    let (id, other) = (enqueue().await, enqueue().await);
+    let before = Timestamp::now();
+    let reply = asked(&web, &key, Method::POST, &format!("/v1/jobs/{id}/token")).await;
+    assert_eq!(reply.header("x-millstream-job"), id);
+    let told = reply.json();
+    let token = told["token"].as_str().unwrap();
+    let expires = told["expires_at"].as_u64().unwrap();
+    assert!((before.after(token_ttl).0..=Timestamp::now().after(token_ttl).0).contains(&expires));
+    assert_eq!(
+        (&told["object"], &told["events_url"]),
+        (&json!("job.token"), &json!(format!("/v1/jobs/{id}/events?token={token}")))
+    );
+    let mut stream = Sse::open(web.ask(Method::GET, told["events_url"].as_str().unwrap())).await;
+    assert_eq!(web.get(&format!("/v1/jobs/{id}?token={token}")).await.status, 200);
+    // For nothing else.
+    for path in [format!("/v1/jobs/{other}"), format!("/v1/jobs/{other}/events")] {
+        web.get(&format!("{path}?token={token}")).await.refused(401, "invalid_token");
+    }
+    web.get(&format!("/v1/jobs?token={token}")).await.refused(401, "invalid_api_key");
+    let cancel = web.delete(&format!("/v1/jobs/{id}?token={token}")).await;
+    cancel.refused(401, "invalid_api_key");
+    asked(&web, token, Method::GET, &format!("/v1/jobs/{id}"))
+        .await
+        .refused(401, "invalid_api_key");
+    // Nor forged.
+    let (_, rest) = token.split_once('.').unwrap();
+    let (_, signature) = rest.split_once('.').unwrap();
+    let later = format!("{}.{rest}", expires + 60_000);
+    let theirs = format!("{expires}.{}.{signature}", "b3RoZXI");
+    for forged in [later.as_str(), &theirs, &token[..token.len() - 2], "", "x"] {
+        web.get(&format!("/v1/jobs/{id}?token={forged}")).await.refused(401, "invalid_token");
+    }
+    soon(async {
+        while web.get(&format!("/v1/jobs/{id}?token={token}")).await.status == 200 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert!(Timestamp::now().0 >= expires);
+    web.get(&format!("/v1/jobs/{id}/events?token={token}")).await.refused(401, "invalid_token");
+    // A stream that is open goes on.
+    Hand::begin(&broker).await.done().await;
+    assert_eq!(stream.block().await.event, "started");
+    let none = asked(&web, &key, Method::POST, &format!("/v1/jobs/{}/token", JobId::new())).await;
+    none.refused(404, "job_not_found");
+}
+
+/// A page whose name leads to this machine is still not of this machine.
+#[tokio::test]
+async fn without_keys_only_this_machine_is_served() {
+    let web = Web::start(&embedded(), options()).await;
+    let with = |host: &str| web.ask(Method::GET, "/v1/jobs").header("host", host);
+    for host in
+        ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:80", "app.localhost", "LOCALHOST"]
+    {
+        assert_eq!(Reply::of(with(host)).await.status, 200, "{host}");
+    }
+    for host in [
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "10.0.0.1",
+        "localhost.evil.example",
+    ] {
+        assert!(Reply::of(with(host)).await.refused(403, "loopback_only").contains(host));
+    }
+    let mut keys = Keys::new();
+    let key = keys.add("web", "t", &[Right::Read], None);
+    let keyed = Web::start(&embedded(), keys.options()).await;
+    let request = keyed.ask(Method::GET, "/v1/jobs").header("host", "api.example").bearer_auth(key);
+    assert_eq!(Reply::of(request).await.status, 200);
+}
+
+#[tokio::test]
+async fn pages_of_other_origins_are_served_where_they_are_named() {
+    let origin = "https://app.example";
+    let broker = embedded();
+    let preflight = |web: &Web, path: &str, origin: &str| {
+        web.ask(Method::OPTIONS, path)
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "authorization,idempotency-key,last-event-id")
+    };
+    let off = Web::start(&broker, options()).await;
+    let refused = Reply::of(preflight(&off, "/v1/jobs", origin)).await;
+    refused.refused(405, "method_not_allowed");
+    let simple = Reply::of(off.ask(Method::GET, "/v1/jobs").header("origin", origin)).await;
+    for reply in [&refused, &simple] {
+        assert!(reply.headers.keys().all(|name| !name.as_str().starts_with("access-control")));
+    }
+    let cors_origins = vec![origin.to_owned()];
+    let on = Web::start(&broker, Options { cors_origins, ..options() }).await;
+    let allowed = Reply::of(preflight(&on, "/v1/jobs", origin)).await;
+    assert_eq!(allowed.header("access-control-allow-origin"), origin);
+    let names = allowed.header("access-control-allow-headers");
+    assert!(
+        ["authorization", "idempotency-key", "last-event-id"]
+            .iter()
+            .all(|name| names.contains(name))
+    );
+    let other = Reply::of(preflight(&on, "/v1/jobs", "https://evil.example")).await;
+    assert_eq!(other.header("access-control-allow-origin"), "");
+    let simple = Reply::of(on.ask(Method::GET, "/v1/jobs/x").header("origin", origin)).await;
+    simple.refused(404, "job_not_found");
+    assert_eq!(simple.header("access-control-allow-origin"), origin);
+    assert!(simple.header("access-control-expose-headers").contains("x-millstream-job"));
+    let any =
+        Web::start(&broker, Options { cors_origins: vec!["*".to_owned()], ..options() }).await;
+    let allowed =
+        Reply::of(any.ask(Method::GET, "/healthz").header("origin", "https://b.example")).await;
+    assert_eq!(allowed.header("access-control-allow-origin"), "*");
+}

@@ -1,0 +1,305 @@
+//! What is refused: too large, too much, too often, and what nobody understands.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use millstream::{
+    broker::redis::{Options as RedisOptions, Redis},
+    gateway::{Caller, Gateway, Limits, Options, Right},
+    listener::Listener,
+};
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::{
+    redis::Server,
+    subject::soon,
+    web::{Hand, Reply, Sse, Web, chat, client, embedded, options, streamed},
+};
+
+fn limited(limits: Limits) -> Options {
+    Options { limits, ..options() }
+}
+
+#[tokio::test]
+async fn a_body_above_the_limit_is_refused() {
+    let max_body = 2000;
+    let web = Web::start(&embedded(), limited(Limits { max_body, ..Limits::default() })).await;
+    let body = |bytes: usize| {
+        let length = chat("").to_string().len();
+        chat(&"x".repeat(bytes - length))
+    };
+    assert_eq!(web.post("/v1/jobs", &body(max_body)).await.status, 202);
+    for path in ["/v1/jobs", "/v1/chat/completions"] {
+        for bytes in [max_body + 1, 4_000_000] {
+            let reply = web.post(path, &body(bytes)).await;
+            assert!(reply.refused(413, "body_too_large").contains("2000"), "{}", reply.text);
+        }
+    }
+    // Of unknown length.
+    let parts = futures_util::stream::iter(
+        (0..30).map(|_| Ok::<_, std::io::Error>([b' '; 100].as_slice())),
+    );
+    let request = web.ask(Method::POST, "/v1/jobs").header("content-type", "application/json");
+    let reply = Reply::of(request.body(reqwest::Body::wrap_stream(parts))).await;
+    reply.refused(413, "body_too_large");
+    assert_eq!(web.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_job_above_the_brokers_limit_is_refused_as_too_large() {
+    let broker = embedded();
+    let listener = Listener::new(broker.clone(), Default::default());
+    let producer = millstream::producer::Options { max_payload: 500, ..Default::default() };
+    let gateway = Gateway::new(broker, listener.clone(), producer, options()).unwrap();
+    let web = Web::of(gateway, listener).await;
+    for path in ["/v1/jobs", "/v1/chat/completions"] {
+        web.post(path, &chat(&"x".repeat(600))).await.refused(413, "job_too_large");
+    }
+}
+
+#[tokio::test]
+async fn headers_above_the_limit_are_refused() {
+    let limits = Limits { max_header: 2048, ..Limits::default() };
+    let web = Web::start(&embedded(), limited(limits)).await;
+    let with =
+        |bytes: usize| web.ask(Method::GET, "/healthz").header("x-filler", "x".repeat(bytes));
+    assert_eq!(Reply::of(with(1500)).await.status, 200);
+    assert!(Reply::of(with(2048)).await.refused(431, "headers_too_large").contains("2048"));
+    let path = format!("/healthz?{}", "x".repeat(2048));
+    web.get(&path).await.refused(431, "headers_too_large");
+    // Far beyond, nothing of it is kept.
+    assert_eq!(Reply::of(with(200_000)).await.status, 431);
+}
+
+#[tokio::test]
+async fn an_array_has_no_more_jobs_than_allowed() {
+    let limits = Limits { max_bulk: 3, ..Limits::default() };
+    let web = Web::start(&embedded(), limited(limits)).await;
+    let jobs = |count: usize| json!(vec![chat("a"); count]);
+    assert_eq!(web.post("/v1/jobs", &jobs(3)).await.json()["accepted"], 3);
+    web.post("/v1/jobs", &jobs(4)).await.refused(400, "too_many_jobs");
+    assert_eq!(web.get("/v1/jobs").await.json()["data"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_refused_in_the_one_shape() {
+    let web = Web::start(&embedded(), options()).await;
+    for kind in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""] {
+        for path in ["/v1/jobs", "/v1/chat/completions"] {
+            let request = web.ask(Method::POST, path).header("content-type", kind);
+            Reply::of(request.body(chat("a").to_string())).await.refused(415, "not_json");
+        }
+    }
+    let bare = web.ask(Method::POST, "/v1/jobs").body(chat("a").to_string());
+    Reply::of(bare).await.refused(415, "not_json");
+    for kind in ["application/json; charset=utf-8", "Application/JSON", "application/batch+json"] {
+        let request = web.ask(Method::POST, "/v1/jobs").header("content-type", kind);
+        assert_eq!(Reply::of(request.body(chat("a").to_string())).await.status, 202, "{kind}");
+    }
+    for (method, path, allowed) in [
+        (Method::PUT, "/v1/jobs", "GET,HEAD,POST"),
+        (Method::DELETE, "/v1/chat/completions", "POST"),
+        (Method::POST, "/v1/models", "GET,HEAD"),
+        (Method::PATCH, "/v1/jobs/x", "DELETE,GET,HEAD"),
+        (Method::OPTIONS, "/healthz", "GET,HEAD"),
+    ] {
+        let reply = Reply::of(web.ask(method, path)).await;
+        reply.refused(405, "method_not_allowed");
+        let mut names: Vec<&str> = reply.header("allow").split(',').collect();
+        names.sort_unstable();
+        assert_eq!(names.join(","), allowed, "{path}");
+    }
+    for nowhere in
+        ["/v1", "/v1/job", "/v2/jobs", "/v1/jobs/x/y", "/console/none.js", "/%FF", "/v1/jobs/"]
+    {
+        web.get(nowhere).await.refused(404, "not_found");
+    }
+    web.get("/console/%FF").await.refused(400, "invalid_path");
+    // A request keeps the ID that it came with.
+    let named = web.ask(Method::GET, "/healthz").header("x-request-id", "mine");
+    assert_eq!(Reply::of(named).await.header("x-request-id"), "mine");
+    let long = web.ask(Method::GET, "/healthz").header("x-request-id", "x".repeat(500));
+    assert!((1..=128).contains(&Reply::of(long).await.header("x-request-id").len()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_gateways_count_the_requests_of_a_tenant_together() {
+    let server = Server::start().await;
+    let limits = Limits { requests_per_minute: 60, burst: 4, ..Limits::default() };
+    let mut urls = Vec::new();
+    let mut gateways = Vec::new();
+    for _ in 0..2 {
+        let broker = connected(&server).await;
+        let listener = Listener::new(broker.clone(), Default::default());
+        let gateway =
+            Gateway::new(broker, listener, Default::default(), limited(limits.clone())).unwrap();
+        for tenant in ["busy", "quiet"] {
+            let caller = Caller::new(tenant.parse().unwrap(), Right::ALL);
+            let app = gateway.router().layer(axum::Extension(caller));
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+            urls.push(format!("http://{}", listener.local_addr().unwrap()));
+            tokio::spawn(async move { axum::serve(listener, app).await });
+        }
+        gateways.push(gateway);
+    }
+    let client = client();
+    let ask = async |url: &str, path: &str| Reply::of(client.get(format!("{url}{path}"))).await;
+    let mut refused = None;
+    for n in 0..5 {
+        let reply = ask(&urls[2 * (n % 2)], "/v1/jobs").await;
+        if reply.status != 200 {
+            assert_eq!(n, 4, "{}", reply.text);
+            refused = Some(reply);
+        }
+    }
+    let refused = refused.expect("the fifth request is one too many");
+    assert!(refused.refused(429, "too_many_requests").contains("60"));
+    assert_eq!(refused.header("retry-after"), "1");
+    for url in [&urls[0], &urls[2]] {
+        ask(url, "/v1/models").await.refused(429, "too_many_requests");
+        assert_eq!(ask(url, "/healthz").await.status, 200);
+    }
+    assert_eq!(ask(&urls[1], "/v1/jobs").await.status, 200);
+    // A second brings one more.
+    soon(async {
+        let began = Instant::now();
+        while ask(&urls[2], "/v1/jobs").await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(began.elapsed() < Duration::from_secs(3));
+    })
+    .await;
+}
+
+async fn connected(server: &Server) -> millstream::broker::Shared {
+    let options = RedisOptions { url: server.url(), ..RedisOptions::default() };
+    std::sync::Arc::new(Redis::connect(options).await.unwrap())
+}
+
+/// A burst that is not named is a whole minute's.
+#[tokio::test]
+async fn a_minutes_requests_may_come_at_once() {
+    let limits = Limits { requests_per_minute: 5, ..Limits::default() };
+    let web = Web::start(&embedded(), limited(limits)).await;
+    for _ in 0..5 {
+        assert_eq!(web.get("/v1/jobs").await.status, 200);
+    }
+    let sixth = web.get("/v1/jobs").await;
+    sixth.refused(429, "too_many_requests");
+    assert!((10..=12).contains(&sixth.header("retry-after").parse::<u32>().unwrap()));
+}
+
+#[tokio::test]
+async fn no_more_streams_are_open_than_allowed() {
+    for (limits, words) in [
+        (Limits { max_streams: 2, ..Limits::default() }, "this gateway has 2"),
+        (Limits { max_streams_per_tenant: 2, ..Limits::default() }, "your tenant has 2"),
+    ] {
+        let broker = embedded();
+        let web = Web::start(&broker, limited(limits)).await;
+        let id = web.enqueue("a").await;
+        let first = web.events(&id, "").await;
+        let request = web.posted("/v1/chat/completions", &chat("b"));
+        let waiting = tokio::spawn(Reply::of(request));
+        web.until_metric("streams_open", 2.0).await;
+        for request in [
+            web.ask(Method::GET, &format!("/v1/jobs/{id}/events")),
+            web.posted("/v1/chat/completions", &streamed("c")),
+            web.posted("/v1/chat/completions", &chat("c")),
+        ] {
+            let reply = Reply::of(request).await;
+            assert!(reply.refused(429, "too_many_streams").contains(words), "{}", reply.text);
+            assert_eq!(reply.header("retry-after"), "5");
+        }
+        // A page is no stream.
+        let page = web.ask(Method::GET, &format!("/v1/jobs/{id}/events"));
+        assert_eq!(Reply::of(page.header("accept", "application/json")).await.status, 200);
+        // Whoever goes makes room, be it in the middle.
+        drop(first);
+        web.until_metric("streams_open", 1.0).await;
+        waiting.abort();
+        web.until_metric("streams_open", 0.0).await;
+        let mut whole = web.events(&id, "").await;
+        let mut hand = Hand::begin(&broker).await;
+        hand.done().await;
+        while whole.next().await.is_some() {}
+        web.until_metric("streams_open", 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn no_more_connections_are_served_than_allowed() {
+    let limits = Limits { max_connections: 2, ..Limits::default() };
+    let web = Web::start(&embedded(), limited(limits)).await;
+    let port = web.port();
+    let connect = move || {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    };
+    let ask = |mut stream: &TcpStream| {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        let mut bytes = [0; 2048];
+        let count = stream.read(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    };
+    let answers = tokio::task::spawn_blocking(move || {
+        let (first, second) = (connect(), connect());
+        let mut answers = vec![ask(&first), ask(&second)];
+        let mut text = String::new();
+        connect().read_to_string(&mut text).unwrap();
+        answers.push(text);
+        drop(first);
+        // Room comes with the end of one.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let third = connect();
+            let mut bytes = [0; 1];
+            third.set_nonblocking(true).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            if (&third).read(&mut bytes).is_err() {
+                third.set_nonblocking(false).unwrap();
+                answers.push(ask(&third));
+                return answers;
+            }
+            assert!(Instant::now() < deadline, "no room");
+        }
+    })
+    .await
+    .unwrap();
+    for served in [0, 1, 3] {
+        assert!(answers[served].starts_with("HTTP/1.1 200 OK"), "{}", answers[served]);
+    }
+    let (head, body) = answers[2].split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("retry-after: 5"), "{head}");
+    assert!(head.contains(&format!("content-length: {}", body.len())), "{head} {body}");
+    let error: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(error["error"]["code"], "too_many_connections");
+}
+
+/// Long enough for whoever waits, and its job goes on.
+#[tokio::test]
+async fn a_completion_that_takes_too_long_names_its_job() {
+    let broker = embedded();
+    let answer_timeout = Duration::from_millis(200);
+    let web = Web::start(&broker, limited(Limits { answer_timeout, ..Limits::default() })).await;
+    let began = Instant::now();
+    let reply = web.post("/v1/chat/completions", &chat("a")).await;
+    assert!((200..5000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    let job = reply.header("x-millstream-job").to_owned();
+    assert!(reply.refused(504, "answer_timeout").contains(&format!("/v1/jobs/{job}")));
+    assert_eq!(reply.header("x-should-retry"), "false");
+    Hand::begin(&broker).await.done().await;
+    assert_eq!(web.get(&format!("/v1/jobs/{job}")).await.json()["state"], "done");
+    // What streams is not held to it.
+    let mut stream = tokio::spawn(Sse::open(web.posted("/v1/chat/completions", &streamed("b"))));
+    tokio::time::sleep(2 * answer_timeout).await;
+    assert!(soon(async { tokio::time::timeout(Duration::ZERO, &mut stream).await }).await.is_err());
+    let mut hand = Hand::begin(&broker).await;
+    hand.say("b").await;
+    assert_eq!(stream.await.unwrap().block().await.says(), "b");
+}

@@ -57,3 +57,4 @@ chaos: setup
 # The console page as it looks, from the browser's tests.
 screenshots: setup
 	SCREENSHOTS=docs/screenshots PATH="$(CURDIR)/target/venv/bin:$$PATH" cargo nextest run console::
+	! command -v pngquant >/dev/null || pngquant --force --skip-if-larger --ext .png docs/screenshots/*.png

@@ -11,6 +11,8 @@ const $ = (id) => document.getElementById(id);
 
 let gateway = new Gateway(store.key.get());
 let meeting = 0;
+/** Resolved once the models are known, or known not to be. */
+const offered = Promise.withResolvers();
 
 const panel = new Panel($("panel"));
 const conversation = new Conversation($("log"), $("turns"), gateway, {
@@ -25,6 +27,9 @@ function arrange() {
   $("stop").hidden = !busy;
   $("send").hidden = busy;
   $("fresh").disabled = busy || conversation.isEmpty;
+  $("question").placeholder = busy
+    ? "Stop, or Esc, ends the answer; the next question can be written meanwhile"
+    : "Ask a question";
 }
 
 // --- the gateway and its key ---
@@ -98,6 +103,7 @@ async function offerModels() {
   if (!$("model").value) $("model").value = wanted;
   $("models").hidden = names.length === 0;
   arrangeModels();
+  offered.resolve();
 }
 
 /** A name can be typed where no list has it. */
@@ -109,10 +115,11 @@ function arrangeModels() {
 
 // --- what people do ---
 
-function submit(event) {
+async function submit(event) {
   event.preventDefault();
+  await offered.promise;
   const question = $("question").value.trim();
-  if (!question || conversation.live) return;
+  if (!question || conversation.live || !$("composer").reportValidity()) return;
   const model = $("models").value || $("model").value.trim();
   store.model.set(model);
   $("question").value = "";

@@ -29,9 +29,10 @@ export class Gateway {
     return list.data.map((model) => model.id);
   }
 
-  async queues() {
+  /** The queue that jobs of this page go to. */
+  async queue() {
     const list = await this.#call("GET", "/v1/queues");
-    return list.data;
+    return list.data[0];
   }
 
   /** Enqueues a chat request. The same idempotency key never makes a second job. */
@@ -59,7 +60,8 @@ export class Gateway {
   }
 
   async #call(method, url, body, headers = {}) {
-    const asked = { method, headers: { ...headers }, signal: AbortSignal.timeout(PATIENCE) };
+    // What a browser has kept may be another key's, or of a gateway that has gone.
+    const asked = { method, headers: { ...headers }, cache: "no-store", signal: AbortSignal.timeout(PATIENCE) };
     if (this.key) asked.headers.authorization = `Bearer ${this.key}`;
     if (body) {
       asked.headers["content-type"] = "application/json";

@@ -1,14 +1,13 @@
-// The queues beside the conversation: how much waits, runs, is parked and dead, and who works.
+// The queue beside the conversation: how much waits, runs, is parked and dead, and who works.
 
 import { delay } from "./stream.js";
-import { element } from "./turn.js";
 
 /** Milliseconds between two looks. */
 const PACE = 2000;
 
 const COUNTS = ["waiting", "in_flight", "parked", "dead", "workers"];
 
-/** Shows the queues while the page is visible. */
+/** Shows the queue while the page is visible. */
 export class Panel {
   #gateway = null;
   #timer = 0;
@@ -18,7 +17,6 @@ export class Panel {
   constructor(node) {
     this.node = node;
     this.note = node.querySelector(".note");
-    this.list = node.querySelector("ul");
     document.addEventListener("visibilitychange", () => this.#wake());
   }
 
@@ -40,10 +38,10 @@ export class Panel {
     if (!this.#gateway || document.visibilityState === "hidden") return;
     let wait = PACE;
     try {
-      const queues = await this.#gateway.queues();
+      const queue = await this.#gateway.queue();
       if (mine !== this.#turn) return;
       this.#failures = 0;
-      this.#show(queues);
+      this.#show(queue);
     } catch (refused) {
       if (mine !== this.#turn) return;
       this.#blank(refused);
@@ -55,19 +53,14 @@ export class Panel {
     this.#timer = setTimeout(() => this.#look(), wait);
   }
 
-  #show(queues) {
-    const sum = (count) => queues.reduce((total, queue) => total + queue[count], 0);
-    const totals = Object.fromEntries(COUNTS.map((count) => [count, sum(count)]));
-    // A worker that serves several queues is counted by each of them.
-    totals.workers = Math.max(0, ...queues.map((queue) => queue.workers));
+  #show(queue) {
     for (const count of COUNTS) {
       const shown = this.node.querySelector(`[data-count=${count}]`);
-      shown.textContent = totals[count].toLocaleString("en");
-      shown.classList.toggle("some", totals[count] > 0);
+      shown.textContent = queue[count].toLocaleString("en");
+      shown.classList.toggle("some", queue[count] > 0);
     }
-    this.list.replaceChildren(...queues.map(row));
-    this.node.classList.toggle("many", queues.length > 1);
-    this.#say("live", advice(totals));
+    this.node.querySelector("h2 span").textContent = queue.queue;
+    this.#say("live", advice(queue));
   }
 
   #blank(refused) {
@@ -75,8 +68,6 @@ export class Panel {
       shown.textContent = "–";
       shown.classList.remove("some");
     }
-    this.list.replaceChildren();
-    this.node.classList.remove("many");
     this.#say("blind", excuse(refused));
   }
 
@@ -84,12 +75,6 @@ export class Panel {
     this.node.dataset.state = state;
     if (this.note.textContent !== text) this.note.textContent = text;
   }
-}
-
-function row(queue) {
-  const some = COUNTS.filter((count) => queue[count] > 0);
-  const told = some.map((count) => `${count.replace("_", " ")} ${queue[count].toLocaleString("en")}`);
-  return element("li", "", element("b", "", queue.queue), told.join(", ") || "empty");
 }
 
 function advice({ waiting, dead, workers }) {
@@ -100,8 +85,8 @@ function advice({ waiting, dead, workers }) {
 }
 
 function excuse({ status }) {
-  if (status === 403) return "Queues are shown to keys with the right admin, which this key lacks.";
-  if (status === 401) return "Queues are shown once you have entered a key.";
+  if (status === 403) return "The queue is shown to keys with the right admin, which this key lacks.";
+  if (status === 401) return "The queue is shown once you have entered a key.";
   if (status === 0) return "The gateway does not answer. Figures return when it does.";
-  return "The gateway cannot read its queues. Figures return when it can.";
+  return "The gateway cannot read its queue. Figures return when it can.";
 }

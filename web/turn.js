@@ -18,7 +18,7 @@ const PHASES = {
 };
 
 /** Makes an element; what is not a string among its children stands there already. */
-export function element(name, className, ...children) {
+function element(name, className, ...children) {
   const made = document.createElement(name);
   if (className) made.className = className;
   made.append(...children);
@@ -33,7 +33,7 @@ function button(label, className, act) {
 }
 
 /** Cuts an answer at its code fences, in order. An open fence is code up to the end. */
-export function parts(text) {
+function parts(text) {
   const found = [{ code: false, lines: [] }];
   for (const line of text.split("\n")) {
     if (FENCE.test(line)) found.push({ code: !found.at(-1).code, lines: [] });

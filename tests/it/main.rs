@@ -29,6 +29,7 @@ mod bench;
 mod cancel;
 mod claim;
 mod conformance;
+mod console;
 mod cost;
 mod crash;
 mod crash_steps;

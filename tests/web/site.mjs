@@ -33,21 +33,22 @@ class Program {
       env: { PATH, HOME, ...(LLVM_PROFILE_FILE && { LLVM_PROFILE_FILE }), ...env },
       stdio: ["ignore", "pipe", "pipe"],
     });
-    this.ended = once(this.child, "exit");
+    this.over = false;
+    // Behind the last line of output, unlike `exit`.
+    this.ended = once(this.child, "close").then(() => (this.over = true));
     for (const stream of [this.child.stdout, this.child.stderr]) {
       createInterface({ input: stream }).on("line", (line) => this.said.push(line));
     }
   }
 
-  get over() {
-    return this.child.exitCode !== null || this.child.signalCode !== null;
-  }
 
-  /** Waits until `check` gives something true; a program that ends instead is an error. */
+  /** Waits until `check` gives something true; a program that ends without it is an error. */
   ready(what, check) {
     return until(what, async () => {
-      assert.ok(!this.over, `${this.child.spawnfile} ended:\n${this.said.join("\n")}`);
-      return check();
+      const over = this.over;
+      const found = await check();
+      assert.ok(found || !over, `${this.child.spawnfile} ended:\n${this.said.join("\n")}`);
+      return found;
     });
   }
 
@@ -134,6 +135,13 @@ export class Site {
     });
     await gateway.ready("the gateway is ready", () => this.get("/readyz").then(({ ok }) => ok, () => false));
     return gateway;
+  }
+
+  /** Makes an API key. */
+  async key(id, rights, env) {
+    const maker = this.#run(program("MILLSTREAM"), ["keys", "create", id, "--rights", rights], env);
+    const [key] = await maker.line(/^ms_\S+/);
+    return key;
   }
 
   get(path, headers = {}) {

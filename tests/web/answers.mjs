@@ -1,0 +1,75 @@
+// Asking, and what a person sees of the answer.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { chatters } from "./layout.mjs";
+import { ask, choose, concluded, grown, last, phase, ready, text } from "./page.mjs";
+
+test("an answer grows on the page, and is the job's", async (t) => {
+  const page = await ready(t);
+  await page.fill("#question", "one");
+  await page.keyboard.press("Shift+Enter");
+  await page.keyboard.type("two");
+  assert.equal(await page.locator(".turn").count(), 0, "Shift and Enter sends nothing");
+  await page.keyboard.press("Enter");
+
+  let seen = "";
+  for (let step = 0; step < 4; step += 1) {
+    const more = await grown(page, seen.length);
+    assert.ok(more.startsWith(seen));
+    assert.equal(await phase(page), "running");
+    seen = more;
+  }
+  assert.ok(!(await page.evaluate(chatters)), "no live region reads out each token");
+  const job = await concluded(page);
+  assert.equal(job.text.split(" ").length, 80);
+  assert.equal(await last(page, ".question p").textContent(), "one\ntwo");
+  assert.match(await page.textContent("#status"), /complete: 80 words/);
+});
+
+test("a question is asked with the conversation so far", async (t) => {
+  const page = await ready(t);
+  const sent = [];
+  page.on("request", (request) => {
+    if (request.method() === "POST" && request.url().endsWith("/v1/jobs")) sent.push(request.postDataJSON());
+  });
+  await choose(page, "any?tokens=3");
+  await ask(page, "first");
+  const { text: answer } = await concluded(page);
+  await ask(page, "second");
+  await page.waitForSelector(".turn:nth-child(2) [data-phase=done]");
+  assert.deepEqual(sent[1], {
+    model: "any?tokens=3",
+    messages: [
+      { role: "user", content: "first" },
+      { role: "assistant", content: answer },
+      { role: "user", content: "second" },
+    ],
+  });
+});
+
+test("stop cancels the job, and what had come stays", async (t) => {
+  const page = await ready(t);
+  await ask(page);
+  await grown(page, 30);
+  await page.click("#stop");
+  const job = await concluded(page, "cancelled");
+  assert.ok(job.text.split(" ").length < 80);
+
+  await ask(page);
+  await grown(page, 30);
+  await page.keyboard.press("Escape");
+  await concluded(page, "cancelled");
+});
+
+test("a reload after a stop still shows what had come", async (t) => {
+  const page = await ready(t);
+  await ask(page);
+  await grown(page, 30);
+  await page.keyboard.press("Escape");
+  const { text: kept } = await concluded(page, "cancelled");
+  await page.reload();
+  await page.waitForSelector("#panel[data-state=live]");
+  assert.equal(await text(page), kept);
+  assert.ok(await page.isVisible("#send"));
+});

@@ -126,7 +126,13 @@ impl Answer {
             let mut tags = value.to_str().unwrap_or_default().split(',').map(str::trim);
             tags.any(|tag| tag == "*" || tag.trim_start_matches("W/") == self.etag)
         });
-        let caching = [(header::ETAG, self.etag), (header::CACHE_CONTROL, self.control)];
+        // What belongs to one key is not for a browser's next one.
+        let vary = HeaderValue::from_static("authorization, x-api-key");
+        let caching = [
+            (header::ETAG, self.etag),
+            (header::CACHE_CONTROL, self.control),
+            (header::VARY, vary),
+        ];
         if known {
             return (StatusCode::NOT_MODIFIED, caching).into_response();
         }

@@ -219,12 +219,12 @@ async fn a_gateway_that_would_let_everybody_in_does_not_start() {
     assert!(matches!(unhashed, Error::NoSecret), "{unhashed}");
     let everywhere = ([0, 0, 0, 0], 0).into();
     let open = start(&broker, Options { listen: everywhere, ..options() }).unwrap();
-    let open = open.bind().await.unwrap_err();
+    let open = open.bind().unwrap_err();
     assert!(matches!(open, Error::Open(_)) && open.code() == "gateway_open", "{open}");
     let keyed = start(&broker, Options { listen: everywhere, ..keys.options() }).unwrap();
-    let bound = keyed.bind().await.unwrap();
+    let bound = keyed.bind().unwrap();
     let taken = start(&broker, Options { listen: bound.addr(), ..keys.options() }).unwrap();
-    assert!(matches!(taken.bind().await.unwrap_err(), Error::Bind { .. }));
+    assert!(matches!(taken.bind().unwrap_err(), Error::Bind { .. }));
 }
 
 /// A key hashed under another secret is none: the secret is part of what lets in.

@@ -62,7 +62,7 @@ impl Web {
     /// A gateway that somebody has made.
     pub async fn of(gateway: Gateway, listener: Listener) -> Self {
         let closing = gateway.closing();
-        let bound = gateway.bind().await.unwrap();
+        let bound = gateway.bind().unwrap();
         let url = format!("http://{}", bound.addr());
         let stop = CancellationToken::new();
         let task = tokio::spawn(bound.run(stop.clone()));

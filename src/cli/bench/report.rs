@@ -12,7 +12,7 @@ use crate::{
 /// The longest bar of a histogram, in characters.
 const BAR: usize = 40;
 
-/// What times of a figure are written in: seconds where any reaches one.
+/// What times of a figure are written in: seconds where its median or a budget reaches one.
 #[derive(Clone, Copy)]
 enum Unit {
     Seconds,
@@ -22,7 +22,7 @@ enum Unit {
 impl Unit {
     fn of(figure: &Figure) -> Self {
         let budgets = figure.budgets.iter().map(|budget| budget.limit);
-        let most = budgets.fold(figure.distribution.at(Mark::Max), Duration::max);
+        let most = budgets.fold(figure.distribution.at(Mark::Percentile(50)), Duration::max);
         if most >= Duration::from_secs(1) { Self::Seconds } else { Self::Millis }
     }
 

@@ -6,12 +6,12 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::app::App;
-use crate::{job::JobId, retry::Backoff};
+use crate::{admin::Cancelled, job::JobId, retry::Backoff};
 
 /// Cancellations under way at once.
 const AT_ONCE: usize = 64;
 
-/// How often a cancellation is tried while the broker is away.
+/// How often a cancellation is tried while the broker is away, or does not know the job.
 const TRIES: u32 = 8;
 
 /// Cancels a job when it is dropped, unless it has been forgiven.
@@ -55,14 +55,15 @@ pub(super) async fn cancel(app: Arc<App>, abandoned: mpsc::Receiver<JobId>) {
         let mut backoff = Backoff::connecting();
         for _ in 0..TRIES {
             match app.admin.cancel(job).await {
+                // It may be on its way still.
+                Ok(Cancelled::Unknown) => {}
                 Ok(_) => return tracing::debug!(%job, "client gone, job cancelled"),
-                Err(error) if error.is_transient() => {
-                    tokio::time::sleep(backoff.next_delay()).await;
-                }
+                Err(error) if error.is_transient() => {}
                 Err(error) => return tracing::warn!(%job, %error, "client gone, job not cancelled"),
             }
+            tokio::time::sleep(backoff.next_delay()).await;
         }
-        tracing::warn!(%job, "client gone, job not cancelled: the broker is away");
+        tracing::warn!(%job, "client gone, job not cancelled: it or the broker is not there");
     })
     .await;
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod cache;
+mod chat;
 mod events;
 mod jobs;
 mod limits;

@@ -34,6 +34,7 @@ pub(super) async fn run(common: &Common, cx: &mut Context) -> Result<Exit, Error
     if config.is_embedded() {
         // What is unfinished ends with this process: there is nothing to wait for.
         config.worker.drain = Duration::ZERO;
+        config.gateway.drain = Duration::ZERO;
     }
     let listener = Listener::new(broker.shared.clone(), config.listener.clone());
     gateway::listen_on_port(&mut config)?;

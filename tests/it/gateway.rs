@@ -3,6 +3,8 @@
 mod access;
 mod cache;
 mod chat;
+mod connections;
 mod events;
 mod jobs;
 mod limits;
+mod processes;

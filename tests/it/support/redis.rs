@@ -75,6 +75,12 @@ impl Server {
         let _ = self.process.wait();
     }
 
+    /// Sends it a signal: `STOP` makes it silent, `CONT` lets it go on.
+    pub fn signal(&self, name: &str) {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
     /// Kills it and starts it again on the same port; empty, unless it is durable.
     pub async fn restart(&mut self) {
         self.stop();

@@ -115,7 +115,7 @@ impl Error {
 pub struct Gateway {
     app: Arc<app::App>,
     /// They look after the file of keys, a broker that is away, and abandoned jobs.
-    _tasks: Vec<AbortOnDropHandle<()>>,
+    tasks: Arc<Vec<AbortOnDropHandle<()>>>,
 }
 
 impl Gateway {
@@ -134,8 +134,8 @@ impl Gateway {
             tokio::spawn(breaker::probe(Arc::clone(&app))),
             tokio::spawn(abandon::cancel(Arc::clone(&app), abandoned)),
         ];
-        let tasks = tasks.into_iter().map(AbortOnDropHandle::new).collect();
-        Ok(Self { app, _tasks: tasks })
+        let tasks = Arc::new(tasks.into_iter().map(AbortOnDropHandle::new).collect());
+        Ok(Self { app, tasks })
     }
 
     /// Asks `source` for the models where [`Options::models`] names none.
@@ -143,18 +143,23 @@ impl Gateway {
         self.app.models.set(source).ok();
     }
 
-    /// Every route. It works as long as this gateway lives.
+    /// Every route. What they need goes on for as long as there is such a router, or this gateway. Nested below a
+    /// path, all work but the console page.
     pub fn router(&self) -> axum::Router {
-        describe::router(&self.app)
+        describe::router(&self.app, Arc::clone(&self.tasks))
     }
 
     /// Serves a caller over a WebSocket, as `/v1/ws` does: for a route of an application's own.
+    ///
+    /// Refuses pages of other origins than [`Options::cors_origins`] and the host that `headers` name.
     pub fn websocket(
         &self,
+        headers: &axum::http::HeaderMap,
         upgrade: axum::extract::ws::WebSocketUpgrade,
         caller: Caller,
     ) -> axum::response::Response {
-        ws::serve(&self.app, upgrade, Arc::new(caller)).unwrap_or_else(IntoResponse::into_response)
+        ws::serve(&self.app, headers, upgrade, Arc::new(caller))
+            .unwrap_or_else(IntoResponse::into_response)
     }
 
     /// What has been counted so far.

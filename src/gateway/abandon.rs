@@ -8,8 +8,11 @@ use tokio::sync::mpsc;
 use super::app::App;
 use crate::{admin::Cancelled, job::JobId, retry::Backoff};
 
-/// Cancellations under way at once.
-const AT_ONCE: usize = 64;
+/// Cancellations under way at once, those that wait for another try included.
+const AT_ONCE: usize = 1024;
+
+/// How often a job that is not there is looked for again.
+const LATE: u32 = 2;
 
 /// How often a cancellation is tried while the broker is away, or does not know the job.
 const TRIES: u32 = 8;
@@ -53,10 +56,14 @@ pub(super) async fn cancel(app: Arc<App>, abandoned: mpsc::Receiver<JobId>) {
     });
     jobs.for_each_concurrent(AT_ONCE, async |job| {
         let mut backoff = Backoff::connecting();
+        let mut unknown = 0;
         for _ in 0..TRIES {
             match app.admin.cancel(job).await {
-                // It may be on its way still.
-                Ok(Cancelled::Unknown) => {}
+                // It may be on its way still, or was never sent.
+                Ok(Cancelled::Unknown) if unknown == LATE => {
+                    return tracing::debug!(%job, "client gone, and its job never came");
+                }
+                Ok(Cancelled::Unknown) => unknown += 1,
                 Ok(_) => return tracing::debug!(%job, "client gone, job cancelled"),
                 Err(error) if error.is_transient() => {}
                 Err(error) => return tracing::warn!(%job, %error, "client gone, job not cancelled"),

@@ -87,7 +87,7 @@ impl App {
     ) -> Result<T, Refusal> {
         result.map_err(|error| {
             if error.is_away() {
-                self.breaker.trip();
+                self.breaker.suspect();
             }
             error.into()
         })

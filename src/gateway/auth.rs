@@ -7,7 +7,7 @@ mod keys;
 mod token;
 
 use std::{
-    sync::{Arc, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -69,12 +69,16 @@ pub struct Caller {
     /// When the key expires, in milliseconds since the epoch.
     #[schema(value_type = Option<u64>)]
     pub(super) expires_at: Option<Timestamp>,
+    /// The key's hash: another key of the same ID is another caller.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub(super) hash: String,
 }
 
 impl Caller {
     /// A caller whom an application knows: put it into the request's extensions.
     pub fn new(tenant: Tenant, rights: impl Into<Vec<Right>>) -> Self {
-        Self { tenant, key: None, rights: rights.into(), expires_at: None }
+        Self { tenant, key: None, rights: rights.into(), expires_at: None, hash: String::new() }
     }
 
     /// Refuses without that right.
@@ -156,7 +160,7 @@ impl Keys {
         let table = self.table.as_ref()?;
         let seen: [u8; 32] = Sha256::digest(key.as_bytes()).into();
         // Held until the verdict is kept: one on keys that have just been replaced must not outlive them.
-        let loaded = table.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let loaded = table.read().unwrap_or_else(PoisonError::into_inner);
         let verdict = self.verdicts.get_with(seen, || {
             loaded.table.find(key, &self.signer).map(Entry::caller).map(Arc::new)
         });
@@ -164,16 +168,25 @@ impl Keys {
         verdict.filter(|caller| !caller.expired())
     }
 
+    /// Whether who came by a key is still who comes by it.
+    pub(super) fn holds(&self, caller: &Caller) -> bool {
+        let (Some(table), Some(key)) = (&self.table, &caller.key) else { return true };
+        let loaded = table.read().unwrap_or_else(PoisonError::into_inner);
+        !caller.expired() && loaded.table.get(key).is_some_and(|entry| entry.caller() == *caller)
+    }
+
     /// Reads the file again where it has changed; whether it was taken over.
     fn reload(&self) -> bool {
         let Some(table) = &self.table else { return false };
         let changed = changed(&self.path);
-        let mut loaded = table.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if loaded.changed == changed {
+        if table.read().unwrap_or_else(PoisonError::into_inner).changed == changed {
             return false;
         }
+        // Nobody waits for the file but this task.
+        let read = Table::read(&self.path);
+        let mut loaded = table.write().unwrap_or_else(PoisonError::into_inner);
         loaded.changed = changed;
-        match Table::read(&self.path) {
+        match read {
             Ok(table) => loaded.table = table,
             Err(message) => {
                 let path = self.path.display();
@@ -181,8 +194,8 @@ impl Keys {
                 return false;
             }
         }
-        drop(loaded);
         self.verdicts.invalidate_all();
+        drop(loaded);
         tracing::info!(path = %self.path.display(), "API keys reloaded");
         true
     }
@@ -232,21 +245,29 @@ fn unauthorized(message: &str) -> Refusal {
     Refusal::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
 }
 
+/// Put into a request by the gateway's own server, which listens on loopback where there are no keys.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Served;
+
 /// Without keys only programs of this machine are served; a web page that has another name for it is none.
 fn local(headers: &HeaderMap) -> Result<(), Refusal> {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
     };
     let address = name.trim_start_matches('[').trim_end_matches(']');
     let loopback = address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if loopback || name.eq_ignore_ascii_case("localhost") || name.ends_with(".localhost") {
+    // Whoever asks on behalf of others may be asked by anybody.
+    let direct = ["forwarded", "x-forwarded-for"].iter().all(|name| !headers.contains_key(*name));
+    if direct
+        && (loopback || name.eq_ignore_ascii_case("localhost") || name.ends_with(".localhost"))
+    {
         return Ok(());
     }
     let text = format!(
-        "host `{host}` is not this machine, and without API keys only 127.0.0.1 and localhost are served; \
-         set gateway.keys"
+        "host `{host}`: without API keys only 127.0.0.1 and localhost are served, and no proxy; set \
+         gateway.keys"
     );
     Err(Refusal::new(StatusCode::FORBIDDEN, "loopback_only", text))
 }
@@ -257,6 +278,10 @@ pub(super) fn identify(app: &App, parts: &Parts) -> Result<Arc<Caller>, Refusal>
         return Ok(Arc::new(caller.clone()));
     }
     if !app.keys.are_asked_for() {
+        if parts.extensions.get::<Served>().is_none() {
+            let text = "no API keys, and the application does not say who asks (gateway::Caller)";
+            return Err(Refusal::new(StatusCode::FORBIDDEN, "unknown_caller", text));
+        }
         local(&parts.headers)?;
         return Ok(Arc::new(Caller::new(Tenant::default(), Right::ALL)));
     }

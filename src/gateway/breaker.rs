@@ -22,10 +22,13 @@ use crate::{
 /// How long a broker that is there takes to answer, at most.
 const PROMPT: Duration = Duration::from_millis(500);
 
+/// How long one that comes back may take.
+const PATIENT: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     open: AtomicBool,
-    tripped: Notify,
+    suspected: Notify,
 }
 
 impl Breaker {
@@ -34,43 +37,43 @@ impl Breaker {
         if self.open.load(Ordering::Relaxed) { Err(Refusal::away()) } else { Ok(()) }
     }
 
-    /// The broker could not be reached.
-    pub(super) fn trip(&self) {
-        if !self.open.swap(true, Ordering::Relaxed) {
-            tracing::warn!("broker away; requests are refused until it is back");
-            self.tripped.notify_one();
-        }
+    /// A call of the broker failed: whether it is away is asked at once.
+    pub(super) fn suspect(&self) {
+        self.suspected.notify_one();
     }
 }
 
-/// Opens the breaker when the subscriber connection is lost and a question goes unanswered, and closes it when
-/// the broker is back. Silent while it is there.
+/// Opens the breaker when a call has failed or the subscriber connection is lost and a question goes unanswered,
+/// and closes it when the broker is back. Silent while it is there.
 pub(super) async fn probe(app: Arc<App>) {
     // Nobody writes to this topic: only its link is looked at.
     let own = Topic::Worker(WorkerId::new("gateway"));
     let mut subscription = app.listener.hub().subscribe(own);
     loop {
         tokio::select! {
-            () = app.breaker.tripped.notified() => {}
+            () = app.breaker.suspected.notified() => {}
             link = subscription.next_link() => {
-                if link != Link::Down || answers(&app).await {
+                if link != Link::Down {
                     continue;
                 }
-                app.breaker.trip();
             }
         }
+        // One that refuses a command may well serve others.
+        if answers(&app, PROMPT).await {
+            continue;
+        }
+        tracing::warn!("broker away; requests are refused until it is back");
+        app.breaker.open.store(true, Ordering::Relaxed);
         let mut backoff = Backoff::reading();
-        while app.breaker.open.load(Ordering::Relaxed) {
+        while !answers(&app, PATIENT).await {
             tokio::time::sleep(backoff.next_delay()).await;
-            if answers(&app).await {
-                app.breaker.open.store(false, Ordering::Relaxed);
-                tracing::info!("broker back");
-            }
         }
+        app.breaker.open.store(false, Ordering::Relaxed);
+        tracing::info!("broker back");
     }
 }
 
-async fn answers(app: &App) -> bool {
+async fn answers(app: &App, within: Duration) -> bool {
     let asked = app.broker.job(JobId::new());
-    matches!(tokio::time::timeout(PROMPT, asked).await, Ok(Ok(_)))
+    matches!(tokio::time::timeout(within, asked).await, Ok(Ok(_)))
 }

@@ -7,7 +7,10 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,6 +22,7 @@ use axum::{
 use moka::{Expiry, future::Cache as Store};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{auth::Caller, counters::Counters, error::Refusal};
 use crate::{
@@ -54,21 +58,28 @@ pub(super) struct Answer {
 /// Notices that a job's answer has changed.
 #[derive(Debug)]
 pub(super) struct Guard {
-    subscription: Mutex<Subscription>,
-    link: Link,
+    stale: Arc<AtomicBool>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Guard {
     /// Watches from now on, once the link is known; `None` where nothing would be heard.
     pub(super) async fn on(mut subscription: Subscription) -> Option<Self> {
-        let link = subscription.link().await;
-        let live = matches!(link, Link::Live(_));
-        live.then(|| Self { subscription: Mutex::new(subscription), link })
+        if !matches!(subscription.link().await, Link::Live(_)) {
+            return None;
+        }
+        let stale = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stale);
+        let task = tokio::spawn(async move {
+            // Whatever is heard: an event of a new run, or that one may have been missed.
+            subscription.next().await;
+            flag.store(true, Ordering::Release);
+        });
+        Some(Self { stale, _task: AbortOnDropHandle::new(task) })
     }
 
     fn is_quiet(&self) -> bool {
-        let subscription = self.subscription.lock().unwrap_or_else(PoisonError::into_inner);
-        subscription.current() == self.link && subscription.is_silent()
+        !self.stale.load(Ordering::Acquire)
     }
 }
 

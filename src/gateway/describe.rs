@@ -12,7 +12,7 @@ use axum::{
 };
 use tower_http::{
     catch_panic::CatchPanicLayer,
-    cors::{AllowOrigin, CorsLayer},
+    cors::{AllowHeaders, AllowOrigin, CorsLayer},
 };
 use utoipa::{
     Modify, OpenApi,
@@ -26,7 +26,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     app::App,
     console,
-    error::{ErrorBody, JOB_HEADER, Refusal},
+    error::{ErrorBody, JOB_HEADER, Refusal, SHOULD_RETRY},
     events, health, jobs, models, openai, queues, ws,
 };
 
@@ -86,7 +86,7 @@ fn with_errors(document: &mut Document) {
 }
 
 /// Every route.
-pub(super) fn router(app: &Arc<App>) -> Router {
+pub(super) fn router(app: &Arc<App>, tasks: Arc<impl Send + Sync + 'static>) -> Router {
     let (router, mut document) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(jobs::enqueue, jobs::list::list))
         .routes(routes!(jobs::show, jobs::cancel))
@@ -103,7 +103,11 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .split_for_parts();
     with_errors(&mut document);
     let document = Arc::new(document);
-    let description = async move || Json(document.as_ref().clone()).into_response();
+    let description = async move || {
+        // The router keeps the gateway's tasks alive.
+        let _ = &tasks;
+        Json(document.as_ref().clone()).into_response()
+    };
     let panicked = Arc::clone(app);
     let router = router
         .route("/openapi.json", get(description))
@@ -170,15 +174,13 @@ fn cors(origins: &[String]) -> CorsLayer {
     } else {
         AllowOrigin::list(origins.iter().filter_map(|origin| origin.parse().ok()))
     };
-    let names = ["idempotency-key", "last-event-id", "x-api-key"].map(HeaderName::from_static);
+    let common = [header::RETRY_AFTER, header::LOCATION, header::ETAG];
+    let exposed = [JOB_HEADER, REQUEST_ID, SHOULD_RETRY].into_iter().chain(common);
+    let exposed: Vec<HeaderName> = exposed.collect();
     CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers(
-            [header::AUTHORIZATION, header::CONTENT_TYPE, header::ACCEPT, header::IF_NONE_MATCH]
-                .into_iter()
-                .chain(names)
-                .collect::<Vec<_>>(),
-        )
-        .expose_headers([JOB_HEADER, REQUEST_ID, header::RETRY_AFTER, header::LOCATION])
+        // OpenAI's client sends headers of its own.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(exposed)
 }

@@ -16,7 +16,7 @@ use crate::{broker, job::Invalid, listener, producer};
 pub(super) const JOB_HEADER: HeaderName = HeaderName::from_static("x-millstream-job");
 
 /// Tells `OpenAI`'s clients whether to send the same request again.
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+pub(super) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// How long a client waits for a broker that cannot be reached.
 const AWAY: Duration = Duration::from_secs(2);

@@ -117,7 +117,8 @@ pub(super) async fn events(
 
 /// The header before the query: an `EventSource` keeps its address and moves its header on.
 fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<EventId, Refusal> {
-    let header = headers.get("last-event-id").map(|value| (value.to_str(), "Last-Event-ID"));
+    let header = headers.get("last-event-id").filter(|value| !value.is_empty());
+    let header = header.map(|value| (value.to_str(), "Last-Event-ID"));
     let (text, name) = match header {
         Some((Ok(text), name)) => (text, name),
         Some((Err(_), name)) => {

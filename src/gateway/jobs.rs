@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json as Reply,
-    extract::State,
+    extract::{OriginalUri, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -71,6 +71,7 @@ struct Item {
 pub(super) async fn enqueue(
     State(app): State<Arc<App>>,
     Known(caller): Known,
+    OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     Json(body): Json,
 ) -> Result<Response, Refusal> {
@@ -87,7 +88,7 @@ pub(super) async fn enqueue(
     let receipt = submit(&app, &caller.tenant, submission).await?;
     let accepted = view::Accepted::from(&receipt);
     let named = [
-        (header::LOCATION, format!("/v1/jobs/{}", receipt.id)),
+        (header::LOCATION, format!("{}/{}", uri.path(), receipt.id)),
         (JOB_HEADER, receipt.id.to_string()),
     ];
     Ok((StatusCode::ACCEPTED, named, Reply(accepted)).into_response())
@@ -149,20 +150,15 @@ pub(super) async fn submit(
     tenant: &Tenant,
     submission: Submission,
 ) -> Result<Receipt, Refusal> {
-    let batch = [submission];
-    let (id, keyed) = (batch[0].id, batch[0].job.idempotency_key.is_some());
-    let noted = [(id, Timestamp::now())];
-    // One without a key is new in any case.
-    let note = async { if keyed { Ok(()) } else { app.broker.note(tenant, &noted).await } };
-    let (mut results, mut note) = tokio::join!(app.producer.submit(&batch), note);
-    if keyed && let Some(Ok(Receipt { duplicate: false, .. })) = results.first() {
-        note = app.broker.note(tenant, &noted).await;
-    }
-    if let Err(error) = note {
+    let id = submission.id;
+    let missing = || Err(crate::broker::Error::Protocol("no answer for the job".to_owned()));
+    let result = app.producer.submit(&[submission]).await.pop().unwrap_or_else(missing);
+    if let Ok(Receipt { duplicate: false, .. }) = result
+        && let Err(error) = app.broker.note(tenant, &[(id, Timestamp::now())]).await
+    {
         tracing::debug!(%error, "job not noted among its tenant's");
     }
-    let missing = || Err(crate::broker::Error::Protocol("no answer for the job".to_owned()));
-    app.noticed(results.pop().unwrap_or_else(missing))
+    app.noticed(result)
 }
 
 async fn many(app: &App, tenant: &Tenant, body: &[u8]) -> Result<Bulk, Refusal> {
@@ -327,13 +323,16 @@ pub(super) struct Token {
 pub(super) async fn token(
     State(app): State<Arc<App>>,
     Known(caller): Known,
+    OriginalUri(uri): OriginalUri,
     JobAt { id }: JobAt,
 ) -> Result<impl IntoResponse, Refusal> {
     caller.needs(Right::Read)?;
     record(&app, &caller.tenant, id).await?;
     let expires_at = Timestamp::now().after(app.options.token_ttl);
     let token = app.keys.signer().token(&caller.tenant, id, expires_at);
-    let events_url = format!("/v1/jobs/{id}/events?token={token}");
+    // Wherever an application has put these routes.
+    let job = uri.path().trim_end_matches("/token");
+    let events_url = format!("{job}/events?token={token}");
     let token = Token { object: "job.token", token, expires_at, events_url };
     Ok(([(JOB_HEADER, id.to_string())], Reply(token)))
 }

@@ -37,10 +37,11 @@ use super::{
     slots::Slot,
 };
 use crate::{
+    broker::{Receipt, Record},
     error::Failure,
     event::{Body, Event, Failed},
     job::{ChatRequest, Job, JobId},
-    listener,
+    listener, state,
 };
 
 /// An answer under way.
@@ -52,6 +53,8 @@ struct Asked {
     created: u64,
     /// Cancels the job when it is dropped before the end.
     abandon: Abandon,
+    /// Whether the same request finds the same job again.
+    keyed: bool,
     _slot: Slot,
 }
 
@@ -64,7 +67,7 @@ impl Asked {
     /// A refusal that says where the job can be read.
     fn broken(&self, status: StatusCode, code: &'static str, what: &str) -> Refusal {
         let text = format!("{what}; its job goes on and can be read at /v1/jobs/{}", self.job);
-        Refusal { should_retry: Some(false), ..Refusal::new(status, code, text) }
+        Refusal { should_retry: Some(self.keyed), ..Refusal::new(status, code, text) }
     }
 }
 
@@ -105,22 +108,24 @@ pub(super) async fn complete(
     if key.is_none() && !app.options.dedupe.is_zero() {
         key = Some(repeat::key(&app, &caller, &request).await?);
     }
-    let lasting = key.is_some() || app.options.on_disconnect == OnDisconnect::Continue;
+    let keyed = key.is_some();
+    let lasting = keyed || app.options.on_disconnect == OnDisconnect::Continue;
     let slot = app.slots.take(&caller.tenant)?;
     let (model, include_usage) = (request.model(), includes_usage(&request));
     let job = Job { stream, idempotency_key: key, ..Job::new(request) };
     let submission = jobs::checked(&app, &caller.tenant, job)?;
     // A client may go away while its job is on the way to the broker, and an answer may be lost.
     let mut abandon = Abandon::new(&app, (!lasting).then_some(submission.id));
-    let job = match jobs::submit(&app, &caller.tenant, submission).await {
-        Ok(receipt) => receipt.id,
-        Err(refusal) => {
-            if refusal.status != StatusCode::SERVICE_UNAVAILABLE {
-                abandon.forgive();
+    let Receipt { id: job, duplicate, .. } =
+        match jobs::submit(&app, &caller.tenant, submission).await {
+            Ok(receipt) => receipt,
+            Err(refusal) => {
+                if refusal.status != StatusCode::SERVICE_UNAVAILABLE {
+                    abandon.forgive();
+                }
+                return Err(refusal);
             }
-            return Err(refusal);
-        }
-    };
+        };
     let listen = app.listener.listen(job).owned_by(caller.tenant.clone()).idle_timeout(None);
     let named = [(JOB_HEADER, job.to_string())];
     let following = match app.noticed(listen.open().await) {
@@ -128,13 +133,26 @@ pub(super) async fn complete(
         Err(refusal) => return Ok((named, refusal).into_response()),
     };
     let created = following.record().map_or(0, |record| record.enqueued_at.0 / 1000);
-    let asked = Asked { app, job, model, created, abandon, _slot: slot };
+    let from = following.record().filter(|_| duplicate).map_or(0, in_force);
+    let events = following.events().skip_while(move |event| {
+        std::future::ready(event.as_ref().is_ok_and(|event| event.id.fence < from))
+    });
+    let asked = Asked { app, job, model, created, abandon, keyed, _slot: slot };
     let answer = if stream {
-        stream::streamed(asked, following.events(), include_usage).await
+        stream::streamed(asked, events, include_usage).await
     } else {
-        whole(asked, following.events()).await
+        whole(asked, events).await
     };
     Ok((named, answer).into_response())
+}
+
+/// The least fence of a job's present attempt, or of its next one: what was before, nobody who asks now has
+/// seen, and a run that ended before a requeue is no answer.
+fn in_force(record: &Record) -> u64 {
+    match record.state {
+        state::State::Waiting | state::State::Parked => record.fence.saturating_add(1),
+        _ => record.fence,
+    }
 }
 
 /// The request, its faults named by the field.

@@ -6,6 +6,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::Extension;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Gateway,
+    auth::Served,
     door::{Door, RESPITE},
     options::Limits,
 };
@@ -71,7 +73,7 @@ impl Bound {
         let app = Arc::clone(&self.gateway.app);
         let listener = self.door.into_listener();
         let limits = &app.options.limits;
-        let service = TowerToHyperService::new(self.gateway.router());
+        let service = TowerToHyperService::new(self.gateway.router().layer(Extension(Served)));
         let mut http = http1::Builder::new();
         // Headers beyond the limit, but not far beyond, are refused in words.
         http.timer(TokioTimer::new())

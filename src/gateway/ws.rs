@@ -130,16 +130,17 @@ pub(super) async fn upgrade(
     headers: HeaderMap,
     Upgrade(upgrade): Upgrade,
 ) -> Result<Response, Refusal> {
-    same_site(&app, &headers)?;
-    serve(&app, upgrade, caller)
+    serve(&app, &headers, upgrade, caller)
 }
 
 /// Serves a caller on an upgraded connection.
 pub(super) fn serve(
     app: &Arc<App>,
+    headers: &HeaderMap,
     upgrade: WebSocketUpgrade,
     caller: Arc<Caller>,
 ) -> Result<Response, Refusal> {
+    same_site(app, headers)?;
     let slot = app.slots.take(&caller.tenant)?;
     let max = app.options.limits.max_body;
     let app = Arc::clone(app);
@@ -222,10 +223,19 @@ impl Session {
         self.send(Message::Text(content.to_string().into())).await
     }
 
+    /// A socket does not outlive its key.
+    fn is_let_in(&self) -> Step {
+        if self.app.keys.holds(&self.caller) {
+            return Ok(());
+        }
+        Err(End::Close(close_code::POLICY, "the API key is not valid any more".to_owned()))
+    }
+
     /// Keeps the connection alive, and notices one that is dead or idle.
     async fn beat(&mut self) -> Step {
         let limits = &self.app.options.limits;
         let idle = limits.socket_idle;
+        self.is_let_in()?;
         if self.active.elapsed() >= idle {
             let text = format!("nothing said or heard for {} s", idle.as_secs_f64());
             return Err(End::Close(IDLE, text));
@@ -252,6 +262,7 @@ impl Session {
                 Err(if large { End::Close(close_code::SIZE, text) } else { End::Gone })
             }
             Some(Ok(Message::Text(text))) => {
+                self.is_let_in()?;
                 self.active = Instant::now();
                 let (id, answer) = match frame::read(&text) {
                     Ok(request) => (request.id.clone(), self.answer(&request).await),

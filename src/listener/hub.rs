@@ -138,11 +138,6 @@ impl Subscription {
         *self.link.borrow()
     }
 
-    /// Whether nothing was said since the last message that was taken.
-    pub fn is_silent(&self) -> bool {
-        self.messages.is_empty()
-    }
-
     /// The next change of the link.
     pub async fn next_link(&mut self) -> Link {
         match self.link.changed().await {

@@ -64,6 +64,11 @@ impl Table {
         Ok(Self(keys))
     }
 
+    /// The entry of an ID.
+    pub(super) fn get(&self, id: &str) -> Option<&Entry> {
+        self.0.get(id)
+    }
+
     /// The entry of a key that was presented. An unknown ID takes as long as a wrong secret.
     pub(super) fn find(&self, key: &str, signer: &Signer) -> Option<&Entry> {
         let id = key.strip_prefix("ms_").and_then(|rest| rest.split_once('_')).map(|(id, _)| id);
@@ -80,6 +85,7 @@ impl Entry {
             key: Some(self.id.clone()),
             rights: self.rights.clone(),
             expires_at: self.expires_at,
+            hash: self.hash.clone(),
         }
     }
 }

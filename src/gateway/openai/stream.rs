@@ -86,7 +86,8 @@ impl<S: Stream<Item = Result<Event, listener::Error>> + Send + Unpin> Streaming<
         };
         let fresh = self.splice.push(&event.body).map_err(|diverged| {
             app.counters.diverged.fetch_add(1, Ordering::Relaxed);
-            self.asked.broken(StatusCode::BAD_GATEWAY, "answer_differs", &diverged.to_string())
+            let what = diverged.to_string();
+            self.asked.broken(StatusCode::BAD_GATEWAY, "answer_differs", &what)
         })?;
         self.queue.extend(self.writer.write(fresh));
         match event.body {

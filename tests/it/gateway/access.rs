@@ -73,7 +73,7 @@ async fn a_key_is_asked_for_and_named_by_whoami() {
     let mut keys = Keys::new();
     let expires = Timestamp::now().after(Duration::from_secs(3600));
     let key = keys.add("web", "acme", &[Right::Enqueue, Right::Read], Some(expires));
-    let web = Web::start(&embedded(), keys.options()).await;
+    let web = Web::start(&embedded(), keys.options());
     let me = asked(&web, &key, Method::GET, "/whoami").await;
     let expected = json!({"tenant": "acme", "key": "web", "rights": ["enqueue", "read"], "expires_at": expires});
     assert_eq!(me.json(), expected);
@@ -98,7 +98,7 @@ async fn a_key_is_asked_for_and_named_by_whoami() {
 
 #[tokio::test]
 async fn without_keys_whoami_is_the_default_tenant() {
-    let web = Web::start(&embedded(), options()).await;
+    let web = Web::start(&embedded(), options());
     let expected = json!({"tenant": "default", "key": null, "rights": ["enqueue", "read", "admin"],
         "expires_at": null});
     assert_eq!(web.get("/whoami").await.json(), expected);
@@ -109,7 +109,7 @@ async fn a_key_does_what_its_rights_say() {
     let mut keys = Keys::new();
     let [enqueue, read, admin] = [Right::Enqueue, Right::Read, Right::Admin]
         .map(|right| keys.add(&format!("{right:?}").to_lowercase(), "t", &[right], None));
-    let web = Web::start(&embedded(), keys.options()).await;
+    let web = Web::start(&embedded(), keys.options());
     let id = posted(&web, &enqueue, "/v1/jobs").await.json()["id"].as_str().unwrap().to_owned();
     let routes = [
         (&enqueue, Method::DELETE, format!("/v1/jobs/{id}")),
@@ -144,7 +144,7 @@ async fn an_expired_key_is_none_even_while_its_verdict_is_remembered() {
     let soon_over = Timestamp::now().after(Duration::from_millis(1500));
     let key = keys.add("short", "t", &[Right::Read], Some(soon_over));
     let old = keys.add("old", "t", &[Right::Read], Some(Timestamp(1)));
-    let web = Web::start(&embedded(), keys.options()).await;
+    let web = Web::start(&embedded(), keys.options());
     asked(&web, &old, Method::GET, "/whoami").await.refused(401, "invalid_api_key");
     assert_eq!(asked(&web, &key, Method::GET, "/whoami").await.status, 200);
     soon(async {
@@ -170,7 +170,7 @@ async fn known(web: &Web, key: &str) -> String {
 async fn a_changed_file_of_keys_is_in_force_within_seconds_and_a_broken_one_is_not() {
     let mut keys = Keys::new();
     let first = keys.add("first", "one", &[Right::Read], None);
-    let web = Web::start(&embedded(), keys.options()).await;
+    let web = Web::start(&embedded(), keys.options());
     let until = async |key: &str, tenant: &str| {
         soon(async {
             while known(&web, key).await != tenant {
@@ -212,8 +212,8 @@ async fn a_gateway_that_would_let_everybody_in_does_not_start() {
     let missing = start(&broker, keys.options()).unwrap_err();
     assert!(matches!(&missing, Error::Keys { .. }), "{missing}");
     keys.write("[[keys]]\nid = \"x\"");
-    let broken = start(&broker, keys.options()).unwrap_err();
-    assert!(broken.to_string().contains("missing field"), "{broken}");
+    let unread = start(&broker, keys.options()).unwrap_err();
+    assert!(unread.to_string().contains("missing field"), "{unread}");
     keys.add("web", "t", &[Right::Read], None);
     let unhashed = start(&broker, Options { secret: String::new(), ..keys.options() }).unwrap_err();
     assert!(matches!(unhashed, Error::NoSecret), "{unhashed}");
@@ -233,10 +233,10 @@ async fn keys_and_tokens_are_good_under_their_secret_only() {
     let mut keys = Keys::new();
     let key = keys.add("web", "t", &Right::ALL, None);
     let broker = embedded();
-    let web = Web::start(&broker, keys.options()).await;
-    let again = Web::start(&broker, keys.options()).await;
+    let web = Web::start(&broker, keys.options());
+    let again = Web::start(&broker, keys.options());
     let secret = "another secret of thirty-two bytes or so".to_owned();
-    let other = Web::start(&broker, Options { secret, ..keys.options() }).await;
+    let other = Web::start(&broker, Options { secret, ..keys.options() });
     let id = posted(&web, &key, "/v1/jobs").await.json()["id"].as_str().unwrap().to_owned();
     let token = asked(&web, &key, Method::POST, &format!("/v1/jobs/{id}/token")).await.json();
     let path = format!("/v1/jobs/{id}?token={}", token["token"].as_str().unwrap());
@@ -254,7 +254,7 @@ async fn a_browser_token_reads_one_job_for_a_while() {
     let key = keys.add("web", "t", &[Right::Enqueue, Right::Read], None);
     let broker = embedded();
     let token_ttl = Duration::from_millis(1500);
-    let web = Web::start(&broker, Options { token_ttl, ..keys.options() }).await;
+    let web = Web::start(&broker, Options { token_ttl, ..keys.options() });
     let enqueue =
         async || posted(&web, &key, "/v1/jobs").await.json()["id"].as_str().unwrap().to_owned();
     let (id, other) = (enqueue().await, enqueue().await);
@@ -307,7 +307,7 @@ async fn a_browser_token_reads_one_job_for_a_while() {
 /// A page whose name leads to this machine is still not of this machine.
 #[tokio::test]
 async fn without_keys_only_this_machine_is_served() {
-    let web = Web::start(&embedded(), options()).await;
+    let web = Web::start(&embedded(), options());
     let with = |host: &str| web.ask(Method::GET, "/v1/jobs").header("host", host);
     for host in
         ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:80", "app.localhost", "LOCALHOST"]
@@ -325,7 +325,7 @@ async fn without_keys_only_this_machine_is_served() {
     }
     let mut keys = Keys::new();
     let key = keys.add("web", "t", &[Right::Read], None);
-    let keyed = Web::start(&embedded(), keys.options()).await;
+    let keyed = Web::start(&embedded(), keys.options());
     let request = keyed.ask(Method::GET, "/v1/jobs").header("host", "api.example").bearer_auth(key);
     assert_eq!(Reply::of(request).await.status, 200);
 }
@@ -340,7 +340,7 @@ async fn pages_of_other_origins_are_served_where_they_are_named() {
             .header("access-control-request-method", "POST")
             .header("access-control-request-headers", "authorization,idempotency-key,last-event-id")
     };
-    let off = Web::start(&broker, options()).await;
+    let off = Web::start(&broker, options());
     let refused = Reply::of(preflight(&off, "/v1/jobs", origin)).await;
     refused.refused(405, "method_not_allowed");
     let simple = Reply::of(off.ask(Method::GET, "/v1/jobs").header("origin", origin)).await;
@@ -348,7 +348,7 @@ async fn pages_of_other_origins_are_served_where_they_are_named() {
         assert!(reply.headers.keys().all(|name| !name.as_str().starts_with("access-control")));
     }
     let cors_origins = vec![origin.to_owned()];
-    let on = Web::start(&broker, Options { cors_origins, ..options() }).await;
+    let on = Web::start(&broker, Options { cors_origins, ..options() });
     let allowed = Reply::of(preflight(&on, "/v1/jobs", origin)).await;
     assert_eq!(allowed.header("access-control-allow-origin"), origin);
     let names = allowed.header("access-control-allow-headers");
@@ -363,8 +363,7 @@ async fn pages_of_other_origins_are_served_where_they_are_named() {
     simple.refused(404, "job_not_found");
     assert_eq!(simple.header("access-control-allow-origin"), origin);
     assert!(simple.header("access-control-expose-headers").contains("x-millstream-job"));
-    let any =
-        Web::start(&broker, Options { cors_origins: vec!["*".to_owned()], ..options() }).await;
+    let any = Web::start(&broker, Options { cors_origins: vec!["*".to_owned()], ..options() });
     let allowed =
         Reply::of(any.ask(Method::GET, "/healthz").header("origin", "https://b.example")).await;
     assert_eq!(allowed.header("access-control-allow-origin"), "*");

@@ -25,7 +25,7 @@ async fn counted(web: &Web) -> (f64, f64) {
 #[tokio::test]
 async fn hot_answers_are_kept_and_told_apart_by_their_etag() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let id = web.enqueue("a").await;
     let mut hand = Hand::begin(&broker).await;
     hand.say("whole").await;
@@ -74,7 +74,7 @@ async fn hot_answers_are_kept_and_told_apart_by_their_etag() {
 
 #[tokio::test]
 async fn without_room_nothing_is_kept() {
-    let web = Web::start(&embedded(), Options { cache_bytes: 0, ..options() }).await;
+    let web = Web::start(&embedded(), Options { cache_bytes: 0, ..options() });
     for _ in 0..3 {
         assert_eq!(web.get("/healthz").await.status, 200);
     }
@@ -84,7 +84,7 @@ async fn without_room_nothing_is_kept() {
 #[tokio::test]
 async fn a_running_job_is_never_cached() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let path = format!("/v1/jobs/{}", web.enqueue("a").await);
     let text = async || web.get(&path).await.json()["text"].clone();
     assert_eq!(text().await, "");
@@ -110,7 +110,7 @@ async fn a_running_job_is_never_cached() {
 async fn a_requeue_elsewhere_makes_the_cached_answer_stale() {
     let stack = Stack::start(instant()).await;
     let (_stop, _worker) = stack.worker(worker::Options::default());
-    let web = Web::start(&stack.broker, options()).await;
+    let web = Web::start(&stack.broker, options());
     let body =
         json!({"model": "m?fault=status:400*1", "messages": [{"role": "user", "content": "a"}]});
     let id = web.post("/v1/jobs", &body).await.json()["id"].as_str().unwrap().to_owned();
@@ -144,7 +144,7 @@ async fn a_requeue_elsewhere_makes_the_cached_answer_stale() {
 async fn an_answer_is_not_kept_across_a_lost_connection() {
     let stack = Stack::start(instant()).await;
     let (_stop, _worker) = stack.worker(worker::Options::default());
-    let web = Web::start(&stack.broker, options()).await;
+    let web = Web::start(&stack.broker, options());
     let id = web.enqueue("a").await;
     let path = format!("/v1/jobs/{id}");
     web.events(&id, "").await.rest().await;
@@ -165,7 +165,7 @@ async fn an_answer_is_not_kept_across_a_lost_connection() {
 async fn those_who_ask_at_once_wait_for_one_reading() {
     let stack = Stack::start(instant()).await;
     let (_stop, _worker) = stack.worker(worker::Options::default());
-    let web = Web::start(&stack.broker, options()).await;
+    let web = Web::start(&stack.broker, options());
     let id = web.enqueue("a").await;
     web.events(&id, "").await.rest().await;
     // All connections are there before they ask.

@@ -85,7 +85,7 @@ async fn until_state(web: &Web, id: &str, state: &str) {
 #[tokio::test]
 async fn an_answer_is_a_jobs() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let _working = working(&broker, &web, instant(), tries(1)).await;
     let reply = web.post(PATH, &chat("whole?")).await;
     assert_eq!((reply.status.as_u16(), reply.header("content-type")), (200, "application/json"));
@@ -128,7 +128,7 @@ async fn an_answer_is_a_jobs() {
 #[tokio::test]
 async fn choices_tools_and_what_is_unknown_pass_through() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let _working = working(&broker, &web, instant(), tries(1)).await;
     let mut request = chat("many");
     request["n"] = 3.into();
@@ -166,7 +166,7 @@ async fn choices_tools_and_what_is_unknown_pass_through() {
 
     // Log probabilities, and a field that nobody knows.
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let asked = tokio::spawn(Reply::of(web.posted(PATH, &chat("odds"))));
     let mut hand = Hand::begin(&broker).await;
     let token = json!({"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []});
@@ -180,7 +180,7 @@ async fn choices_tools_and_what_is_unknown_pass_through() {
 #[tokio::test]
 async fn a_job_that_failed_is_answered_with_its_status() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let total_timeout = Duration::from_millis(300);
     let hurried = worker::Options { total_timeout, ..tries(1) };
     let _working = working(&broker, &web, instant(), hurried).await;
@@ -219,7 +219,7 @@ async fn a_job_that_failed_is_answered_with_its_status() {
 #[tokio::test]
 async fn a_failure_behind_the_first_token_is_an_error_object() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let _working = working(&broker, &web, instant(), tries(1)).await;
     let mut request = streamed("late");
     request["model"] = "m?fault=error:5".into();
@@ -243,7 +243,7 @@ async fn a_failure_behind_the_first_token_is_an_error_object() {
 #[tokio::test]
 async fn a_lost_worker_goes_unnoticed_where_nothing_was_shown() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let whole = tokio::spawn(Reply::of(web.posted(PATH, &chat("whole"))));
     let mut hand = Hand::begin(&broker).await;
     hand.say("thrown away").await;
@@ -264,7 +264,7 @@ async fn a_lost_worker_goes_unnoticed_where_nothing_was_shown() {
 #[tokio::test]
 async fn a_new_attempt_that_says_the_same_goes_on_where_the_old_one_was() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let asked = tokio::spawn(Sse::open(web.posted(PATH, &streamed("chunks"))));
     let mut hand = Hand::begin(&broker).await;
     hand.say("one ").await;
@@ -295,7 +295,7 @@ async fn a_new_attempt_that_says_the_same_goes_on_where_the_old_one_was() {
 #[tokio::test]
 async fn a_new_attempt_that_says_something_else_ends_the_stream_and_not_the_job() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let vary = simulator::Options { vary: true, ..instant() };
     let _working = working(&broker, &web, vary, tries(3)).await;
     let mut request = streamed("vary");
@@ -320,7 +320,7 @@ async fn a_new_attempt_that_says_something_else_ends_the_stream_and_not_the_job(
 async fn a_late_first_token_is_waited_for_with_comments() {
     let broker = embedded();
     let heartbeat = Duration::from_millis(100);
-    let web = Web::start(&broker, Options { heartbeat, ..options() }).await;
+    let web = Web::start(&broker, Options { heartbeat, ..options() });
     let mut stream = stream(&web, &streamed("slow")).await;
     let ping = Block { comment: "ping".to_owned(), ..Block::default() };
     assert_eq!(stream.any().await.unwrap(), ping);
@@ -334,7 +334,7 @@ async fn a_late_first_token_is_waited_for_with_comments() {
 
 #[tokio::test]
 async fn what_is_no_chat_request_is_refused_by_its_field() {
-    let web = Web::start(&embedded(), options()).await;
+    let web = Web::start(&embedded(), options());
     let message = json!([{"role": "user", "content": "a"}]);
     for (body, code, param) in [
         (json!({"messages": message}), "invalid_request", json!("model")),
@@ -363,7 +363,7 @@ async fn what_is_no_chat_request_is_refused_by_its_field() {
 #[tokio::test]
 async fn a_client_that_goes_away_cancels_its_job_unless_it_may_come_back() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     // One that has seen something, one that still waits, and one that has a key.
     let asked = tokio::spawn(Sse::open(web.posted(PATH, &streamed("seen"))));
     let mut seen = Hand::begin(&broker).await;
@@ -403,7 +403,7 @@ async fn a_client_that_goes_away_cancels_its_job_unless_it_may_come_back() {
 async fn where_it_is_configured_a_job_goes_on_without_its_client() {
     let broker = embedded();
     let on_disconnect = OnDisconnect::Continue;
-    let web = Web::start(&broker, Options { on_disconnect, ..options() }).await;
+    let web = Web::start(&broker, Options { on_disconnect, ..options() });
     let asked = tokio::spawn(Sse::open(web.posted(PATH, &streamed("a"))));
     let mut hand = Hand::begin(&broker).await;
     hand.say("a").await;
@@ -420,7 +420,7 @@ async fn where_it_is_configured_a_job_goes_on_without_its_client() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_whose_client_left_before_it_arrived_is_cancelled() {
     let stack = Stack::start(instant()).await;
-    let web = Web::start(&stack.broker, options()).await;
+    let web = Web::start(&stack.broker, options());
     let page = web.get("/v1/jobs").await.json();
     assert_eq!(page["data"], json!([]));
     stack.server.command(&["CLIENT", "PAUSE", "700", "WRITE"]);
@@ -451,7 +451,7 @@ async fn a_job_whose_client_left_before_it_arrived_is_cancelled() {
 async fn a_request_that_repeats_another_within_the_window_gets_its_answer() {
     let broker = embedded();
     let dedupe = Duration::from_secs(2);
-    let web = Web::start(&broker, Options { dedupe, ..options() }).await;
+    let web = Web::start(&broker, Options { dedupe, ..options() });
     let _working = working(&broker, &web, instant(), tries(1)).await;
     let ask = async |request: &Value| {
         let reply = web.post(PATH, request).await;
@@ -475,9 +475,9 @@ async fn a_request_that_repeats_another_within_the_window_gets_its_answer() {
         last = ask(&question).await.0;
         assert!(began.elapsed() < Duration::from_secs(20));
     }
-    assert!(began.elapsed() >= dedupe - Duration::from_millis(10), "{:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_millis(1990), "{:?}", began.elapsed());
     // Without a window every request is its own.
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let [one, two] = [web.post(PATH, &chat("a")).await, web.post(PATH, &chat("a")).await];
     assert_ne!(one.header("x-millstream-job"), two.header("x-millstream-job"));
 }

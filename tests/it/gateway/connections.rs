@@ -39,7 +39,7 @@ fn calls(server: &Server, command: &str) -> u64 {
 async fn a_thousand_readers_of_one_job_are_one_subscription() {
     let server = Server::start().await;
     let broker = hasty(&server).await;
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let id = web.enqueue("popular").await;
     // Its own, by which it notices that the server is gone.
     soon(async {
@@ -119,7 +119,7 @@ async fn refused_at_once(web: &Web, job: &str) {
 async fn while_redis_is_silent_requests_are_refused_and_streams_wait() {
     let server = Server::start().await;
     let broker = hasty(&server).await;
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     assert_eq!(web.get("/readyz").await.status, 200);
     let id = web.enqueue("a").await;
     let mut hand = Hand::begin(&broker).await;
@@ -145,7 +145,7 @@ async fn while_redis_is_silent_requests_are_refused_and_streams_wait() {
 async fn streams_outlive_a_restart_of_redis() {
     let mut server = Server::durable().await;
     let broker = hasty(&server).await;
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let id = web.enqueue("a").await;
     let mut hand = Hand::begin(&broker).await;
     hand.say("before ").await;
@@ -179,7 +179,7 @@ async fn goes_on(events: Sse, hand: &mut Hand) {
 #[tokio::test]
 async fn a_stream_goes_on_at_another_gateway() {
     let broker = embedded();
-    let (old, new) = (Web::start(&broker, options()).await, Web::start(&broker, options()).await);
+    let (old, new) = (Web::start(&broker, options()), Web::start(&broker, options()));
     let id = old.enqueue("a").await;
     let mut hand = Hand::begin(&broker).await;
     hand.say("a").await;
@@ -209,7 +209,7 @@ async fn a_stream_goes_on_at_another_gateway() {
 #[tokio::test]
 async fn a_completion_in_progress_ends_within_the_drain() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let whole = tokio::spawn(Reply::of(web.posted("/v1/chat/completions", &chat("whole"))));
     let mut first = Hand::begin(&broker).await;
     let asked = tokio::spawn(Sse::open(web.posted("/v1/chat/completions", &streamed("chunks"))));
@@ -241,8 +241,8 @@ async fn a_completion_in_progress_ends_within_the_drain() {
 async fn a_completion_longer_than_the_drain_names_its_job_which_goes_on() {
     let broker = embedded();
     let drain = Duration::from_millis(300);
-    let web = Web::start(&broker, Options { drain, ..options() }).await;
-    let other = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, Options { drain, ..options() });
+    let other = Web::start(&broker, options());
     let whole = tokio::spawn(Reply::of(web.posted("/v1/chat/completions", &chat("whole"))));
     let mut first = Hand::begin(&broker).await;
     let asked = tokio::spawn(Sse::open(web.posted("/v1/chat/completions", &streamed("chunks"))));

@@ -15,7 +15,7 @@ fn ids(blocks: &[Block]) -> Vec<&str> {
 #[tokio::test]
 async fn a_stream_replays_and_goes_on_live() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let id = web.enqueue("a").await;
     let mut hand = Hand::begin(&broker).await;
     hand.say("old ").await;
@@ -43,7 +43,7 @@ async fn a_stream_replays_and_goes_on_live() {
 #[tokio::test]
 async fn a_cursor_gives_the_rest_once_and_the_header_is_stronger() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let id = web.enqueue("a").await;
     let mut hand = Hand::begin(&broker).await;
     for word in ["a", "b", "c"] {
@@ -80,7 +80,7 @@ async fn a_cursor_gives_the_rest_once_and_the_header_is_stronger() {
 #[tokio::test]
 async fn at_or_above_the_end_there_is_nothing() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let id = web.enqueue("a").await;
     let mut hand = Hand::begin(&broker).await;
     hand.done().await;
@@ -95,7 +95,7 @@ async fn at_or_above_the_end_there_is_nothing() {
 
 #[tokio::test]
 async fn a_cursor_that_is_none_is_refused() {
-    let web = Web::start(&embedded(), options()).await;
+    let web = Web::start(&embedded(), options());
     let id = web.enqueue("a").await;
     let path = format!("/v1/jobs/{id}/events");
     for garbage in
@@ -119,7 +119,7 @@ async fn a_cursor_that_is_none_is_refused() {
 #[tokio::test]
 async fn events_come_in_pages_as_json() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let id = web.enqueue("a").await;
     let mut hand = Hand::begin(&broker).await;
     hand.say("a").await;
@@ -165,7 +165,7 @@ async fn events_come_in_pages_as_json() {
 async fn an_open_stream_says_that_it_lives_as_often_as_configured() {
     let broker = embedded();
     let heartbeat = Duration::from_millis(100);
-    let web = Web::start(&broker, Options { heartbeat, ..options() }).await;
+    let web = Web::start(&broker, Options { heartbeat, ..options() });
     let id = web.enqueue("a").await;
     let began = std::time::Instant::now();
     let mut stream = web.events(&id, "").await;
@@ -175,8 +175,7 @@ async fn an_open_stream_says_that_it_lives_as_often_as_configured() {
     }
     let took = began.elapsed();
     assert!(took >= 3 * heartbeat && took < Duration::from_secs(10), "{took:?}");
-    let seldom =
-        Web::start(&broker, Options { heartbeat: Duration::from_secs(60), ..options() }).await;
+    let seldom = Web::start(&broker, Options { heartbeat: Duration::from_secs(60), ..options() });
     let mut stream = seldom.events(&id, "").await;
     let mut hand = Hand::begin(&broker).await;
     tokio::time::sleep(2 * heartbeat).await;
@@ -190,7 +189,7 @@ async fn an_open_stream_says_that_it_lives_as_often_as_configured() {
 async fn a_slow_reader_misses_nothing() {
     const SAID: usize = 400;
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let id = web.enqueue("a").await;
     let mut hand = Hand::begin(&broker).await;
     let mut stream = web.events(&id, "").await;

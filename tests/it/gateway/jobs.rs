@@ -21,7 +21,7 @@ fn line(question: &str) -> Value {
 #[tokio::test]
 async fn a_job_comes_in_three_shapes() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let envelope = json!({"request": chat("b"), "lane": "high", "labels": {"team": "x"}});
     let mut seen = Vec::new();
     for (body, lane, custom_id) in [
@@ -48,7 +48,7 @@ async fn a_job_comes_in_three_shapes() {
 
 #[tokio::test]
 async fn each_job_of_an_array_is_taken_or_refused_by_itself() {
-    let web = Web::start(&embedded(), options()).await;
+    let web = Web::start(&embedded(), options());
     let jobs =
         json!([chat("a"), {"model": "m"}, line("b"), 7, {"request": chat("c"), "tenant": "other"}]);
     let reply = web.post("/v1/jobs", &jobs).await;
@@ -73,7 +73,7 @@ async fn each_job_of_an_array_is_taken_or_refused_by_itself() {
 
 #[tokio::test]
 async fn the_same_key_gives_the_same_job_and_not_to_another_request() {
-    let web = Web::start(&embedded(), options()).await;
+    let web = Web::start(&embedded(), options());
     let keyed =
         |body: Value, key: &str| web.posted("/v1/jobs", &body).header("idempotency-key", key);
     let first = Reply::of(keyed(chat("a"), "k1")).await.json();
@@ -99,7 +99,7 @@ async fn the_same_key_gives_the_same_job_and_not_to_another_request() {
 
 #[tokio::test]
 async fn what_cannot_be_a_job_is_refused_in_words() {
-    let web = Web::start(&embedded(), Options { models: vec!["m".to_owned()], ..options() }).await;
+    let web = Web::start(&embedded(), Options { models: vec!["m".to_owned()], ..options() });
     let foreign = web.post("/v1/jobs", &json!({"request": chat("a"), "tenant": "other"})).await;
     assert!(foreign.refused(400, "invalid_parameter").contains("`other`"));
     let mut unknown = chat("a");
@@ -123,7 +123,7 @@ async fn what_cannot_be_a_job_is_refused_in_words() {
 async fn a_request_that_names_no_queue_goes_to_the_gateways_own() {
     let broker = embedded();
     let queue: QueueName = "web".parse().unwrap();
-    let web = Web::start(&broker, Options { queue: queue.clone(), ..options() }).await;
+    let web = Web::start(&broker, Options { queue: queue.clone(), ..options() });
     let id = web.enqueue("a").await;
     let hand = Hand::begin_at(&broker, queue).await;
     assert_eq!(hand.attempt.job.to_string(), id);
@@ -139,7 +139,7 @@ async fn a_request_that_names_no_queue_goes_to_the_gateways_own() {
 #[tokio::test]
 async fn the_newest_jobs_come_first_and_page_by_page() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let mut ids = Vec::new();
     for n in 0..5 {
         let body =
@@ -187,7 +187,7 @@ async fn the_newest_jobs_come_first_and_page_by_page() {
 #[tokio::test]
 async fn a_job_shows_what_it_has_said_so_far_and_whole_when_done() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let id = web.enqueue("a").await;
     let path = format!("/v1/jobs/{id}");
     let mut hand = Hand::begin(&broker).await;
@@ -224,7 +224,7 @@ async fn a_job_shows_what_it_has_said_so_far_and_whole_when_done() {
 #[tokio::test]
 async fn a_job_is_cancelled_wherever_it_is() {
     let broker = embedded();
-    let web = Web::start(&broker, options()).await;
+    let web = Web::start(&broker, options());
     let cancel = async |id: &str| {
         let reply = web.delete(&format!("/v1/jobs/{id}")).await;
         assert_eq!(reply.status, 200, "{}", reply.text);

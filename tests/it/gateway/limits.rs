@@ -27,7 +27,7 @@ fn limited(limits: Limits) -> Options {
 #[tokio::test]
 async fn a_body_above_the_limit_is_refused() {
     let max_body = 2000;
-    let web = Web::start(&embedded(), limited(Limits { max_body, ..Limits::default() })).await;
+    let web = Web::start(&embedded(), limited(Limits { max_body, ..Limits::default() }));
     let body = |bytes: usize| {
         let length = chat("").to_string().len();
         chat(&"x".repeat(bytes - length))
@@ -55,7 +55,7 @@ async fn a_job_above_the_brokers_limit_is_refused_as_too_large() {
     let listener = Listener::new(broker.clone(), Default::default());
     let producer = millstream::producer::Options { max_payload: 500, ..Default::default() };
     let gateway = Gateway::new(broker, listener.clone(), producer, options()).unwrap();
-    let web = Web::of(gateway, listener).await;
+    let web = Web::of(gateway, listener);
     for path in ["/v1/jobs", "/v1/chat/completions"] {
         web.post(path, &chat(&"x".repeat(600))).await.refused(413, "job_too_large");
     }
@@ -64,7 +64,7 @@ async fn a_job_above_the_brokers_limit_is_refused_as_too_large() {
 #[tokio::test]
 async fn headers_above_the_limit_are_refused() {
     let limits = Limits { max_header: 2048, ..Limits::default() };
-    let web = Web::start(&embedded(), limited(limits)).await;
+    let web = Web::start(&embedded(), limited(limits));
     let with =
         |bytes: usize| web.ask(Method::GET, "/healthz").header("x-filler", "x".repeat(bytes));
     assert_eq!(Reply::of(with(1500)).await.status, 200);
@@ -78,7 +78,7 @@ async fn headers_above_the_limit_are_refused() {
 #[tokio::test]
 async fn an_array_has_no_more_jobs_than_allowed() {
     let limits = Limits { max_bulk: 3, ..Limits::default() };
-    let web = Web::start(&embedded(), limited(limits)).await;
+    let web = Web::start(&embedded(), limited(limits));
     let jobs = |count: usize| json!(vec![chat("a"); count]);
     assert_eq!(web.post("/v1/jobs", &jobs(3)).await.json()["accepted"], 3);
     web.post("/v1/jobs", &jobs(4)).await.refused(400, "too_many_jobs");
@@ -87,7 +87,7 @@ async fn an_array_has_no_more_jobs_than_allowed() {
 
 #[tokio::test]
 async fn what_is_no_request_is_refused_in_the_one_shape() {
-    let web = Web::start(&embedded(), options()).await;
+    let web = Web::start(&embedded(), options());
     for kind in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""] {
         for path in ["/v1/jobs", "/v1/chat/completions"] {
             let request = web.ask(Method::POST, path).header("content-type", kind);
@@ -184,7 +184,7 @@ async fn connected(server: &Server) -> millstream::broker::Shared {
 #[tokio::test]
 async fn a_minutes_requests_may_come_at_once() {
     let limits = Limits { requests_per_minute: 5, ..Limits::default() };
-    let web = Web::start(&embedded(), limited(limits)).await;
+    let web = Web::start(&embedded(), limited(limits));
     for _ in 0..5 {
         assert_eq!(web.get("/v1/jobs").await.status, 200);
     }
@@ -200,7 +200,7 @@ async fn no_more_streams_are_open_than_allowed() {
         (Limits { max_streams_per_tenant: 2, ..Limits::default() }, "your tenant has 2"),
     ] {
         let broker = embedded();
-        let web = Web::start(&broker, limited(limits)).await;
+        let web = Web::start(&broker, limited(limits));
         let id = web.enqueue("a").await;
         let first = web.events(&id, "").await;
         let request = web.posted("/v1/chat/completions", &chat("b"));
@@ -234,7 +234,7 @@ async fn no_more_streams_are_open_than_allowed() {
 #[tokio::test]
 async fn no_more_connections_are_served_than_allowed() {
     let limits = Limits { max_connections: 2, ..Limits::default() };
-    let web = Web::start(&embedded(), limited(limits)).await;
+    let web = Web::start(&embedded(), limited(limits));
     let port = web.port();
     let connect = move || {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -258,11 +258,10 @@ async fn no_more_connections_are_served_than_allowed() {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let third = connect();
-            let mut bytes = [0; 1];
-            third.set_nonblocking(true).unwrap();
-            std::thread::sleep(Duration::from_millis(50));
-            if (&third).read(&mut bytes).is_err() {
-                third.set_nonblocking(false).unwrap();
+            // One that is refused hears so at once; one that is served is waited for.
+            third.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            if (&third).read(&mut [0; 1]).is_err() {
+                third.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
                 answers.push(ask(&third));
                 return answers;
             }
@@ -286,7 +285,7 @@ async fn no_more_connections_are_served_than_allowed() {
 async fn a_completion_that_takes_too_long_names_its_job() {
     let broker = embedded();
     let answer_timeout = Duration::from_millis(200);
-    let web = Web::start(&broker, limited(Limits { answer_timeout, ..Limits::default() })).await;
+    let web = Web::start(&broker, limited(Limits { answer_timeout, ..Limits::default() }));
     let began = Instant::now();
     let reply = web.post("/v1/chat/completions", &chat("a")).await;
     assert!((200..5000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());

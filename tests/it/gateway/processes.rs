@@ -73,9 +73,9 @@ async fn a_gateway_listens_on_the_port_of_the_platform_and_lets_created_keys_in(
     let twice = run(MILLSTREAM, &["keys", "create", "web"], &env);
     assert_eq!((twice.code, twice.out.as_str()), (Some(2), ""), "{}", twice.err);
     // Its jobs are those that everybody sees, and SIGTERM ends it in order.
-    let post = client().post(format!("{url}/v1/jobs")).bearer_auth(&first);
-    let post = post.header("content-type", "application/json").body(chat("a").to_string());
-    let id = Reply::of(post).await.json()["id"].as_str().unwrap().to_owned();
+    let request = client().post(format!("{url}/v1/jobs")).bearer_auth(&first);
+    let request = request.header("content-type", "application/json").body(chat("a").to_string());
+    let id = Reply::of(request).await.json()["id"].as_str().unwrap().to_owned();
     let shown = run(MILLSTREAM, &["jobs", "show", &id], &env);
     assert!(shown.code == Some(0) && shown.out.contains("acme"), "{} {}", shown.out, shown.err);
     let events = client().get(format!("{url}/v1/jobs/{id}/events")).bearer_auth(&first);

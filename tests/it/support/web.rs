@@ -44,29 +44,26 @@ pub struct Web {
     pub client: Client,
     /// Its listener.
     pub listener: Listener,
-    /// What [`Gateway::closing`] gives.
-    pub closing: CancellationToken,
     /// What SIGTERM does.
     pub stop: CancellationToken,
     task: JoinHandle<Stopped>,
 }
 
 impl Web {
-    pub async fn start(broker: &Shared, options: Options) -> Self {
+    pub fn start(broker: &Shared, options: Options) -> Self {
         let listener = Listener::new(broker.clone(), Default::default());
         let gateway =
             Gateway::new(broker.clone(), listener.clone(), Default::default(), options).unwrap();
-        Self::of(gateway, listener).await
+        Self::of(gateway, listener)
     }
 
     /// A gateway that somebody has made.
-    pub async fn of(gateway: Gateway, listener: Listener) -> Self {
-        let closing = gateway.closing();
+    pub fn of(gateway: Gateway, listener: Listener) -> Self {
         let bound = gateway.bind().unwrap();
         let url = format!("http://{}", bound.addr());
         let stop = CancellationToken::new();
         let task = tokio::spawn(bound.run(stop.clone()));
-        Self { url, client: client(), listener, closing, stop, task }
+        Self { url, client: client(), listener, stop, task }
     }
 
     /// Its port.
@@ -237,7 +234,6 @@ impl Block {
 
 /// A stream under way.
 pub struct Sse {
-    pub status: StatusCode,
     pub headers: HeaderMap,
     body: futures_util::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
     text: String,
@@ -247,9 +243,9 @@ impl Sse {
     pub async fn open(request: RequestBuilder) -> Self {
         let response = soon(request.send()).await.unwrap();
         assert_eq!(response.status(), 200, "{:?}", response.headers());
-        let (status, headers) = (response.status(), response.headers().clone());
+        let headers = response.headers().clone();
         assert_eq!(headers["content-type"], "text/event-stream");
-        Self { status, headers, body: response.bytes_stream().boxed(), text: String::new() }
+        Self { headers, body: response.bytes_stream().boxed(), text: String::new() }
     }
 
     /// The next block, be it a comment; `None` at the end.
@@ -257,7 +253,7 @@ impl Sse {
         loop {
             if let Some((block, rest)) = self.text.split_once("\n\n") {
                 let block = Block::parse(block);
-                self.text = rest.to_owned();
+                self.text = rest.into();
                 return Some(block);
             }
             match soon(self.body.next()).await {

@@ -50,8 +50,8 @@ if ! (cd tests/web && npm ls >/dev/null 2>&1); then
 fi
 
 # A venv does not survive being moved: its programs name their interpreter by its whole path.
-if ! target/venv/bin/honcho version >/dev/null 2>&1 || ! target/venv/bin/python -c 'import redis' 2>/dev/null; then
-    echo "setup: installing honcho and redis-py into target/venv" >&2
+if ! target/venv/bin/honcho version >/dev/null 2>&1 || ! cmp -s tests/requirements.txt target/venv/requirements.txt; then
+    echo "setup: installing tests/requirements.txt into target/venv" >&2
     mkdir -p target
     rm -rf target/venv
     # Debian keeps what venv needs in a package of its own.
@@ -61,5 +61,7 @@ if ! target/venv/bin/honcho version >/dev/null 2>&1 || ! target/venv/bin/python 
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null
         python3 -m venv target/venv
     fi
-    target/venv/bin/pip install --quiet --disable-pip-version-check 'honcho==2.0.0' 'redis>=5,<8'
+    target/venv/bin/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+    # Written last: what broke off is begun again.
+    cp tests/requirements.txt target/venv/requirements.txt
 fi

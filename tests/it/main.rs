@@ -49,6 +49,7 @@ mod programs;
 mod readme;
 mod redis_loss;
 mod rolling;
+mod sdk;
 mod soak;
 mod support;
 mod takeover;

@@ -63,11 +63,12 @@ pub struct Caller {
     #[schema(value_type = String)]
     pub(super) tenant: Tenant,
     /// The key's ID; `null` where keys are not asked for.
+    #[schema(required)]
     pub(super) key: Option<String>,
     /// What they may do.
     pub(super) rights: Vec<Right>,
     /// When the key expires, in milliseconds since the epoch.
-    #[schema(value_type = Option<u64>)]
+    #[schema(value_type = Option<u64>, required)]
     pub(super) expires_at: Option<Timestamp>,
     /// The key's hash: another key of the same ID is another caller.
     #[serde(skip)]

@@ -1,11 +1,14 @@
 //! The router, and its description at `/openapi.json`, made from the same handlers.
 
+mod common;
+
 use std::{any::Any, sync::Arc};
 
 use axum::{
-    Json, Router,
+    Extension, Router,
+    body::Bytes,
     extract::{Request, State},
-    http::{HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -14,76 +17,76 @@ use tower_http::{
     catch_panic::CatchPanicLayer,
     cors::{AllowHeaders, AllowOrigin, CorsLayer},
 };
-use utoipa::{
-    Modify, OpenApi,
-    openapi::{
-        Content, OpenApi as Document, Ref, RefOr, ResponseBuilder,
-        security::{Http, HttpAuthScheme, SecurityScheme},
-    },
-};
+use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use self::common::Common;
 use super::{
     app::App,
+    auth::Known,
     console,
     error::{ErrorBody, JOB_HEADER, Refusal, SHOULD_RETRY},
-    events, health, jobs, models, openai, queues, ws,
+    events, health, jobs, models, openai, queues, schemas, ws,
 };
 
 /// Names a request in the log and in what clients report.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Status, and when it is met.
-const ERRORS: [(&str, &str); 12] = [
-    ("400", "The request cannot be understood, or a value is not allowed"),
-    ("401", "No valid API key"),
-    ("403", "The key lacks the right, or the host is not this machine's"),
-    ("404", "There is no such job, model or route"),
-    ("405", "Not with this method"),
-    ("408", "The body did not arrive in time"),
-    ("413", "The body or the job is too large"),
-    ("415", "The body is not JSON"),
-    ("429", "Too many requests, streams or waiting jobs; see Retry-After"),
-    ("431", "The headers are too large"),
-    ("500", "A fault of the gateway"),
-    ("503", "The broker cannot be reached, or the gateway is closing; see Retry-After"),
-];
-
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Millstream", description = "An LLM job queue: durable jobs, answers that can be resumed."),
-    components(schemas(ErrorBody)),
+    info(title = "Millstream", description = "An LLM job queue: durable jobs, answers that can be resumed.\n\n\
+        Every error is `{\"error\": {\"message\", \"type\", \"param\", \"code\"}}`. Each path answers 405 with \
+        `Allow` to methods that it does not have, and HEAD where it has GET; any other path answers 404. \
+        docs/HTTP.md tells the rest, the frames of WebSockets among it."),
+    tags(
+        (name = "jobs", description = "Jobs and their events"),
+        (name = "openai", description = "What OpenAI's clients ask for"),
+        (name = "operation", description = "For whoever runs it")),
+    paths(socket, description),
+    components(schemas(ErrorBody, schemas::StateName)),
     modifiers(&Common),
-    security(("key" = []))
+    security(("key" = []), ("header" = []))
 )]
 struct Description;
 
-/// What all routes have in common.
-struct Common;
-
-impl Modify for Common {
-    fn modify(&self, document: &mut Document) {
-        let key = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
-        document.components.get_or_insert_default().add_security_scheme("key", key);
-    }
+/// This description
+#[utoipa::path(get, path = "/openapi.json", operation_id = "describe", tag = "operation", security(()),
+    responses((status = 200, description = "OpenAPI 3.2", body = serde_json::Map<String, serde_json::Value>)))]
+async fn description(Extension(document): Extension<Document>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], document.0).into_response()
 }
 
-/// Adds the errors that every route may answer with.
-fn with_errors(document: &mut Document) {
-    for item in document.paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.post, &mut item.delete]
-            .into_iter()
-            .filter_map(Option::as_mut);
-        for operation in operations {
-            for (status, text) in ERRORS {
-                let body = Content::new(Some(RefOr::Ref(Ref::from_schema_name("ErrorBody"))));
-                let response = ResponseBuilder::new().description(text);
-                let response = response.content("application/json", body).build();
-                operation.responses.responses.entry(status.to_owned()).or_insert(response.into());
-            }
-        }
-    }
+/// A WebSocket that follows many jobs
+///
+/// Frames are JSON text. You send `{"id", "op", …}` with `op` `enqueue`, `subscribe`, `unsubscribe` or `cancel`, and
+/// are answered `{"id", "ok"}` or `{"id", "error"}`; events come as `{"job", "event", "event_id", "data"}`, and
+/// `{"job", "end": true}` behind the last. A key can also be named by the subprotocol `bearer.KEY`. docs/HTTP.md
+/// tells frames and close codes.
+#[utoipa::path(get, path = "/v1/ws", operation_id = "open_socket", tag = "jobs",
+    params(
+        ("Upgrade" = String, Header, pattern = "^websocket$", description = "`websocket`"),
+        ("Connection" = String, Header, pattern = "^Upgrade$", description = "`Upgrade`"),
+        ("Sec-WebSocket-Version" = String, Header, pattern = "^13$", description = "`13`"),
+        ("Sec-WebSocket-Key" = String, Header, description = "16 random bytes in base64"),
+        ("Sec-WebSocket-Protocol" = Option<String>, Header, nullable = false,
+            description = "`millstream`, and `bearer.KEY` where no other header can be set"),
+        ("Origin" = Option<String>, Header, nullable = false,
+            description = "The page's; it is this host or one of gateway.cors_origins")),
+    responses(
+        (status = 101, description = "The connection is a WebSocket from here on"),
+        (status = 426, description = "The connection cannot be upgraded", body = ErrorBody)))]
+async fn socket(
+    app: State<Arc<App>>,
+    known: Known,
+    headers: HeaderMap,
+    upgrade: ws::Upgrade,
+) -> Result<Response, Refusal> {
+    ws::upgrade(app, known, headers, upgrade).await
 }
+
+/// The description as JSON.
+#[derive(Clone)]
+struct Document(Bytes);
 
 /// Every route.
 pub(super) fn router(app: &Arc<App>, tasks: Arc<impl Send + Sync + 'static>) -> Router {
@@ -101,17 +104,13 @@ pub(super) fn router(app: &Arc<App>, tasks: Arc<impl Send + Sync + 'static>) -> 
         .routes(routes!(health::whoami))
         .routes(routes!(health::metrics))
         .split_for_parts();
-    with_errors(&mut document);
-    let document = Arc::new(document);
-    let description = async move || {
-        // The router keeps the gateway's tasks alive.
-        let _ = &tasks;
-        Json(document.as_ref().clone()).into_response()
-    };
+    common::complete(&mut document);
+    let document = Document(serde_json::to_vec(&document).unwrap_or_default().into());
     let panicked = Arc::clone(app);
     let router = router
-        .route("/openapi.json", get(description))
-        .route("/v1/ws", get(ws::upgrade))
+        // The router keeps the gateway's tasks alive.
+        .route("/openapi.json", get(description).layer(Extension(document)).layer(Extension(tasks)))
+        .route("/v1/ws", get(socket))
         .merge(console::router())
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)

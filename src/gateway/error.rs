@@ -38,15 +38,20 @@ pub(super) struct ErrorBody {
 
 /// What went wrong, as `OpenAI`'s clients read it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-#[schema(as = Error)]
+#[schema(as = Error, example = json!({
+    "message": "limit is 0; allowed: 1 to 100", "type": "invalid_request_error", "param": "limit",
+    "code": "invalid_parameter"
+}))]
 pub(super) struct ErrorObject {
     /// What was met, what is allowed, what to do.
     pub(super) message: String,
     /// The kind: `invalid_request_error`, `authentication_error`, `permission_error`,
     /// `rate_limit_error` or `server_error`.
     #[serde(rename = "type")]
+    #[schema(pattern = "_error$")]
     pub(super) kind: &'static str,
     /// The field or parameter at fault, where it is one.
+    #[schema(required)]
     pub(super) param: Option<String>,
     /// A name that does not change.
     pub(super) code: Cow<'static, str>,

@@ -17,7 +17,7 @@ use super::{
     app::App,
     error::{JOB_HEADER, Refusal},
     params::{JobAt, JobReader, Params},
-    sse,
+    schemas, sse,
 };
 use crate::{
     event::{Event, EventId},
@@ -33,12 +33,13 @@ const MOST: usize = 1000;
 #[into_params(parameter_in = Query)]
 pub(super) struct From {
     /// The last event that was seen, `FENCE-SEQ`; the header Last-Event-ID is the stronger one.
-    #[param(pattern = "^[0-9]{1,19}-[0-9]{1,19}$")]
+    #[param(pattern = "^([0-9]{1,19}-[0-9]{1,19})?$", nullable = false)]
     after: Option<String>,
     /// Most events of a page.
-    #[param(minimum = 1, maximum = 1000, default = 100)]
+    #[param(minimum = 1, maximum = 1000, default = 100, nullable = false)]
     limit: Option<usize>,
     /// A browser token, instead of an API key.
+    #[param(ignore)]
     #[allow(
         dead_code,
         reason = "read by `JobReader`; named here because unknown parameters are refused"
@@ -56,7 +57,7 @@ pub(super) struct Page {
     /// Whether the log holds more by now.
     has_more: bool,
     /// What to ask for as `after` to go on.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, required)]
     next_after: Option<EventId>,
     /// Whether nothing will follow.
     over: bool,
@@ -69,20 +70,21 @@ pub(super) struct Page {
 struct EventView {
     /// `FENCE-SEQ`.
     id: String,
-    /// `started`, `delta`, `retrying`, `done`, `failed`, `cancelled` or `requeued`.
-    event: String,
+    event: schemas::EventName,
     /// Depends on the event; see docs/HTTP.md.
-    data: Value,
+    data: serde_json::Map<String, Value>,
 }
 
 /// A job's events: a stream, or a page
 ///
 /// With `Accept: application/json` a page of what is there; otherwise server-sent events, replayed from the
 /// cursor and then live, that end after the terminal event. 204 when nothing is left.
-#[utoipa::path(get, path = "/v1/jobs/{id}/events", tag = "jobs",
-    params(JobAt, From, ("Last-Event-ID" = Option<String>, Header, description = "The last event that was seen")),
-    responses((status = 200, content(
-        (String = "text/event-stream"), (Page = "application/json"))),
+#[utoipa::path(get, path = "/v1/jobs/{id}/events", operation_id = "job_events", tag = "jobs",
+    security(("key" = []), ("header" = []), ("token" = [])),
+    params(JobAt, From, ("Last-Event-ID" = Option<String>, Header, nullable = false,
+        pattern = "^([0-9]{1,19}-[0-9]{1,19})?$", description = "The last event that was seen")),
+    responses((status = 200, description = "The events behind the cursor", content(
+        (schemas::EventBlock = "text/event-stream"), (Page = "application/json"))),
         (status = 204, description = "The job is over, and the cursor at its end")))]
 pub(super) async fn events(
     State(app): State<Arc<App>>,
@@ -94,11 +96,11 @@ pub(super) async fn events(
     let accept =
         headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let named = [(JOB_HEADER, id.to_string())];
+    let limit = from.limit.unwrap_or(100);
+    if !(1..=MOST).contains(&limit) {
+        return Err(Refusal::param("limit", format!("limit is {limit}; allowed: 1 to {MOST}")));
+    }
     if accept.contains("application/json") && !accept.contains("text/event-stream") {
-        let limit = from.limit.unwrap_or(100);
-        if !(1..=MOST).contains(&limit) {
-            return Err(Refusal::param("limit", format!("limit is {limit}; allowed: 1 to {MOST}")));
-        }
         return Ok((named, Reply(page(&app, &tenant, id, after, limit).await?)).into_response());
     }
     let slot = app.slots.take(&tenant)?;
@@ -117,20 +119,20 @@ pub(super) async fn events(
 
 /// The header before the query: an `EventSource` keeps its address and moves its header on.
 fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<EventId, Refusal> {
-    let header = headers.get("last-event-id").filter(|value| !value.is_empty());
-    let header = header.map(|value| (value.to_str(), "Last-Event-ID"));
-    let (text, name) = match header {
-        Some((Ok(text), name)) => (text, name),
-        Some((Err(_), name)) => {
-            return Err(Refusal::param(name, "Last-Event-ID is not ASCII text"));
-        }
-        None => (after.unwrap_or_default(), "after"),
+    let read = |name: &str, text: &str| match text {
+        "" => Ok(EventId::START),
+        text => text
+            .parse()
+            .map_err(|error: crate::event::EventIdError| Refusal::param(name, error.to_string())),
     };
-    if text.is_empty() {
-        return Ok(EventId::START);
-    }
-    text.parse()
-        .map_err(|error: crate::event::EventIdError| Refusal::param(name, error.to_string()))
+    let after = read("after", after.unwrap_or_default())?;
+    let name = "Last-Event-ID";
+    let Some(header) = headers.get(name).filter(|header| !header.is_empty()) else {
+        return Ok(after);
+    };
+    let text =
+        header.to_str().map_err(|_| Refusal::param(name, "Last-Event-ID is not ASCII text"))?;
+    read(name, text)
 }
 
 async fn page(

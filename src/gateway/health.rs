@@ -39,7 +39,7 @@ const fn health(status: &'static str) -> Health {
 
 /// Whether the process lives
 #[utoipa::path(get, path = "/healthz", tag = "operation", security(()),
-    responses((status = 200, body = Health), (status = 304, description = "As the ETag says")))]
+    responses((status = 200, description = "It lives", body = Health), (status = 304, description = "As the ETag says")))]
 pub(super) async fn healthz(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
@@ -50,7 +50,7 @@ pub(super) async fn healthz(
 
 /// Whether requests would be served now: the broker answers, and the gateway is not closing
 #[utoipa::path(get, path = "/readyz", tag = "operation", security(()),
-    responses((status = 200, body = Health)))]
+    responses((status = 200, description = "It is ready", body = Health)))]
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Response, Refusal> {
     if app.closing.is_cancelled() {
         let text = "the gateway is closing; ask another one";
@@ -80,7 +80,7 @@ impl FromRequestParts<Arc<App>> for Identified {
 
 /// Who you are
 #[utoipa::path(get, path = "/whoami", tag = "operation",
-    responses((status = 200, body = Caller), (status = 304, description = "As the ETag says")))]
+    responses((status = 200, description = "Whose key it is", body = Caller), (status = 304, description = "As the ETag says")))]
 pub(super) async fn whoami(
     State(app): State<Arc<App>>,
     Identified(caller): Identified,
@@ -93,7 +93,7 @@ pub(super) async fn whoami(
 
 /// What was counted, in the text format of Prometheus; needs the right `admin`
 #[utoipa::path(get, path = "/metrics", tag = "operation",
-    responses((status = 200, body = String, content_type = "text/plain")))]
+    responses((status = 200, description = "The counters", body = String, content_type = "text/plain")))]
 pub(super) async fn metrics(
     State(app): State<Arc<App>>,
     Identified(caller): Identified,

@@ -10,7 +10,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
@@ -28,7 +28,7 @@ use crate::{
     admin::Cancelled,
     broker::{Receipt, Record, Submission, Topic},
     event::{Body, EventId},
-    job::{Job, JobId, QueueName, Tenant, Timestamp},
+    job::{ChatRequest, Job, JobId, QueueName, Tenant, Timestamp},
     state::State as JobState,
 };
 
@@ -54,8 +54,10 @@ struct Item {
     /// Its place in the request, from 0.
     index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     job: Option<view::Accepted>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     error: Option<ErrorObject>,
 }
 
@@ -63,11 +65,21 @@ struct Item {
 ///
 /// A job is a chat request, an envelope around one (`{"request": …, "queue": …, "lane": …}`), or a line of
 /// an `OpenAI` Batch file. Of an array each job is taken or refused by itself.
-#[utoipa::path(post, path = "/v1/jobs", tag = "jobs",
-    params(("Idempotency-Key" = Option<String>, Header, max_length = 256,
+#[utoipa::path(post, path = "/v1/jobs", operation_id = "enqueue", tag = "jobs",
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 256, nullable = false,
         description = "The same key gives the same job; of an array, each job names its own")),
     request_body(content = schemas::Submitted, content_type = "application/json"),
-    responses((status = 202, body = view::Accepted), (status = 200, body = Bulk)))]
+    responses(
+        (status = 202, description = "One job was taken", body = view::Accepted,
+            headers(("location" = String, description = "The job")),
+            links(
+                ("show" = (operation_id = "show_job", parameters(("id" = "$response.body#/id")))),
+                ("events" = (operation_id = "job_events", parameters(("id" = "$response.body#/id")))),
+                ("cancel" = (operation_id = "cancel_job", parameters(("id" = "$response.body#/id")))),
+                ("token" = (operation_id = "job_token", parameters(("id" = "$response.body#/id")))))),
+        (status = 200, description = "Of an array: what became of each job", body = Bulk),
+        (status = 404, description = "There is no such model", body = super::error::ErrorBody),
+        (status = 409, description = "The idempotency key belongs to another request", body = super::error::ErrorBody)))]
 pub(super) async fn enqueue(
     State(app): State<Arc<App>>,
     Known(caller): Known,
@@ -136,12 +148,38 @@ pub(super) fn checked(app: &App, tenant: &Tenant, mut job: Job) -> Result<Submis
     if job.queue == QueueName::default() {
         job.queue = app.options.queue.clone();
     }
+    sound(&job.request)?;
     let (model, models) = (job.request.model(), &app.options.models);
     if !models.is_empty() && !models.contains(&model) {
         let text = format!("there is no model `{model}`; GET /v1/models lists those there are");
         return Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", text).at("model"));
     }
     Ok(app.producer.check(job, Timestamp::now())?)
+}
+
+/// Refuses what no model takes, before it costs anything: messages that nobody says, `stream` that is no flag.
+fn sound(request: &ChatRequest) -> Result<(), Refusal> {
+    #[derive(Deserialize)]
+    struct Message {
+        #[serde(rename = "role")]
+        _role: String,
+    }
+    if request.get::<Vec<Message>>("messages").is_none() {
+        let text = "messages holds something else than objects with a `role`, which is text";
+        return Err(Refusal::param("messages", text));
+    }
+    flag(request, "stream").map(drop)
+}
+
+/// A field that is true, false, null or not there.
+pub(super) fn flag(request: &ChatRequest, name: &str) -> Result<bool, Refusal> {
+    match request.get::<serde_json::Value>(name) {
+        None | Some(serde_json::Value::Null) => Ok(false),
+        Some(serde_json::Value::Bool(flag)) => Ok(flag),
+        Some(other) => {
+            Err(Refusal::param(name, format!("{name} is {other}; allowed: true or false")))
+        }
+    }
 }
 
 /// Enqueues a job and notes it among its tenant's.
@@ -209,9 +247,9 @@ async fn many(app: &App, tenant: &Tenant, body: &[u8]) -> Result<Bulk, Refusal> 
 }
 
 /// Where a job stands, and what it has said so far
-#[utoipa::path(get, path = "/v1/jobs/{id}", tag = "jobs",
-    params(JobAt, ("token" = Option<String>, Query, description = "A browser token, instead of an API key")),
-    responses((status = 200, body = view::Job), (status = 304, description = "As the ETag says")))]
+#[utoipa::path(get, path = "/v1/jobs/{id}", operation_id = "show_job", tag = "jobs", params(JobAt),
+    security(("key" = []), ("header" = []), ("token" = [])),
+    responses((status = 200, description = "The job", body = view::WholeJob), (status = 304, description = "As the ETag says")))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     JobReader { id, tenant }: JobReader,
@@ -253,7 +291,7 @@ async fn look(app: &App, tenant: &Tenant, id: JobId) -> Result<Answer, Refusal> 
         }
     }
     let over = record.state.is_terminal();
-    let job = view::Job::whole(record, &answer, done.as_ref());
+    let job = view::WholeJob::new(record, &answer, done.as_ref());
     Ok(if over { Answer::guarded(&job, lifetime, guard) } else { Answer::passing(&job) })
 }
 
@@ -267,15 +305,15 @@ pub(super) struct Cancellation {
     /// `cancelled`; `asked`: it runs, and ends as cancelled in a moment; `over`: it had ended before.
     outcome: &'static str,
     /// The state that it is in, or is about to be in.
-    #[schema(value_type = String)]
+    #[schema(value_type = schemas::StateName)]
     state: JobState,
 }
 
 /// Cancel a job
 ///
 /// Wherever it is: waiting, parked or running. What it has said by then stays readable.
-#[utoipa::path(delete, path = "/v1/jobs/{id}", tag = "jobs", params(JobAt),
-    responses((status = 200, body = Cancellation)))]
+#[utoipa::path(delete, path = "/v1/jobs/{id}", operation_id = "cancel_job", tag = "jobs", params(JobAt),
+    responses((status = 200, description = "What became of the wish", body = Cancellation)))]
 pub(super) async fn cancel(
     State(app): State<Arc<App>>,
     Known(caller): Known,
@@ -318,8 +356,8 @@ pub(super) struct Token {
 }
 
 /// A browser token: reads this one job, for a short while, without the API key
-#[utoipa::path(post, path = "/v1/jobs/{id}/token", tag = "jobs", params(JobAt),
-    responses((status = 200, body = Token)))]
+#[utoipa::path(post, path = "/v1/jobs/{id}/token", operation_id = "job_token", tag = "jobs", params(JobAt),
+    responses((status = 200, description = "The token", body = Token)))]
 pub(super) async fn token(
     State(app): State<Arc<App>>,
     Known(caller): Known,

@@ -63,8 +63,8 @@ async fn names(app: &App) -> Result<Vec<String>, Refusal> {
 ///
 /// Those that are configured; otherwise those that the gateway's own upstream tells. Where that list is empty,
 /// every name is accepted, and the upstream of the workers decides.
-#[utoipa::path(get, path = "/v1/models", tag = "openai",
-    responses((status = 200, body = Models), (status = 304, description = "As the ETag says")))]
+#[utoipa::path(get, path = "/v1/models", operation_id = "list_models", tag = "openai",
+    responses((status = 200, description = "The models", body = Models), (status = 304, description = "As the ETag says")))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Known(caller): Known,
@@ -79,9 +79,9 @@ pub(super) async fn list(
 }
 
 /// One model
-#[utoipa::path(get, path = "/v1/models/{model}", tag = "openai",
+#[utoipa::path(get, path = "/v1/models/{model}", operation_id = "show_model", tag = "openai",
     params(("model" = String, Path, description = "The model's name")),
-    responses((status = 200, body = Model)))]
+    responses((status = 200, description = "The model", body = Model)))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     Known(caller): Known,

@@ -84,15 +84,15 @@ fn refused(failure: &Failure) -> Refusal {
 /// As `OpenAI`'s: fields that are not known here go to the model as they are. The answer is that of a job, named
 /// by the header `x-millstream-job`. A client that goes away cancels it, unless the request has an idempotency
 /// key or the gateway is configured otherwise.
-#[utoipa::path(post, path = "/v1/chat/completions", tag = "openai",
-    params(("Idempotency-Key" = Option<String>, Header, max_length = 256,
+#[utoipa::path(post, path = "/v1/chat/completions", operation_id = "complete_chat", tag = "openai",
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 256, nullable = false,
         description = "The same key gives the same answer")),
     request_body(content = schemas::ChatRequest, content_type = "application/json"),
     responses(
         (status = 200, description = "A `chat.completion`, or chunks of one with `\"stream\": true`", content(
-            (schemas::Completion = "application/json"), (String = "text/event-stream"))),
+            (schemas::Completion = "application/json"), (schemas::ChunkBlock = "text/event-stream"))),
+        (status = "4XX", description = "The model's endpoint refuses the request, with this status", body = super::error::ErrorBody),
         (status = 409, description = "The key belongs to another request, or the job was cancelled", body = super::error::ErrorBody),
-        (status = 422, description = "The model refuses the request", body = super::error::ErrorBody),
         (status = 502, description = "The model failed, as often as it was tried", body = super::error::ErrorBody),
         (status = 504, description = "The model, or a worker for it, took too long", body = super::error::ErrorBody)))]
 pub(super) async fn complete(
@@ -103,7 +103,7 @@ pub(super) async fn complete(
 ) -> Result<Response, Refusal> {
     caller.needs(Right::Enqueue)?;
     let request = read(&body)?;
-    let stream = flag(&request, "stream")?;
+    let stream = jobs::flag(&request, "stream")?;
     let mut key = jobs::idempotency_key(&headers)?;
     if key.is_none() && !app.options.dedupe.is_zero() {
         key = Some(repeat::key(&app, &caller, &request).await?);
@@ -172,17 +172,6 @@ fn read(body: &[u8]) -> Result<ChatRequest, Refusal> {
         }
     })?;
     Ok(request)
-}
-
-/// A field that is true, false, null or not there.
-fn flag(request: &ChatRequest, name: &str) -> Result<bool, Refusal> {
-    match request.get::<serde_json::Value>(name) {
-        None | Some(serde_json::Value::Null) => Ok(false),
-        Some(serde_json::Value::Bool(flag)) => Ok(flag),
-        Some(other) => {
-            Err(Refusal::param(name, format!("{name} is {other}; allowed: true or false")))
-        }
-    }
 }
 
 fn includes_usage(request: &ChatRequest) -> bool {

@@ -42,13 +42,13 @@ struct Depth {
 #[into_params(parameter_in = Query)]
 pub(super) struct Queue {
     /// Another queue than the gateway's own.
-    #[param(value_type = Option<String>, pattern = "^[A-Za-z0-9._-]{1,64}$")]
+    #[param(value_type = Option<String>, pattern = "^[A-Za-z0-9_.@-]{1,64}$", nullable = false)]
     queue: Option<QueueName>,
 }
 
 /// How much waits, runs, is parked and is dead; needs the right `admin`
-#[utoipa::path(get, path = "/v1/queues", tag = "operation", params(Queue),
-    responses((status = 200, body = Queues)))]
+#[utoipa::path(get, path = "/v1/queues", operation_id = "list_queues", tag = "operation", params(Queue),
+    responses((status = 200, description = "Of one queue", body = Queues)))]
 pub(super) async fn queues(
     State(app): State<Arc<App>>,
     Known(caller): Known,

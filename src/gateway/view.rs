@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::openai::assemble::Assembly;
+use super::{openai::assemble::Assembly, schemas};
 use crate::{
     broker::{Receipt, Record},
     error::Failure,
@@ -22,7 +22,7 @@ pub(super) struct Accepted {
     /// `job`.
     pub(super) object: &'static str,
     /// `waiting`, or `parked` until its time.
-    #[schema(value_type = String)]
+    #[schema(value_type = schemas::StateName)]
     pub(super) state: State,
     /// Whether it was there already, under the same idempotency key; then the state is that of a new one.
     pub(super) duplicate: bool,
@@ -35,22 +35,23 @@ impl From<&Receipt> for Accepted {
     }
 }
 
-/// Where a job stands.
+/// Where a job stands. Times are milliseconds since the epoch.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Job {
     #[schema(value_type = String, format = "uuid")]
     id: JobId,
     /// `job`.
     object: &'static str,
-    /// `waiting`, `parked`, `running`, `done`, `failed` or `cancelled`.
-    #[schema(value_type = String)]
+    #[schema(value_type = schemas::StateName)]
     state: State,
+    /// `null` where the record does not tell: it was added by a plain XADD and has not begun.
+    #[schema(required)]
     queue: Option<String>,
-    /// `high`, `normal` or `low`.
-    #[schema(value_type = String)]
+    #[schema(value_type = schemas::LaneName)]
     lane: Lane,
     model: String,
-    /// The caller's own name for it.
+    /// Your own name for it.
+    #[schema(required)]
     custom_id: Option<String>,
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
     labels: Value,
@@ -63,44 +64,47 @@ pub(super) struct Job {
     /// Which run of the job it is, from 1.
     run: u32,
     /// The worker of the last attempt.
+    #[schema(required)]
     worker: Option<String>,
-    /// Times are milliseconds since the epoch.
     #[schema(value_type = u64)]
     enqueued_at: Timestamp,
     /// When it may begin, until it does.
-    #[schema(value_type = Option<u64>)]
+    #[schema(value_type = Option<u64>, required)]
     due: Option<Timestamp>,
-    #[schema(value_type = Option<u64>)]
+    #[schema(value_type = Option<u64>, required)]
     began_at: Option<Timestamp>,
-    #[schema(value_type = Option<u64>)]
+    #[schema(value_type = Option<u64>, required)]
     ended_at: Option<Timestamp>,
     /// Whether it is to be cancelled while it runs.
     cancelling: bool,
+    #[schema(required)]
     finish_reason: Option<String>,
-    #[schema(value_type = Option<Object>)]
+    /// As the model counted.
+    #[schema(value_type = Option<serde_json::Map<String, Value>>, required)]
     usage: Option<Value>,
     /// Why the last attempt that failed did so.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<schemas::FailureView>, required)]
     error: Option<Failure>,
-    #[serde(flatten)]
-    #[schema(inline)]
-    answer: Option<Answer>,
 }
 
-/// What the last attempt has said so far.
+/// Where a job stands, and what its last attempt has said so far.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Answer {
+pub(super) struct WholeJob {
+    #[serde(flatten)]
+    job: Job,
     /// The first choice's text.
     text: String,
     /// Every choice, as in a chat completion.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<schemas::Choice>)]
     choices: Vec<Value>,
     /// Where to go on reading.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, required, pattern = "^[0-9]+-[0-9]+$")]
     last_event_id: Option<EventId>,
     /// Time from begin to the first delta, in milliseconds, once it is over.
+    #[schema(required)]
     ttft_ms: Option<u64>,
     /// Time from begin to the end of the answer, in milliseconds, once it is over.
+    #[schema(required)]
     run_ms: Option<u64>,
 }
 
@@ -129,19 +133,20 @@ impl Job {
             finish_reason: record.finish_reason,
             usage: record.usage,
             error: record.error,
-            answer: None,
         }
     }
+}
 
+impl WholeJob {
     /// A job with its answer so far.
-    pub(super) fn whole(record: Record, answer: &Assembly, done: Option<&Done>) -> Self {
-        let answer = Answer {
+    pub(super) fn new(record: Record, answer: &Assembly, done: Option<&Done>) -> Self {
+        Self {
+            job: Job::brief(record),
             text: answer.text().to_owned(),
             choices: answer.choices(),
             last_event_id: answer.last_event_id(),
             ttft_ms: done.and_then(|done| done.ttft_ms),
             run_ms: done.map(|done| done.run_ms),
-        };
-        Self { answer: Some(answer), ..Self::brief(record) }
+        }
     }
 }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::{Json as Reply, extract::State};
+use axum::{Json as Reply, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::super::{
     app::App,
     auth::{Known, Right},
-    error::Refusal,
+    error::{ErrorBody, Refusal},
     params::Params,
     schemas, view,
 };
@@ -32,7 +32,7 @@ pub(in crate::gateway) struct List {
     /// Whether there are older ones.
     has_more: bool,
     /// What to ask for as `before` to get them.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, format = "uuid", required)]
     next: Option<JobId>,
 }
 
@@ -42,17 +42,17 @@ pub(in crate::gateway) struct List {
 #[into_params(parameter_in = Query)]
 pub(in crate::gateway) struct Which {
     /// Only those in this state.
-    #[param(value_type = Option<schemas::StateName>)]
+    #[param(value_type = Option<schemas::StateName>, nullable = false)]
     state: Option<JobState>,
     /// Only those with this label, as `name:value`.
-    #[param(pattern = "^[^:]+:.*$")]
+    #[param(pattern = "^[^:]+:.*$", nullable = false, example = "conversation:c-17")]
     label: Option<String>,
     /// Most jobs.
     #[serde(default = "twenty")]
     #[param(minimum = 1, maximum = 100, default = 20)]
     limit: usize,
     /// Only those that are older than this job.
-    #[param(value_type = Option<String>, format = "uuid")]
+    #[param(value_type = Option<String>, format = "uuid", nullable = false)]
     before: Option<JobId>,
 }
 
@@ -63,8 +63,10 @@ fn twenty() -> usize {
 /// Your jobs, the newest first
 ///
 /// The most recent ones are kept in mind, a thousand unless configured otherwise.
-#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(Which),
-    responses((status = 200, body = List)))]
+#[utoipa::path(get, path = "/v1/jobs", operation_id = "list_jobs", tag = "jobs", params(Which),
+    responses(
+        (status = 200, description = "Some of your jobs, without what they said", body = List),
+        (status = 404, description = "`before` is no job that is kept in mind", body = ErrorBody)))]
 pub(in crate::gateway) async fn list(
     State(app): State<Arc<App>>,
     Known(caller): Known,
@@ -76,7 +78,9 @@ pub(in crate::gateway) async fn list(
         return Err(Refusal::param("limit", text));
     }
     let label = match which.label.as_deref().map(|label| label.split_once(':')) {
-        Some(None) => return Err(Refusal::param("label", "label is not `name:value`")),
+        Some(None | Some(("", _))) => {
+            return Err(Refusal::param("label", "label is not `name:value`"));
+        }
         found => found.flatten(),
     };
     let means = |job: &Record| {
@@ -90,7 +94,9 @@ pub(in crate::gateway) async fn list(
     loop {
         let recent = app.noticed(app.broker.recent(&caller.tenant, before, 100).await)?;
         let Recent::Jobs(ids) = recent else {
-            return Err(Refusal::param("before", "before is no job that is kept in mind"));
+            let text = "before is no job that is kept in mind";
+            let status = StatusCode::NOT_FOUND;
+            return Err(Refusal::new(status, "job_not_found", text).at("before"));
         };
         let records = app.noticed(app.broker.records(&ids).await)?;
         let (read, full) = (ids.len(), ids.len() == 100);

@@ -40,7 +40,11 @@ impl Web {
     }
 
     async fn get(&self, id: &str, headers: &[(&str, &str)]) -> reqwest::Response {
-        let url = format!("http://127.0.0.1:{}/jobs/{id}", self.port);
+        self.at(&format!("/jobs/{id}"), headers).await
+    }
+
+    async fn at(&self, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
+        let url = format!("http://127.0.0.1:{}{path}", self.port);
         let mut request = reqwest::Client::new().get(url);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -58,7 +62,7 @@ fn read(body: &str) -> (String, Vec<EventId>) {
         };
         ids.push(field("id:").unwrap().parse().unwrap());
         let data: serde_json::Value = serde_json::from_str(field("data:").unwrap()).unwrap();
-        for piece in data["data"]["choices"].as_array().into_iter().flatten() {
+        for piece in data["choices"].as_array().into_iter().flatten() {
             text.push_str(piece["delta"]["content"].as_str().unwrap_or_default());
         }
     }
@@ -96,4 +100,15 @@ async fn axum_sse_streams_resumes_and_checks_the_owner() {
     assert_eq!(web.get(&id, &[("x-tenant", "other")]).await.status(), 404);
     assert_eq!(web.get(&id, &[]).await.status(), 404);
     assert_eq!(web.get(&JobId::new().to_string(), &[mine]).await.status(), 404);
+
+    // The gateway below it believes whom the application introduces.
+    let below = format!("/llm/v1/jobs/{id}");
+    let told = web.at(&below, &[mine]).await.text().await.unwrap();
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["text"], expected("m?tokens=60", "over the web"));
+    assert_eq!(web.at(&below, &[("x-tenant", "other")]).await.status(), 404);
+    assert_eq!(web.at(&below, &[]).await.status(), 401);
+    let who = web.at("/llm/whoami", &[("x-tenant", "other")]).await.text().await.unwrap();
+    assert!(who.contains("\"tenant\":\"other\"") && !who.contains("admin"), "{who}");
+    assert_eq!(web.at("/llm/v1/queues", &[mine]).await.status(), 403);
 }

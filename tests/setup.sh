@@ -29,15 +29,16 @@ if ! command -v cargo-nextest >/dev/null; then
     cargo install --locked --quiet cargo-nextest
 fi
 
-# The console page is tested in a real browser, driven from Node.js.
+# The console page is tested in a real browser, driven from Node.js; curl runs the commands of docs/HTTP.md.
 lacking=""
 command -v node >/dev/null || lacking="nodejs"
 command -v npm >/dev/null || lacking="$lacking npm"
 command -v chromium >/dev/null || lacking="$lacking chromium"
+command -v curl >/dev/null || lacking="$lacking curl"
 if [ -n "$lacking" ]; then
     echo "setup: installing $lacking" >&2
     if ! command -v apt-get >/dev/null; then
-        echo "setup: install Node.js 18 or newer, npm and chromium, then try again" >&2
+        echo "setup: install Node.js 18 or newer, npm, chromium and curl, then try again" >&2
         exit 1
     fi
     as_root apt-get update -qq

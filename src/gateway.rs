@@ -146,7 +146,7 @@ impl Gateway {
     /// Every route. What they need goes on for as long as there is such a router, or this gateway. Nested below a
     /// path, all work but the console page.
     pub fn router(&self) -> axum::Router {
-        describe::router(&self.app, Arc::clone(&self.tasks))
+        describe::router(&self.app, Arc::clone(&self.tasks) as _)
     }
 
     /// Serves a caller over a WebSocket, as `/v1/ws` does: for a route of an application's own.

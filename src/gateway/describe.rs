@@ -53,7 +53,7 @@ struct Description;
 #[utoipa::path(get, path = "/openapi.json", operation_id = "describe", tag = "operation", security(()),
     responses((status = 200, description = "OpenAPI 3.2", body = serde_json::Map<String, serde_json::Value>)))]
 async fn description(Extension(document): Extension<Document>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], document.0).into_response()
+    ([(header::CONTENT_TYPE, "application/json")], document.json).into_response()
 }
 
 /// A WebSocket that follows many jobs
@@ -81,15 +81,19 @@ async fn socket(
     headers: HeaderMap,
     upgrade: ws::Upgrade,
 ) -> Result<Response, Refusal> {
-    ws::upgrade(app, known, headers, upgrade).await
+    ws::upgrade(app, known, &headers, upgrade)
 }
 
 /// The description as JSON.
 #[derive(Clone)]
-struct Document(Bytes);
+struct Document {
+    json: Bytes,
+    /// The gateway's tasks, which live as long as a router that needs them.
+    _tasks: Arc<dyn Any + Send + Sync>,
+}
 
 /// Every route.
-pub(super) fn router(app: &Arc<App>, tasks: Arc<impl Send + Sync + 'static>) -> Router {
+pub(super) fn router(app: &Arc<App>, tasks: Arc<dyn Any + Send + Sync>) -> Router {
     let (router, mut document) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(jobs::enqueue, jobs::list::list))
         .routes(routes!(jobs::show, jobs::cancel))
@@ -105,11 +109,11 @@ pub(super) fn router(app: &Arc<App>, tasks: Arc<impl Send + Sync + 'static>) -> 
         .routes(routes!(health::metrics))
         .split_for_parts();
     common::complete(&mut document);
-    let document = Document(serde_json::to_vec(&document).unwrap_or_default().into());
+    let json = serde_json::to_vec(&document).unwrap_or_default().into();
+    let document = Document { json, _tasks: tasks };
     let panicked = Arc::clone(app);
     let router = router
-        // The router keeps the gateway's tasks alive.
-        .route("/openapi.json", get(description).layer(Extension(document)).layer(Extension(tasks)))
+        .route("/openapi.json", get(description).layer(Extension(document)))
         .route("/v1/ws", get(socket))
         .merge(console::router())
         .fallback(nowhere)

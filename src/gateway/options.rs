@@ -31,7 +31,7 @@ pub struct Options {
     /// What becomes of a chat completion whose client goes away.
     pub on_disconnect: OnDisconnect,
     /// A chat completion without an idempotency key that repeats another one of the same tenant within
-    /// this time is given the same answer. Zero: never.
+    /// this time is given the same answer; it then goes on when its client goes away. Zero: never.
     #[serde(with = "humantime_serde")]
     pub dedupe: Duration,
     /// How often an open stream says that it lives.

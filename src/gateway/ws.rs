@@ -124,13 +124,13 @@ impl FromRequestParts<Arc<App>> for Upgrade {
     }
 }
 
-pub(super) async fn upgrade(
+pub(super) fn upgrade(
     State(app): State<Arc<App>>,
     Known(caller): Known,
-    headers: HeaderMap,
+    headers: &HeaderMap,
     Upgrade(upgrade): Upgrade,
 ) -> Result<Response, Refusal> {
-    serve(&app, &headers, upgrade, caller)
+    serve(&app, headers, upgrade, caller)
 }
 
 /// Serves a caller on an upgraded connection.

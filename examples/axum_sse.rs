@@ -74,7 +74,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = Listener::new(broker.clone(), millstream::listener::Options::default());
     let options = Options::default();
     let heartbeat = options.heartbeat;
-    let gateway = Gateway::new(broker, listener.clone(), Default::default(), options)?;
+    let gateway =
+        Gateway::new(broker, listener.clone(), millstream::producer::Options::default(), options)?;
     let app = App { listener, heartbeat, closing: gateway.closing() };
     let app = Router::new()
         .route("/jobs/{id}", get(follow))

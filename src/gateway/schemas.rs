@@ -62,7 +62,8 @@ impl ToSchema for OneJob {
     }
 }
 
-/// A chat request with everything that decides where and how it runs.
+/// A chat request with everything that decides where and how it runs. Numbers are whole, and written without a
+/// fraction.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -72,7 +73,7 @@ impl ToSchema for OneJob {
 pub(super) struct Envelope {
     request: ChatRequest,
     /// The queue it waits in; the gateway's own unless given.
-    #[schema(pattern = "^[A-Za-z0-9_.@-]{1,64}$", nullable = false)]
+    #[schema(pattern = "^[A-Za-z0-9_.@-]{1,64}$", nullable = false, example = "default")]
     queue: Option<String>,
     /// Its priority within the queue; `normal` unless given.
     #[schema(nullable = false)]
@@ -81,7 +82,7 @@ pub(super) struct Envelope {
     #[schema(pattern = "^[A-Za-z0-9_.@-]{1,64}$", nullable = false, example = "default")]
     tenant: Option<String>,
     /// The same key gives the same job. At most 256 bytes.
-    #[schema(min_length = 1, max_length = 256)]
+    #[schema(min_length = 1, max_length = 256, example = "invoice-7")]
     idempotency_key: Option<String>,
     /// Your own name for the job, echoed in its result. At most 256 bytes.
     #[schema(min_length = 1, max_length = 256)]
@@ -93,7 +94,7 @@ pub(super) struct Envelope {
     /// Not to be begun after this time, but failed as `expired`. Later than `not_before`.
     expires_at: Option<Time>,
     /// Longest time one attempt may take, in milliseconds.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, example = 60_000)]
     deadline_ms: Option<u64>,
     /// Most attempts that may fail.
     #[schema(minimum = 1, maximum = 100)]

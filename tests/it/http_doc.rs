@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, process::Stdio};
 use crate::support::{
     program::{Folder, GATEWAY, Running, WORKER, command},
     redis::Server,
-    stack::{instant, simulate},
+    stack::{expected, instant, simulate},
+    web::client,
 };
 
 const DOC: &str = include_str!("../../docs/HTTP.md");
@@ -69,7 +70,7 @@ pub fn address(line: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documentation_names_every_route_and_no_other() {
     let site = Site::start().await;
-    let answer = reqwest::get(format!("{}/openapi.json", site.url)).await.unwrap();
+    let answer = client().get(format!("{}/openapi.json", site.url)).send().await.unwrap();
     let document: serde_json::Value =
         serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
     let mut described = BTreeSet::new();
@@ -114,8 +115,8 @@ async fn what_the_documentation_shows_works() {
     }
     for text in blocks("python") {
         let said = site.run("python", &[], text);
-        let expected = crate::support::stack::expected("any", "Why is the sky blue?");
-        assert_eq!(said.trim_end(), expected.repeat(2));
+        let answer = expected("any", "Why is the sky blue?");
+        assert_eq!(said.trim_end(), answer.repeat(2));
     }
     for text in blocks("json") {
         let whole = text.replace("…", "");

@@ -179,11 +179,11 @@ def test_headers_name_the_job_and_the_request(site):
 
 
 def test_models(bare):
-    bare.gateway(models="small,large")
+    bare.gateway(models="small,org/large")
     client = bare.client()
     listed = client.models.list()
-    assert [model.id for model in listed] == ["small", "large"]
-    assert client.models.retrieve("large").id == "large"
+    assert [model.id for model in listed] == ["small", "org/large"]
+    assert client.models.retrieve("org/large").id == "org/large"
     with pytest.raises(openai.NotFoundError) as met:
         client.models.retrieve("huge")
     assert (met.value.code, met.value.param) == ("model_not_found", "model")

@@ -175,13 +175,20 @@ async fn the_newest_jobs_come_first_and_page_by_page() {
     web.delete(&format!("/v1/jobs/{}", ids[2].as_str().unwrap())).await;
     assert_eq!(listed(&list("?state=cancelled").await), [ids[2].clone()]);
     assert_eq!(listed(&list("?state=waiting").await).len(), 4);
-    for wrong in
-        ["limit=0", "limit=101", "limit=x", "state=gone", "label=x", "before=x", "colour=red"]
-    {
+    for wrong in [
+        "limit=0",
+        "limit=101",
+        "limit=x",
+        "state=gone",
+        "label=x",
+        "label=:x",
+        "before=x",
+        "colour=red",
+    ] {
         web.get(&format!("/v1/jobs?{wrong}")).await.refused(400, "invalid_parameter");
     }
     let unknown = format!("/v1/jobs?before={}", JobId::new());
-    web.get(&unknown).await.refused(400, "invalid_parameter");
+    web.get(&unknown).await.refused(404, "job_not_found");
 }
 
 #[tokio::test]
@@ -294,7 +301,7 @@ async fn jobs_of_others_are_not_there() {
     assert_eq!(listed["data"], json!([]));
     Reply::of(client.get(format!("{theirs}/v1/jobs?before={id}")))
         .await
-        .refused(400, "invalid_parameter");
+        .refused(404, "job_not_found");
     // A key of one tenant is no other's.
     let keyed = json!({"request": chat("k"), "idempotency_key": "k"});
     let [a, b] = [post(&mine, "/v1/jobs", &keyed).await, post(&theirs, "/v1/jobs", &keyed).await];

@@ -8,3 +8,4 @@ mod events;
 mod jobs;
 mod limits;
 mod processes;
+mod repeats;

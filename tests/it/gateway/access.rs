@@ -323,11 +323,51 @@ async fn without_keys_only_this_machine_is_served() {
     ] {
         assert!(Reply::of(with(host)).await.refused(403, "loopback_only").contains(host));
     }
+    // A proxy on this machine asks for others.
+    let proxied = with("localhost").header("x-forwarded-for", "10.0.0.1");
+    Reply::of(proxied).await.refused(403, "loopback_only");
     let mut keys = Keys::new();
     let key = keys.add("web", "t", &[Right::Read], None);
     let keyed = Web::start(&embedded(), keys.options());
     let request = keyed.ask(Method::GET, "/v1/jobs").header("host", "api.example").bearer_auth(key);
     assert_eq!(Reply::of(request).await.status, 200);
+}
+
+/// A router in an application's server, which may listen anywhere.
+async fn embed(gateway: Gateway) -> String {
+    let app = axum::Router::new().nest("/llm", gateway.router());
+    // The router alone keeps the gateway going.
+    drop(gateway);
+    let socket = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("http://{}/llm", socket.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(socket, app).await });
+    url
+}
+
+#[tokio::test]
+async fn a_router_serves_nobody_whom_neither_keys_nor_the_application_know() {
+    let url = embed(start(&embedded(), options()).unwrap()).await;
+    let client = crate::support::web::client();
+    let asked = Reply::of(client.get(format!("{url}/v1/jobs"))).await;
+    asked.refused(403, "unknown_caller");
+    let mut keys = Keys::new();
+    let key = keys.add("web", "t", &[Right::Read, Right::Enqueue], None);
+    let url = embed(start(&embedded(), keys.options()).unwrap()).await;
+    let request = client.post(format!("{url}/v1/jobs")).header("content-type", "application/json");
+    let job = Reply::of(request.bearer_auth(&key).body(chat("nested").to_string())).await;
+    // What it is told leads back into the application.
+    assert!(job.header("location").starts_with("/llm/v1/jobs/"), "{:?}", job.headers);
+    keys.write("");
+    let gone = async || {
+        let request = client.get(format!("{url}/whoami")).bearer_auth(&key);
+        Reply::of(request).await.status == 401
+    };
+    soon(async {
+        while !gone().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -338,7 +378,7 @@ async fn pages_of_other_origins_are_served_where_they_are_named() {
         web.ask(Method::OPTIONS, path)
             .header("origin", origin)
             .header("access-control-request-method", "POST")
-            .header("access-control-request-headers", "authorization,idempotency-key,last-event-id")
+            .header("access-control-request-headers", "authorization,last-event-id,x-stainless-os")
     };
     let off = Web::start(&broker, options());
     let refused = Reply::of(preflight(&off, "/v1/jobs", origin)).await;
@@ -353,7 +393,7 @@ async fn pages_of_other_origins_are_served_where_they_are_named() {
     assert_eq!(allowed.header("access-control-allow-origin"), origin);
     let names = allowed.header("access-control-allow-headers");
     assert!(
-        ["authorization", "idempotency-key", "last-event-id"]
+        ["authorization", "last-event-id", "x-stainless-os"]
             .iter()
             .all(|name| names.contains(name))
     );

@@ -1,0 +1,122 @@
+//! What comes again: a request under its key, a job that is put back, a refusal.
+
+use std::time::Duration;
+
+use millstream::{
+    admin::{Admin, Requeued},
+    broker::redis::{Options as RedisOptions, Redis},
+    broker::{Limits, Partition, Shared},
+    job::Tenant,
+    worker,
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    redis::Server,
+    stack::{Stack, connect, instant},
+    subject::soon,
+    web::{Block, Hand, Reply, Sse, Web, chat, embedded, options, streamed},
+};
+
+const PATH: &str = "/v1/chat/completions";
+
+fn keyed(web: &Web, request: &Value) -> reqwest::RequestBuilder {
+    web.posted(PATH, request).header("idempotency-key", "once")
+}
+
+/// A client that asks again has been shown nothing of what a dead attempt said.
+#[tokio::test]
+async fn a_repeated_stream_begins_with_the_present_attempt() {
+    let broker = embedded();
+    let web = Web::start(&broker, options());
+    let first = tokio::spawn(Sse::open(keyed(&web, &streamed("again"))));
+    let mut hand = Hand::begin(&broker).await;
+    hand.say("one ").await;
+    let mut first = first.await.unwrap();
+    assert_eq!(first.block().await.says(), "one ");
+    drop(first);
+    hand.lose().await;
+    hand.say("uno ").await;
+    let mut second = Sse::open(keyed(&web, &streamed("again"))).await;
+    assert_eq!(second.block().await.says(), "uno ");
+    hand.say("dos").await;
+    hand.done().await;
+    let rest = second.rest().await;
+    let text: String = rest[..rest.len() - 1].iter().map(Block::says).collect();
+    assert_eq!((text.as_str(), rest.last().unwrap().data.as_str()), ("dos", "[DONE]"));
+}
+
+/// The failure of a run that was put back is no answer any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_requeue_a_key_gets_the_new_runs_answer() {
+    let stack = Stack::start(instant()).await;
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    let web = Web::start(&stack.broker, options());
+    for stream in [false, true] {
+        let question = if stream { "streamed" } else { "whole" };
+        let mut request = chat(question);
+        request["model"] = "m?fault=status:400*1".into();
+        request["stream"] = stream.into();
+        let again = || web.posted(PATH, &request).header("idempotency-key", question);
+        Reply::of(again()).await.refused(400, "invalid_request");
+        let elsewhere = connect(&stack.server.url()).await;
+        let letter = soon(async {
+            loop {
+                if let Some(letter) =
+                    elsewhere.dead_letters(&stack.partition, None, 1).await.unwrap().pop()
+                {
+                    break letter;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        let requeued = Admin::new(elsewhere).requeue(&stack.partition, &letter).await.unwrap();
+        assert!(matches!(requeued, Requeued::Requeued { .. }), "{requeued:?}");
+        // While it waits or runs, and once it is done.
+        for _ in 0..2 {
+            let reply = Reply::of(again()).await;
+            assert_eq!(reply.status, 200, "{}", reply.text);
+            assert!(reply.text.contains("stop") && !reply.text.contains("error"), "{}", reply.text);
+        }
+    }
+}
+
+async fn bounded(server: &Server, limits: Limits) -> Shared {
+    let options = RedisOptions { url: server.url(), limits, ..RedisOptions::default() };
+    let redis = Redis::connect(options).await.unwrap();
+    redis.ensure_schema(&[Partition::first(Default::default())]).await.unwrap();
+    std::sync::Arc::new(redis)
+}
+
+/// Clients that are refused try again: what they sent must not drive real jobs from the list.
+#[tokio::test]
+async fn a_refused_job_is_not_among_its_tenants() {
+    let server = Server::start().await;
+    let broker = bounded(&server, Limits { max_jobs: 1, ..Limits::default() }).await;
+    let web = Web::start(&broker, options());
+    let id = web.enqueue("first").await;
+    for _ in 0..3 {
+        let full = web.post("/v1/jobs", &chat("more")).await;
+        full.refused(429, "queue_full");
+        assert!(full.header("retry-after").parse::<u32>().unwrap() >= 1);
+    }
+    let recent = broker.recent(&Tenant::default(), None, 10).await.unwrap();
+    assert_eq!(recent, millstream::broker::Recent::Jobs(vec![id.parse().unwrap()]));
+}
+
+/// A server that is out of memory refuses writes, and still reads.
+#[tokio::test]
+async fn a_broker_that_refuses_a_command_serves_the_others() {
+    let server = Server::start().await;
+    let web = Web::start(&bounded(&server, Limits::default()).await, options());
+    let id = web.enqueue("first").await;
+    server.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    for _ in 0..5 {
+        web.post("/v1/jobs", &chat("more")).await.refused(503, "broker_unavailable");
+        let job = web.get(&format!("/v1/jobs/{id}")).await;
+        assert_eq!((job.status.as_u16(), &job.json()["state"]), (200, &json!("waiting")));
+    }
+    server.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    web.enqueue("second").await;
+}

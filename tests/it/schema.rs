@@ -41,7 +41,7 @@ async fn the_gateway_does_what_its_description_says_and_nothing_else() {
     command
         .args(["--config-file", &format!("{FOLDER}/schemathesis.toml"), "run", "--no-color"])
         .args(["--header", &format!("Authorization: Bearer {}", made.out.trim())])
-        .arg(format!("{}/openapi.json", url))
+        .arg(format!("{url}/openapi.json"))
         .env("SCHEMATHESIS_HOOKS", format!("{FOLDER}/rules.py"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .current_dir(folder.path());

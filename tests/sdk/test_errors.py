@@ -24,6 +24,10 @@ def refused(error, client, **request):
     return body["type"], body["code"], met.value.response
 
 
+def in_state(site, state):
+    return [job for job in site.jobs() if job["state"] == state]
+
+
 def key(site, name, *more):
     """Makes a key; running gateways look for it within two seconds."""
     path = os.path.join(site.folder, "keys.toml")
@@ -86,7 +90,7 @@ def test_a_full_queue_is_tried_again_when_it_says(bare):
         met.append((response.status_code, time.monotonic()))
         if response.status_code == 429:
             bare.worker()
-            until("there is room", lambda: bare.jobs()[0]["state"] == "done")
+            until("there is room", lambda: in_state(bare, "done"))
 
     hooked = openai.DefaultHttpxClient(event_hooks={"response": [make_room]})
     completion = bare.client(max_retries=1, http_client=hooked).chat.completions.create(**ask())
@@ -173,7 +177,7 @@ def test_a_client_that_leaves_cancels_its_job(bare, stream):
     bare.gateway()
     with pytest.raises(openai.APITimeoutError):
         bare.client(timeout=0.5).chat.completions.create(**ask(model="any?ttft=20000"), stream=stream)
-    until("the job is cancelled", lambda: bare.jobs()[0]["state"] == "cancelled")
+    until("the job is cancelled", lambda: in_state(bare, "cancelled"))
     until("the model is told", lambda: bare.stats()["aborted"] == 1)
 
 
@@ -183,5 +187,5 @@ def test_a_stream_that_is_closed_cancels_its_job(bare):
     bare.gateway()
     with bare.client().chat.completions.create(**ask(model="any?rate=5"), stream=True) as stream:
         assert next(iter(stream)).choices
-    job = until("the job is cancelled", lambda: next(job for job in bare.jobs() if job["state"] == "cancelled"))
+    [job] = until("the job is cancelled", lambda: in_state(bare, "cancelled"))
     assert answer(ask(model="any?rate=5")).startswith(bare.job(job["id"])["text"])

@@ -3,7 +3,7 @@
 CARGO_BUILD_JOBS ?= 2
 export CARGO_BUILD_JOBS
 
-.PHONY: test ci setup fmt lint doc features bench bench-idle mutations chaos soak screenshots
+.PHONY: test ci setup fmt lint doc features bench bench-idle mutations chaos soak screenshots fuzz
 
 # The tests' own needs: a Redis server, a test runner, a Procfile runner and a Redis client.
 setup:
@@ -53,6 +53,22 @@ SEED ?= 1
 chaos: setup
 	CHAOS_SECONDS=$(SECONDS) CHAOS_SEED=$(SEED) PATH="$(CURDIR)/target/venv/bin:$$PATH" \
 	cargo nextest run --release --profile chaos --test chaos --no-capture under_random_faults
+
+# Bytes without end for what reads the bytes of others, each for SECONDS. No nightly compiler is needed: there
+# is no unsafe code here for a sanitizer to watch, and coverage is an option that the stable one has, too.
+FUZZ = RUSTC_BOOTSTRAP=1 PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo fuzz
+TARGETS = job event event_id frame secrets answer
+fuzz: SECONDS = 20
+fuzz: target/tools/bin/cargo-fuzz
+	cd fuzz && $(FUZZ) build --sanitizer none
+	cd fuzz && for target in $(TARGETS); do \
+	    mkdir -p corpus/$$target; \
+	    $(FUZZ) run --sanitizer none $$target corpus/$$target seeds/$$target -- -dict=words.dict -timeout=5 \
+	        -max_total_time=$(SECONDS) -print_final_stats=1 || exit 1; \
+	done
+
+target/tools/bin/cargo-fuzz:
+	cargo install --quiet --locked --root target/tools cargo-fuzz
 
 # The console page as it looks, from the browser's tests.
 screenshots: setup

@@ -33,6 +33,9 @@ mod describe;
 mod door;
 mod error;
 mod events;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod jobs;
 mod models;

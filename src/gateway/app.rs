@@ -63,8 +63,8 @@ impl App {
     ) -> Result<Self, Error> {
         Ok(Self {
             abandoned,
-            sockets: TaskTracker::new(),
             cutoff: CancellationToken::new(),
+            sockets: TaskTracker::new(),
             keys: Keys::load(&options)?,
             breaker: Breaker::default(),
             cache: Cache::new(options.cache_bytes),

@@ -3,7 +3,7 @@
 //! A key is known by its HMAC only. Verdicts are remembered for a while under the SHA-256 of what was
 //! presented, so that the same key costs no more than a look; a changed file of keys forgets them all.
 
-mod keys;
+pub(super) mod keys;
 mod token;
 
 use std::{

@@ -11,6 +11,7 @@ pub struct Counters {
     hits: AtomicU64,
     misses: AtomicU64,
     saved_us: AtomicU64,
+    pub(super) connections: AtomicU64,
     pub(super) sockets: AtomicU64,
     pub(super) diverged: AtomicU64,
     pub(super) panics: AtomicU64,
@@ -40,6 +41,11 @@ impl Counters {
     /// Time that the hits would have taken otherwise.
     pub fn cache_saved(&self) -> Duration {
         Duration::from_micros(self.saved_us.load(Ordering::Relaxed))
+    }
+
+    /// Connections that are open; one that became a WebSocket counts as such instead.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// WebSockets that are open.

@@ -101,7 +101,8 @@ pub(super) async fn metrics(
     caller.needs(Right::Admin)?;
     let counters = &app.counters;
     let saved = counters.cache_saved().as_secs_f64();
-    let rows: [(&str, &str, f64); 8] = [
+    let rows: [(&str, &str, f64); 9] = [
+        ("connections_open", "gauge", count(counters.connections())),
         ("streams_open", "gauge", count(app.slots.open() as u64)),
         ("sockets_open", "gauge", count(counters.sockets())),
         ("topics_open", "gauge", count(app.listener.hub().topics() as u64)),

@@ -1,5 +1,6 @@
 //! `/v1/jobs`.
 
+mod array;
 pub(super) mod list;
 
 use std::{sync::Arc, time::Duration};
@@ -11,7 +12,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
@@ -200,11 +200,11 @@ pub(super) async fn submit(
 }
 
 async fn many(app: &App, tenant: &Tenant, body: &[u8]) -> Result<Bulk, Refusal> {
-    let jobs: Vec<Box<RawValue>> = serde_json::from_slice(body)
-        .map_err(|error| Refusal::bad("invalid_job", format!("not JSON: {error}")))?;
     let most = app.options.limits.max_bulk;
-    if jobs.is_empty() || jobs.len() > most {
-        let text = format!("{} jobs; allowed: 1 to {most} (gateway.limits.max_bulk)", jobs.len());
+    let (jobs, count) = array::first(body, most)
+        .map_err(|error| Refusal::bad("invalid_job", format!("not JSON: {error}")))?;
+    if count == 0 || count > most {
+        let text = format!("{count} jobs; allowed: 1 to {most} (gateway.limits.max_bulk)");
         return Err(Refusal::bad("too_many_jobs", text));
     }
     let verdicts: Vec<_> =

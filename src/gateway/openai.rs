@@ -5,10 +5,10 @@
 //! where it differs the stream ends with an error that names the job. The whole answer is there.
 
 pub(super) mod assemble;
-mod chunk;
+pub(super) mod chunk;
 mod field;
 mod repeat;
-mod splice;
+pub(super) mod splice;
 mod status;
 mod stream;
 

@@ -4,7 +4,12 @@
 //! of what is sent to it, by the time that TCP allows for that (`TCP_USER_TIMEOUT`, RFC 5482): a stream reads
 //! no further ahead than its socket takes, so nothing piles up by then.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use axum::Extension;
 use hyper::server::conn::http1;
@@ -21,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Gateway,
+    app::App,
     auth::Served,
     door::{Door, RESPITE},
     options::Limits,
@@ -36,6 +42,10 @@ const FULL: &[u8] =
     {\"error\":{\"message\":\"the gateway has all the connections that it may have; come back\",\
     \"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
 
+/// What the system holds of one connection's answers, in bytes; it takes twice as much at most. Left to itself
+/// it takes megabytes for a client that does not read, and a slow one seems to take nothing for minutes.
+const UNSENT: usize = 128 * 1024;
+
 /// How long answers that are cut off may take to say so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -44,6 +54,25 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub struct Bound {
     gateway: Gateway,
     door: Door,
+}
+
+/// Counts a connection for as long as it is there.
+struct Open {
+    app: Arc<App>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(app: &Arc<App>, permit: OwnedSemaphorePermit) -> Self {
+        app.counters.connections.fetch_add(1, Ordering::Relaxed);
+        Self { app: Arc::clone(app), _permit: permit }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.app.counters.connections.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How a gateway ended.
@@ -86,8 +115,11 @@ impl Bound {
             let stream = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
+                Some(ended) = tasks.join_next() => {
+                    app.counters.panics.fetch_add(u64::from(ended.is_err()), Ordering::Relaxed);
+                    continue;
+                }
                 accepted = listener.accept() => accepted,
-                Some(_) = tasks.join_next() => continue,
             };
             let stream = match stream {
                 Ok((stream, _)) => stream,
@@ -106,29 +138,25 @@ impl Bound {
             }
             connections += 1;
             let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-            tasks.spawn(converse(connection.with_upgrades(), app.closing.clone(), permit));
+            let open = Open::new(&app, permit);
+            tasks.spawn(converse(connection.with_upgrades(), app.closing.clone(), open));
         }
         drop(listener);
         let streams = app.slots.open();
         app.closing.cancel();
-        let drained = tokio::time::timeout(app.options.drain, all(&mut tasks)).await;
+        app.sockets.close();
+        let drained = tokio::time::timeout(app.options.drain, all(&mut tasks, &app)).await;
         let unfinished = if drained.is_ok() { 0 } else { app.slots.open() };
         // Answers that are cut off say so.
         app.cutoff.cancel();
-        app.sockets.close();
-        let last = async { tokio::join!(all(&mut tasks), app.sockets.wait()) };
-        let _ = tokio::time::timeout(LAST_WORDS, last).await;
+        let _ = tokio::time::timeout(LAST_WORDS, all(&mut tasks, &app)).await;
         tasks.shutdown().await;
         Stopped { connections, streams, unfinished }
     }
 }
 
 /// Serves a connection to its end; once the gateway closes, to the end of the answer in progress.
-async fn converse(
-    connection: Conversation,
-    closing: CancellationToken,
-    _permit: OwnedSemaphorePermit,
-) {
+async fn converse(connection: Conversation, closing: CancellationToken, _open: Open) {
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -148,11 +176,14 @@ fn tuned(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     let socket = socket2::SockRef::from(stream);
     let keepalive = socket2::TcpKeepalive::new().with_time(limits.write_timeout);
     socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_send_buffer_size(UNSENT)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(limits.write_timeout))?;
     Ok(())
 }
 
-async fn all(tasks: &mut JoinSet<()>) {
+/// Waits for every connection, and for the sockets that some became.
+async fn all(tasks: &mut JoinSet<()>, app: &App) {
     while tasks.join_next().await.is_some() {}
+    app.sockets.wait().await;
 }

@@ -19,7 +19,7 @@
 //! too large, 1012 when the gateway closes (come back at once), 4408 when nothing was said or heard for
 //! `socket_idle`.
 
-mod frame;
+pub(super) mod frame;
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -42,6 +42,7 @@ use futures_util::{
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_stream::StreamMap;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
     app::App,
@@ -66,6 +67,15 @@ pub const IDLE: u16 = 4408;
 /// The subprotocol, beside which a browser's script names its key as `bearer.KEY`.
 pub(super) const PROTOCOL: &str = "millstream";
 
+/// How long a client has to hear the last words, and to answer them.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A send that took longer had to wait until the client took something, and so has heard of it.
+const AT_ONCE: Duration = Duration::from_millis(1);
+
+/// What is read ahead of a socket, in bytes.
+const READ_AHEAD: usize = 8 * 1024;
+
 /// A job's events, and `None` behind the last.
 type Events = BoxStream<'static, Option<Result<Event, listener::Error>>>;
 
@@ -84,13 +94,13 @@ struct Session {
     _open: Open,
 }
 
-/// Counts a socket for as long as it is there.
-struct Open(Arc<App>);
+/// Counts a socket for as long as it is there; the gateway does not end before.
+struct Open(Arc<App>, #[expect(dead_code, reason = "held")] TaskTrackerToken);
 
 impl Open {
     fn new(app: &Arc<App>) -> Self {
         app.counters.sockets.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(app))
+        Self(Arc::clone(app), app.sockets.token())
     }
 }
 
@@ -142,27 +152,25 @@ pub(super) fn serve(
 ) -> Result<Response, Refusal> {
     same_site(app, headers)?;
     let slot = app.slots.take(&caller.tenant)?;
+    let (open, cutoff) = (Open::new(app), app.cutoff.clone());
     let max = app.options.limits.max_body;
     let app = Arc::clone(app);
     let upgrade = upgrade.max_message_size(max).max_frame_size(max).protocols([PROTOCOL]);
-    let tracker = app.sockets.clone();
-    Ok(upgrade.on_upgrade(move |socket| {
-        tracker.track_future(async move {
-            let (now, open) = (Instant::now(), Open::new(&app));
-            let followed = StreamMap::new();
-            let session = Session {
-                app,
-                caller,
-                socket,
-                followed,
-                faults: 0,
-                active: now,
-                heard: now,
-                _slot: slot,
-                _open: open,
-            };
-            session.run().await;
-        })
+    Ok(upgrade.read_buffer_size(READ_AHEAD).on_upgrade(async move |socket| {
+        let now = Instant::now();
+        let followed = StreamMap::new();
+        let session = Session {
+            app,
+            caller,
+            socket,
+            followed,
+            faults: 0,
+            active: now,
+            heard: now,
+            _slot: slot,
+            _open: open,
+        };
+        cutoff.run_until_cancelled_owned(session.run()).await;
     }))
 }
 
@@ -172,7 +180,9 @@ fn same_site(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
     let host = origin.split_once("://").map(|(_, host)| host);
     let allowed = &app.options.cors_origins;
-    if host == text(header::HOST) || allowed.iter().any(|one| one == "*" || one == origin) {
+    if (host.is_some() && host == text(header::HOST))
+        || allowed.iter().any(|one| one == "*" || one == origin)
+    {
         return Ok(());
     }
     let text =
@@ -193,27 +203,50 @@ impl Session {
                     Err(End::Close(close_code::RESTART, "the gateway closes; come back".to_owned()))
                 }
                 message = self.socket.recv() => self.hear(message).await,
+                // Before what may be ready for minutes on end.
+                _ = ticks.tick() => self.beat().await,
                 Some((job, event)) = self.followed.next(), if !self.followed.is_empty() => {
                     self.tell(job, event).await
                 }
-                _ = ticks.tick() => self.beat().await,
             };
             if let Err(end) = step {
                 break end;
             }
         };
+        // What follows ends now, not when the client has answered.
+        self.followed.clear();
+        let _ = timeout(LAST_WORDS, self.part(end)).await;
+    }
+
+    /// Says why, and reads on until the client has answered: where something is left unread the system
+    /// drops what was said last.
+    async fn part(&mut self, end: End) {
+        let mut legible = true;
         if let End::Close(code, reason) = end {
+            legible = code != close_code::SIZE;
             let close = CloseFrame { code, reason: reason.into() };
-            let _ = timeout(Duration::from_secs(1), self.socket.send(Message::Close(Some(close))))
-                .await;
+            if self.socket.send(Message::Close(Some(close))).await.is_err() {
+                return;
+            }
+        }
+        while let Some(Ok(_)) = self.socket.recv().await {}
+        if !legible {
+            // The rest of a frame that is too large is not read: the client has its time to hear why.
+            std::future::pending::<()>().await;
         }
     }
 
     /// Sends a frame, unless the client takes nothing for too long.
     async fn send(&mut self, message: Message) -> Step {
         let limit = self.app.options.limits.write_timeout;
+        let began = Instant::now();
         match timeout(limit, self.socket.send(message)).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                if began.elapsed() > AT_ONCE {
+                    self.heard = Instant::now();
+                }
+                Ok(())
+            }
             _ => Err(End::Gone),
         }
     }

@@ -83,13 +83,18 @@ impl ChatRequest {
     }
 
     /// SHA-256, in hexadecimal, of the request with sorted keys and without white space: two
-    /// requests that mean the same have the same fingerprint.
+    /// requests that mean the same have the same fingerprint. One that no JSON value can hold, such as
+    /// one with a number beyond all bounds, is taken to the byte.
     pub fn fingerprint(&self) -> String {
-        let canonical = serde_json::to_string(self)
-            .and_then(|text| serde_json::from_str::<serde_json::Value>(&text));
-        let mut value = canonical.unwrap_or_default();
-        value.sort_all_objects();
-        let digest = Sha256::digest(value.to_string().as_bytes());
+        let text = serde_json::to_string(self).unwrap_or_default();
+        let canonical = match serde_json::from_str::<serde_json::Value>(&text) {
+            Ok(mut value) => {
+                value.sort_all_objects();
+                value.to_string()
+            }
+            Err(_) => text,
+        };
+        let digest = Sha256::digest(canonical.as_bytes());
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
@@ -115,5 +120,18 @@ mod tests {
                 .unwrap();
         assert_eq!(a.fingerprint(), b.fingerprint());
         assert_ne!(a.fingerprint(), ChatRequest::ask("m", "y").fingerprint());
+    }
+
+    /// A number too large, half a character and nesting too deep are good enough for the model to judge.
+    #[test]
+    fn requests_that_no_value_can_hold_are_told_apart() {
+        let deep = |text: &str| format!("{}{text}{}", "[".repeat(200), "]".repeat(200));
+        let of = |messages: &str| {
+            let text = format!(r#"{{"model":"m","messages":[{messages}]}}"#);
+            serde_json::from_str::<ChatRequest>(&text).unwrap().fingerprint()
+        };
+        let odd = ["1e400", "1e500", r#""\ud800""#, r#""\udc00""#, &deep("1"), &deep("2")];
+        let prints: std::collections::BTreeSet<String> = odd.iter().map(|text| of(text)).collect();
+        assert_eq!(prints.len(), odd.len());
     }
 }

@@ -13,7 +13,9 @@ use millstream::{
 use serde_json::Value;
 
 use crate::support::{
-    program::{Folder, MILLSTREAM, PRODUCER, Ran, Running, WORKER, command, run, run_with},
+    program::{
+        Folder, GATEWAY, MILLSTREAM, PRODUCER, Ran, Running, WORKER, command, run, run_with,
+    },
     redis::Server,
     stack::{expected, instant, oracle, paced, simulate},
 };
@@ -89,13 +91,14 @@ async fn ask_on_redis_says_when_no_worker_takes_the_job() {
 async fn a_thousand_jobs_by_two_workers_under_a_procfile_runner() {
     let site = Site::new(instant()).await;
     let folder = Folder::new();
-    // The repository's own Procfile, and the worker that was built for this test.
-    let procfile = include_str!("../../Procfile");
-    assert!(procfile.lines().any(|line| line.starts_with("worker:")), "{procfile}");
-    let procfile = procfile.replace(
-        procfile.lines().find(|line| line.starts_with("worker:")).unwrap(),
-        &format!("worker: exec {WORKER}"),
-    );
+    // The repository's own Procfile, and the programs that were built for this test.
+    let mut procfile = include_str!("../../Procfile").to_owned();
+    for (name, program) in
+        [("worker:", WORKER.to_owned()), ("web:", format!("{GATEWAY} --listen 127.0.0.1:0"))]
+    {
+        let line = procfile.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        procfile = procfile.replace(&line, &format!("{name} exec {program}"));
+    }
     folder.write("Procfile", procfile);
     let env = site.env();
     let env: Vec<_> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();

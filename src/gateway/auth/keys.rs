@@ -15,7 +15,7 @@ use crate::job::{Tenant, Timestamp};
 /// One key of the file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Entry {
+pub(in crate::gateway) struct Entry {
     id: String,
     tenant: Tenant,
     rights: Vec<Right>,
@@ -33,7 +33,7 @@ struct File {
 
 /// The keys by their IDs.
 #[derive(Debug, Default)]
-pub(super) struct Table(HashMap<String, Entry>);
+pub(in crate::gateway) struct Table(HashMap<String, Entry>);
 
 impl Table {
     /// Reads the file; the error says what was met.
@@ -42,7 +42,7 @@ impl Table {
         Self::parse(&text)
     }
 
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(in crate::gateway) fn parse(text: &str) -> Result<Self, String> {
         let reader = toml::Deserializer::parse(text).map_err(|error| short(&error))?;
         let file: File = serde_path_to_error::deserialize(reader).map_err(|error| {
             let place = error.path().to_string();
@@ -70,7 +70,7 @@ impl Table {
     }
 
     /// The entry of a key that was presented. An unknown ID takes as long as a wrong secret.
-    pub(super) fn find(&self, key: &str, signer: &Signer) -> Option<&Entry> {
+    pub(in crate::gateway) fn find(&self, key: &str, signer: &Signer) -> Option<&Entry> {
         let id = key.strip_prefix("ms_").and_then(|rest| rest.split_once('_')).map(|(id, _)| id);
         let entry = id.and_then(|id| self.0.get(id));
         let hash = entry.map(|entry| entry.hash.as_str()).unwrap_or_default();

@@ -9,7 +9,7 @@ use crate::{event::EventId, job::JobId};
 /// A request.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Request<'a> {
+pub(in crate::gateway) struct Request<'a> {
     /// The client's own name for it.
     #[serde(default)]
     pub(super) id: Value,
@@ -21,7 +21,7 @@ pub(super) struct Request<'a> {
 }
 
 /// Reads a frame; of one that is no request, its `id` where it has one.
-pub(super) fn read(text: &str) -> Result<Request<'_>, Box<(Value, Refusal)>> {
+pub(in crate::gateway) fn read(text: &str) -> Result<Request<'_>, Box<(Value, Refusal)>> {
     serde_json::from_str(text).map_err(|error| {
         let frame = serde_json::from_str::<Value>(text).ok();
         let id = frame.and_then(|frame| frame.get("id").cloned());
@@ -32,7 +32,7 @@ pub(super) fn read(text: &str) -> Result<Request<'_>, Box<(Value, Refusal)>> {
 
 impl Request<'_> {
     /// The job to be enqueued, as JSON.
-    pub(super) fn payload(&self) -> Result<&str, Refusal> {
+    pub(in crate::gateway) fn payload(&self) -> Result<&str, Refusal> {
         let missing = || {
             Refusal::param("job", "job is missing; it is a chat request or an envelope around one")
         };
@@ -40,7 +40,7 @@ impl Request<'_> {
     }
 
     /// The job that is meant.
-    pub(super) fn job(&self) -> Result<JobId, Refusal> {
+    pub(in crate::gateway) fn job(&self) -> Result<JobId, Refusal> {
         let text: Option<String> = self.job.and_then(|job| serde_json::from_str(job.get()).ok());
         let Some(text) = text else {
             return Err(Refusal::param("job", "job is missing; it is a job's ID, as text"));
@@ -49,7 +49,7 @@ impl Request<'_> {
     }
 
     /// The cursor.
-    pub(super) fn after(&self) -> Result<EventId, Refusal> {
+    pub(in crate::gateway) fn after(&self) -> Result<EventId, Refusal> {
         match self.after.as_deref() {
             None | Some("") => Ok(EventId::START),
             Some(text) => text.parse().map_err(|error: crate::event::EventIdError| {

@@ -1,6 +1,7 @@
 //! What the tests stand on: private servers, brokers under test, and a vocabulary for behaviours.
 
 pub mod dying;
+pub mod gate;
 pub mod program;
 pub mod proxy;
 pub mod recorder;

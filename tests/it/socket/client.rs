@@ -71,13 +71,16 @@ impl Client {
 
     /// The next JSON frame.
     pub async fn next(&mut self) -> Value {
-        loop {
-            match self.frame().await {
-                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
-                Message::Ping(_) => {}
-                other => panic!("{other:?}"),
+        let next = async {
+            loop {
+                match self.frame().await {
+                    Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+                    Message::Ping(_) => {}
+                    other => panic!("{other:?}"),
+                }
             }
-        }
+        };
+        soon(next).await
     }
 
     /// The next answer; what belongs to jobs is kept.

@@ -15,7 +15,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Error, Options, error::Refusal};
+use super::{Error, Options, auth::Keys, error::Refusal};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
@@ -37,8 +37,10 @@ impl Door {
     /// Listens. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Open`] where strangers could come in without a key, [`Error::Bind`] for an address that is taken.
+    /// [`Error::Keys`] and [`Error::NoSecret`] for keys that cannot be used, [`Error::Open`] where strangers could come in without a key, [`Error::Bind`] for an address that is taken.
     pub fn open(options: &Options) -> Result<Self, Error> {
+        // What is wrong with the keys does not pass by waiting.
+        Keys::load(options)?;
         let addr = options.listen;
         if options.keys.as_os_str().is_empty() {
             if !addr.ip().is_loopback() {

@@ -60,7 +60,8 @@ pub fn command(program: &str, args: &[&str], env: &[(&str, &str)], folder: &Path
             command.env(name, value);
         }
     }
-    command.envs(env.iter().copied()).stdin(Stdio::null());
+    // Whoever serves the web takes any port that is free.
+    command.env("PORT", "0").envs(env.iter().copied()).stdin(Stdio::null());
     command
 }
 

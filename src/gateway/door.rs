@@ -37,7 +37,8 @@ impl Door {
     /// Listens. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Keys`] and [`Error::NoSecret`] for keys that cannot be used, [`Error::Open`] where strangers could come in without a key, [`Error::Bind`] for an address that is taken.
+    /// [`Error::Keys`] and [`Error::NoSecret`] for keys that cannot be used, [`Error::Open`] where strangers could
+    /// come in without a key, [`Error::Bind`] for an address that is taken.
     pub fn open(options: &Options) -> Result<Self, Error> {
         // What is wrong with the keys does not pass by waiting.
         Keys::load(options)?;

@@ -95,7 +95,9 @@ function forgetKey() {
 
 async function offerModels() {
   const names = await gateway.models().catch(() => []);
-  const wanted = store.model.get() ?? conversation.lastModel ?? "";
+  // A name that was typed before the list came is meant.
+  const typed = $("model").hidden ? "" : $("model").value.trim();
+  const wanted = typed || (store.model.get() ?? conversation.lastModel ?? "");
   const other = new Option("another …", "");
   $("models").replaceChildren(...names.map((name) => new Option(name, name)), other);
   if (names.includes(wanted)) $("models").value = wanted;
@@ -108,9 +110,9 @@ async function offerModels() {
 
 /** A name can be typed where no list has it. */
 function arrangeModels() {
-  const typed = $("models").value === "";
-  $("model").hidden = !typed;
-  $("model").required = typed;
+  const free = $("models").value === "";
+  $("model").hidden = !free;
+  $("model").required = free;
 }
 
 // --- what people do ---

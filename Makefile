@@ -37,6 +37,7 @@ bench: setup
 	cargo build --release --bins
 	target/release/millstream bench promotion --check
 	target/release/millstream bench cancel --check
+	target/release/millstream bench ttft --check
 	target/release/millstream bench recovery --check
 
 # A hundred thousand jobs that are kept for a minute: the curve of Redis's memory.

@@ -17,6 +17,7 @@ pub mod recovery;
 mod report;
 mod server;
 pub mod streams;
+pub mod ttft;
 mod watch;
 
 use std::{io, path::PathBuf, time::Duration};
@@ -73,6 +74,12 @@ pub enum Error {
         /// The last that it wrote.
         said: String,
     },
+    /// A call of the model was not answered as it must be.
+    #[error("a call was answered by: {said}")]
+    Refused {
+        /// What was answered.
+        said: String,
+    },
     /// Something did not happen.
     #[error("{what} for {}", humantime_serde::re::humantime::format_duration(*.waited))]
     Stalled {
@@ -103,6 +110,7 @@ impl Error {
             Self::Folder { .. } => "bench_folder",
             Self::Program { .. } => "bench_program",
             Self::Ended { .. } => "bench_ended",
+            Self::Refused { .. } => "bench_refused",
             Self::Stalled { .. } => "bench_stalled",
             Self::Job { .. } => "bench_job",
         }

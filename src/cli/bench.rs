@@ -12,7 +12,7 @@ use super::{
     logging::{self, Level},
 };
 use crate::{
-    bench::{Lab, Report, cancel, promotion, recovery, streams},
+    bench::{Lab, Report, cancel, promotion, recovery, streams, ttft},
     config,
 };
 
@@ -89,11 +89,29 @@ pub(super) enum Bench {
         shown: Shown,
     },
 
+    /// Time to first token: what queue, worker and gateway add to a direct call
+    ///
+    /// The simulator is asked directly and through a gateway process, in turns, with nothing else under
+    /// way. Budget: p50 1.5 ms, p99 6 ms.
+    Ttft {
+        /// How often each way is asked
+        #[arg(long, value_name = "NUMBER", default_value_t = 1000,
+              value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        pairs: u32,
+
+        /// The gateway's program [default: millstream-gateway beside this program]
+        #[arg(long, value_name = "PATH")]
+        gateway_bin: Option<PathBuf>,
+
+        #[command(flatten)]
+        shown: Shown,
+    },
+
     /// Open event streams: memory, commands of Redis and delay of events, with many of them at once
     ///
     /// The gateway is a process of its own. Jobs run slowly, each stream gets an event every 0.8 s.
-    /// Budget: 25 KB and 4 commands per stream, p99 of the delay 250 ms. Readers, worker and simulator
-    /// run in this process, on the same cores.
+    /// Budget: 25 KB and 4 commands per stream. Readers, worker and simulator run in this process, on the
+    /// same cores.
     Streams {
         /// How many streams are open
         #[arg(long, value_name = "NUMBER", default_value_t = 10_000,
@@ -146,6 +164,7 @@ impl Bench {
             Self::Recovery { shown, .. }
             | Self::Promotion { shown, .. }
             | Self::Cancel { shown, .. }
+            | Self::Ttft { shown, .. }
             | Self::Streams { shown, .. } => *shown,
         }
     }
@@ -154,6 +173,7 @@ impl Bench {
     fn size(&self) -> (&'static str, u64) {
         match self {
             Self::Recovery { kills, .. } => ("kills", (*kills).into()),
+            Self::Ttft { pairs, .. } => ("pairs", (*pairs).into()),
             Self::Streams { streams, .. } => ("streams", (*streams).into()),
             Self::Promotion { jobs, .. } | Self::Cancel { jobs, .. } => ("jobs", (*jobs).into()),
         }
@@ -197,6 +217,10 @@ async fn measure(what: &Bench, lab: &mut Lab, bar: &ProgressBar) -> Result<Repor
             let at_once = usize::try_from(*at_once).unwrap_or(1);
             let options = recovery::Options { kills: *kills, at_once, worker };
             recovery::run(lab, &options, &progress).await?
+        }
+        Bench::Ttft { pairs, gateway_bin, .. } => {
+            let gateway = program(gateway_bin.as_ref(), GATEWAY)?;
+            ttft::run(lab, &ttft::Options { pairs: *pairs, gateway }, &progress).await?
         }
         Bench::Streams { streams, jobs, time, gateway_bin, .. } => {
             gateway::many_descriptors();

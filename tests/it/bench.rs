@@ -110,6 +110,20 @@ async fn recovery_as_json_counts_its_kills_and_ends_its_workers() {
 }
 
 #[tokio::test]
+async fn the_first_token_is_measured_directly_and_through_the_gateway() {
+    let server = Server::start().await;
+    let args = ["ttft", "--pairs", "5", "--json"];
+    let ran = bench(&args, &[("REDIS_URL", &server.url())]).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let report: Value = serde_json::from_str(&ran.out).unwrap();
+    let [added, direct, queued, _timers] = figures(&report, "ttft", 5) else { panic!("{report}") };
+    let limits = [0, 1].map(|at| added["budgets"][at]["limit"].clone());
+    assert_eq!(limits, [1.5, 6.0], "{added}");
+    assert_eq!([direct, queued].map(|figure| figure["count"].as_u64()), [Some(5); 2], "{report}");
+    left_alone(&server).await;
+}
+
+#[tokio::test]
 async fn cancel_is_measured_at_the_model_and_at_the_reader() {
     let server = Server::start().await;
     let args = ["cancel", "--jobs", "8", "--at-once", "4", "--json"];

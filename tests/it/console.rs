@@ -47,6 +47,11 @@ fn the_page_says_what_is_wrong_and_what_to_do() {
 }
 
 #[test]
+fn the_documented_page_of_an_application_follows_its_job() {
+    cases("snippet.mjs");
+}
+
+#[test]
 fn the_page_is_whole_and_readable_narrow_and_wide_light_and_dark() {
     cases("looks.mjs");
 }

@@ -38,6 +38,8 @@ pub struct EventId {
 impl EventId {
     /// Before every event.
     pub const START: Self = Self { fence: 0, seq: 0 };
+    /// The last that there can be.
+    pub const END: Self = Self { fence: u64::MAX, seq: u64::MAX };
 
     /// Whether `next` follows this one with nothing in between that the IDs can tell of.
     pub fn precedes(self, next: Self) -> bool {

@@ -201,6 +201,14 @@ impl Job {
         {
             return Err(Invalid::new(format!("max_attempts is {most}; allowed: 1 to 100")));
         }
+        for (name, time) in [("not_before", self.not_before), ("expires_at", self.expires_at)] {
+            if time.is_some_and(|time| time > Timestamp::MAX) {
+                return Err(Invalid::new(format!(
+                    "{name} is later than {}, the last time that is allowed",
+                    Timestamp::MAX
+                )));
+            }
+        }
         if let (Some(expires), Some(begins)) = (self.expires_at, self.not_before)
             && expires <= begins
         {

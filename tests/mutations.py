@@ -213,7 +213,7 @@ MUTATIONS = [
     ("gateway: a page of another tenant's events", "src/gateway/events.rs",
      ".filter(|record| record.tenant == *tenant)", "", "jobs_of_others_are_not_there"),
     ("gateway: a cached answer is guarded", "src/gateway/cache.rs",
-     "subscription.current() == self.link && subscription.is_silent()", "true",
+     "!self.stale.load(Ordering::Acquire)", "true",
      "a_requeue_elsewhere or not_kept_across_a_lost_connection"),
     ("gateway: text that was sent is withheld", "src/gateway/openai/splice.rs",
      "self.texts.values_mut().for_each(|text| text.at = 0);", "self.texts.clear();",

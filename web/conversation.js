@@ -32,10 +32,9 @@ export class Conversation {
     this.#toEnd();
   }
 
-  /** The turn in progress, if there is one: only the last can be. */
+  /** The turn in progress, if there is one: the last, or an earlier one that was not sent until now. */
   get live() {
-    const last = store.turns.at(-1);
-    return last && !isOver(last.phase) && last.phase !== "unsent" ? last : null;
+    return store.turns.find(({ phase }) => !isOver(phase) && phase !== "unsent") ?? null;
   }
 
   get isEmpty() {

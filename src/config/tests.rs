@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 91] = [
+const OTHERS: [(&str, &str); 92] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
@@ -73,6 +73,7 @@ const OTHERS: [(&str, &str); 91] = [
     ("gateway.cors_origins", "https://a.example,https://b.example"),
     ("gateway.models", "a,b"),
     ("gateway.queue", "web"),
+    ("gateway.queues", "slow,bulk"),
     ("gateway.on_disconnect", "continue"),
     ("gateway.dedupe", "1m"),
     ("gateway.heartbeat", "1s"),

@@ -324,3 +324,36 @@ pub(super) async fn admit(app: &App, tenant: &Tenant) -> Result<(), Refusal> {
         Err(refusal.after(wait))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "a secret of thirty-two bytes or more";
+
+    /// A verdict is remembered for as long as it may be: without the table the key is known all the same.
+    #[test]
+    fn a_verdict_is_remembered_and_for_how_long() {
+        let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("keys.toml");
+        let (key, lines) =
+            generate_key(SECRET, "web", &Tenant::default(), &Right::ALL, None).unwrap();
+        std::fs::write(&path, lines).unwrap();
+        let options = Options { keys: path, secret: SECRET.to_owned(), ..Options::default() };
+        let keys = Keys::load(&options).unwrap();
+        std::fs::remove_dir_all(folder).unwrap();
+        let caller = keys.check(&key).unwrap();
+        assert!(keys.check("ms_web_wrong").is_none());
+        let table = keys.table.as_ref().unwrap();
+        table.write().unwrap().table = Table::default();
+        assert_eq!(keys.check(&key), Some(Arc::clone(&caller)));
+        assert!(!keys.holds(&caller), "what is open is judged by the table");
+        keys.verdicts.invalidate_all();
+        assert_eq!(keys.check(&key), None);
+        for (verdict, seconds) in [(Some(caller), 120), (None, 300)] {
+            let lifetime = ByVerdict.expire_after_create(&[0; 32], &verdict, Instant::now());
+            assert_eq!(lifetime, Some(Duration::from_secs(seconds)));
+        }
+    }
+}

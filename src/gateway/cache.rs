@@ -137,8 +137,8 @@ impl Answer {
             let mut tags = value.to_str().unwrap_or_default().split(',').map(str::trim);
             tags.any(|tag| tag == "*" || tag.trim_start_matches("W/") == self.etag)
         });
-        // What belongs to one key is not for a browser's next one.
-        let vary = HeaderValue::from_static("authorization, x-api-key");
+        // What belongs to one key is not for a browser's next one; an application may know callers by a cookie.
+        let vary = HeaderValue::from_static("authorization, cookie, x-api-key");
         let caching = [
             (header::ETAG, self.etag),
             (header::CACHE_CONTROL, self.control),
@@ -216,5 +216,27 @@ impl Cache {
     /// The keys have changed: who somebody is may have changed too.
     pub(super) fn forget_callers(&self) {
         self.0.invalidate_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is kept is found out anew when its time is over, and not before.
+    #[tokio::test]
+    async fn an_answer_is_kept_for_its_own_time() {
+        let (cache, counters) = (Cache::new(1 << 20), Counters::default());
+        let ask = async |key: Key, text: &str, lifetime| {
+            let find = async { Ok(Answer::new(&text, lifetime, false)) };
+            cache.get(key, &counters, find).await.unwrap().body
+        };
+        let (short, long) = (Duration::from_millis(30), Duration::from_secs(3600));
+        assert_eq!(ask(Key::Health, "a", long).await, "\"a\"");
+        assert_eq!(ask(Key::Models, "a", short).await, "\"a\"");
+        while ask(Key::Models, "b", short).await == "\"a\"" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(ask(Key::Health, "b", long).await, "\"a\"");
     }
 }

@@ -21,12 +21,12 @@ pub(super) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-re
 /// How long a client waits for a broker that cannot be reached.
 const AWAY: Duration = Duration::from_secs(2);
 
-/// Why a request is refused. The body is `{"error": {"message", "type", "param", "code"}}`.
+/// Why a request is refused. The body is `{"error": {"message", "type", "param", "code"}}`, with `retry_after`
+/// where another try makes sense.
 #[derive(Debug, Clone)]
 pub struct Refusal {
     pub(super) status: StatusCode,
     pub(super) error: ErrorObject,
-    pub(super) retry_after: Option<Duration>,
     pub(super) should_retry: Option<bool>,
 }
 
@@ -55,6 +55,10 @@ pub(super) struct ErrorObject {
     pub(super) param: Option<String>,
     /// A name that does not change.
     pub(super) code: Cow<'static, str>,
+    /// After how many seconds another try makes sense, where it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) retry_after: Option<u64>,
 }
 
 /// The kind of error that a status means.
@@ -76,8 +80,9 @@ impl Refusal {
         message: impl Into<String>,
     ) -> Self {
         let (message, code) = (message.into(), code.into());
-        let error = ErrorObject { message, kind: kind(status), param: None, code };
-        Self { status, error, retry_after: None, should_retry: None }
+        let error =
+            ErrorObject { message, kind: kind(status), param: None, code, retry_after: None };
+        Self { status, error, should_retry: None }
     }
 
     /// 400: the request cannot be understood.
@@ -96,10 +101,20 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, "job_not_found", text)
     }
 
-    /// 503: the broker is away.
+    /// 503: the broker is away, and was asked nothing.
     pub(super) fn away() -> Self {
         let text = "the broker cannot be reached; nothing was changed, try again soon";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "broker_unavailable", text).after(AWAY)
+    }
+
+    /// 503: the broker was asked, and did not do it, or did it without saying so.
+    fn in_doubt() -> Self {
+        let text = "the broker did not answer as it should; if this was to change something, it may have \
+                    been done: repeat it with the same Idempotency-Key, which makes no second job";
+        Self {
+            error: ErrorObject { message: text.to_owned(), ..Self::away().error },
+            ..Self::away()
+        }
     }
 
     /// The same, with the field or parameter at fault.
@@ -109,21 +124,20 @@ impl Refusal {
     }
 
     /// The same, worth another try after that long.
-    pub(super) fn after(self, wait: Duration) -> Self {
-        Self { retry_after: Some(wait), ..self }
+    pub(super) fn after(mut self, wait: Duration) -> Self {
+        let seconds = wait.as_millis().div_ceil(1000).max(1);
+        self.error.retry_after = Some(u64::try_from(seconds).unwrap_or(u64::MAX));
+        self
     }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
+        let wait = self.error.retry_after;
         let mut response = (self.status, Json(ErrorBody { error: self.error })).into_response();
         let headers = response.headers_mut();
-        if let Some(wait) = self.retry_after {
-            let seconds = wait.as_millis().div_ceil(1000).max(1);
-            headers.insert(
-                header::RETRY_AFTER,
-                HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)),
-            );
+        if let Some(seconds) = wait {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if let Some(retry) = self.should_retry {
             let text = if retry { "true" } else { "false" };
@@ -146,7 +160,7 @@ impl From<producer::Error> for Refusal {
     fn from(error: producer::Error) -> Self {
         let status = match &error {
             producer::Error::Broker(_) => {
-                let producer::Error::Broker(error) = error else { return Self::away() };
+                let producer::Error::Broker(error) = error else { return Self::in_doubt() };
                 return error.into();
             }
             producer::Error::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -170,7 +184,7 @@ impl From<broker::Error> for Refusal {
             other => {
                 // What the broker says may name hosts and users: that is for the log.
                 tracing::warn!(error = %other, "broker call failed");
-                Self::away()
+                Self::in_doubt()
             }
         }
     }

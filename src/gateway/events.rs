@@ -22,6 +22,7 @@ use super::{
 use crate::{
     event::{Event, EventId},
     job::{JobId, Tenant},
+    listener,
 };
 
 /// Most events of a page.
@@ -88,7 +89,7 @@ struct EventView {
         (status = 204, description = "The job is over, and the cursor at its end")))]
 pub(super) async fn events(
     State(app): State<Arc<App>>,
-    JobReader { id, tenant }: JobReader,
+    JobReader { id, tenant, caller }: JobReader,
     Params(from): Params<From>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
@@ -109,12 +110,26 @@ pub(super) async fn events(
     if following.is_over() {
         return Ok((StatusCode::NO_CONTENT, named).into_response());
     }
-    let events = following.events().inspect(move |_| {
+    let (heartbeat, closing) = (app.options.heartbeat, app.closing.clone());
+    let events = following.events().map(move |event| {
         // The slot is taken as long as the stream is there.
         let _ = &slot;
+        let is_let_in = caller.as_ref().is_none_or(|caller| app.keys.holds(caller));
+        passed(event, is_let_in)
     });
-    let response = sse::response(events, app.options.heartbeat, app.closing.clone());
-    Ok((named, response).into_response())
+    Ok((named, sse::respond(sse::until_closing(events, closing), heartbeat)).into_response())
+}
+
+/// An event for a reader whose key is still in force; a browser token opens a stream, and does not close it.
+fn passed(
+    event: Result<Event, listener::Error>,
+    is_let_in: bool,
+) -> Result<Event, sse::Interrupted> {
+    if !is_let_in {
+        let message = "the API key is not valid any more".to_owned();
+        return Err(sse::Interrupted { code: "invalid_api_key", message });
+    }
+    event.map_err(|error| sse::Interrupted { code: error.code(), message: error.to_string() })
 }
 
 /// The header before the query: an `EventSource` keeps its address and moves its header on.

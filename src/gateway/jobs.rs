@@ -148,6 +148,13 @@ pub(super) fn checked(app: &App, tenant: &Tenant, mut job: Job) -> Result<Submis
     if job.queue == QueueName::default() {
         job.queue = app.options.queue.clone();
     }
+    if job.queue != app.options.queue && !app.options.queues.contains(&job.queue) {
+        let text = format!(
+            "queue is `{}`; this gateway takes jobs for `{}` and what gateway.queues lists",
+            job.queue, app.options.queue
+        );
+        return Err(Refusal::param("queue", text));
+    }
     sound(&job.request)?;
     let (model, models) = (job.request.model(), &app.options.models);
     if !models.is_empty() && !models.contains(&model) {
@@ -252,7 +259,7 @@ async fn many(app: &App, tenant: &Tenant, body: &[u8]) -> Result<Bulk, Refusal> 
     responses((status = 200, description = "The job", body = view::WholeJob), (status = 304, description = "As the ETag says")))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    JobReader { id, tenant }: JobReader,
+    JobReader { id, tenant, .. }: JobReader,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let key = Key::Job(tenant.clone(), id);

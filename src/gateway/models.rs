@@ -64,7 +64,8 @@ async fn names(app: &App) -> Result<Vec<String>, Refusal> {
 /// Those that are configured; otherwise those that the gateway's own upstream tells. Where that list is empty,
 /// every name is accepted, and the upstream of the workers decides.
 #[utoipa::path(get, path = "/v1/models", operation_id = "list_models", tag = "openai",
-    responses((status = 200, description = "The models", body = Models), (status = 304, description = "As the ETag says")))]
+    responses((status = 200, description = "The models", body = Models), (status = 304, description = "As the ETag says"),
+        (status = 502, description = "The model's endpoint does not tell", body = super::error::ErrorBody)))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Known(caller): Known,
@@ -81,7 +82,8 @@ pub(super) async fn list(
 /// One model
 #[utoipa::path(get, path = "/v1/models/{model}", operation_id = "show_model", tag = "openai",
     params(("model" = String, Path, description = "The model's name")),
-    responses((status = 200, description = "The model", body = Model)))]
+    responses((status = 200, description = "The model", body = Model),
+        (status = 502, description = "The model's endpoint does not tell", body = super::error::ErrorBody)))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     Known(caller): Known,

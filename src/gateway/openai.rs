@@ -75,8 +75,12 @@ impl Asked {
 fn refused(failure: &Failure) -> Refusal {
     let Status { http, kind, code, message, retry_after, should_retry } = failure.into();
     let status = StatusCode::from_u16(http).unwrap_or(StatusCode::BAD_GATEWAY);
-    let error = ErrorObject { message, kind, param: None, code: code.into() };
-    Refusal { status, error, retry_after, should_retry: Some(should_retry) }
+    let error = ErrorObject { message, kind, param: None, code: code.into(), retry_after: None };
+    let refusal = Refusal { status, error, should_retry: Some(should_retry) };
+    match retry_after {
+        Some(wait) => refusal.after(wait),
+        None => refusal,
+    }
 }
 
 /// A chat completion

@@ -28,6 +28,8 @@ pub struct Options {
     pub models: Vec<String>,
     /// The queue of requests that name none.
     pub queue: QueueName,
+    /// Other queues that a request may name. One that is not served would keep its jobs for ever.
+    pub queues: Vec<QueueName>,
     /// What becomes of a chat completion whose client goes away.
     pub on_disconnect: OnDisconnect,
     /// A chat completion without an idempotency key that repeats another one of the same tenant within
@@ -104,6 +106,7 @@ impl Default for Options {
             cors_origins: Vec::new(),
             models: Vec::new(),
             queue: QueueName::default(),
+            queues: Vec::new(),
             on_disconnect: OnDisconnect::default(),
             dedupe: Duration::ZERO,
             heartbeat: Duration::from_secs(15),

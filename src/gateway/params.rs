@@ -11,7 +11,7 @@ use utoipa::IntoParams;
 
 use super::{
     app::App,
-    auth::{self, Right},
+    auth::{self, Caller, Right},
     error::Refusal,
 };
 use crate::job::{JobId, Tenant, Timestamp};
@@ -69,6 +69,8 @@ impl FromRequestParts<Arc<App>> for JobAt {
 pub(super) struct JobReader {
     pub(super) id: JobId,
     pub(super) tenant: Tenant,
+    /// Who came by a key; a token names nobody.
+    pub(super) caller: Option<Arc<Caller>>,
 }
 
 #[derive(Deserialize)]
@@ -87,7 +89,7 @@ impl FromRequestParts<Arc<App>> for JobReader {
             caller.needs(Right::Read)?;
             auth::admit(app, &caller.tenant).await?;
             let JobAt { id } = JobAt::from_request_parts(parts, app).await?;
-            return Ok(Self { id, tenant: caller.tenant.clone() });
+            return Ok(Self { id, tenant: caller.tenant.clone(), caller: Some(caller) });
         };
         let JobAt { id } = JobAt::from_request_parts(parts, app).await?;
         let tenant = app.keys.signer().tenant(&token, id, Timestamp::now()).ok_or_else(|| {
@@ -95,6 +97,6 @@ impl FromRequestParts<Arc<App>> for JobReader {
             Refusal::new(axum::http::StatusCode::UNAUTHORIZED, "invalid_token", text)
         })?;
         auth::admit(app, &tenant).await?;
-        Ok(Self { id, tenant })
+        Ok(Self { id, tenant, caller: None })
     }
 }

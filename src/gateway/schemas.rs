@@ -10,7 +10,10 @@ use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
         Ref, RefOr, Schema,
-        schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, OneOfBuilder, Type},
+        schema::{
+            AnyOfBuilder, ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat,
+            Type,
+        },
     },
 };
 
@@ -72,7 +75,7 @@ impl ToSchema for OneJob {
 }))]
 pub(super) struct Envelope {
     request: ChatRequest,
-    /// The queue it waits in; the gateway's own unless given.
+    /// The queue it waits in: the gateway's own, which `default` means too, or another that it serves.
     #[schema(pattern = "^[A-Za-z0-9_.@-]{1,64}$", nullable = false, example = "default")]
     queue: Option<String>,
     /// Its priority within the queue; `normal` unless given.
@@ -112,14 +115,24 @@ fn labels() -> ObjectBuilder {
     labels.additional_properties(Some(RefOr::T(Schema::Object(value.build()))))
 }
 
-/// Milliseconds since the epoch, or RFC 3339 such as `2026-11-21T08:00:00Z`.
-#[derive(Deserialize, ToSchema)]
-#[serde(untagged)]
-pub(super) enum Time {
-    Number(u64),
-    #[schema(format = "date-time")]
-    Text(String),
+/// A time, to the millisecond.
+#[derive(Deserialize)]
+pub(super) struct Time(#[allow(unused)] crate::job::Timestamp);
+
+impl PartialSchema for Time {
+    fn schema() -> RefOr<Schema> {
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+        let last = crate::job::Timestamp::MAX.0 as f64;
+        let number = ObjectBuilder::new().schema_type(Type::Integer);
+        let number = number.minimum(Some(0.0)).maximum(Some(last));
+        let date = SchemaFormat::KnownFormat(KnownFormat::DateTime);
+        let text = ObjectBuilder::new().schema_type(Type::String).format(Some(date));
+        let either = "Milliseconds since the epoch, or RFC 3339 such as `2026-11-21T08:00:00Z`.";
+        OneOfBuilder::new().description(Some(either)).item(number).item(text).into()
+    }
 }
+
+impl ToSchema for Time {}
 
 /// A line of an `OpenAI` Batch input file.
 #[derive(Deserialize, ToSchema)]
@@ -168,8 +181,8 @@ pub(super) enum StateName {
 #[derive(Deserialize, ToSchema)]
 #[schema(example = json!({"model": "any", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}))]
 pub(super) struct ChatRequest {
-    /// The model's name.
-    #[schema(min_length = 1)]
+    /// The model's name. At most 256 bytes.
+    #[schema(min_length = 1, max_length = 256)]
     model: String,
     /// The conversation.
     #[schema(min_items = 1)]

@@ -14,6 +14,7 @@ use axum::{
     },
 };
 use futures_util::{Stream, StreamExt, stream};
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -32,10 +33,10 @@ const UNBUFFERED: (HeaderName, HeaderValue) =
 pub fn block(event: &Event) -> sse::Event {
     let frame = Frame::new(event.id.seq, &event.body, Codec::Json);
     let data = frame.ok().and_then(|frame| String::from_utf8(frame.bytes).ok());
-    sse::Event::default()
-        .id(event.id.to_string())
-        .event(event.body.kind())
-        .data(data.as_deref().unwrap_or("{}"))
+    // What a stranger has written into the log may be named by anything; a block has one line for it.
+    let kind = event.body.kind();
+    let kind = if kind.contains(['\r', '\n', '\0']) { "unknown" } else { kind };
+    sse::Event::default().id(event.id.to_string()).event(kind).data(data.as_deref().unwrap_or("{}"))
 }
 
 /// A response that ends after the terminal event, or, with a hint to come back, once `closing` is
@@ -60,8 +61,17 @@ pub fn response(
     heartbeat: Duration,
     closing: CancellationToken,
 ) -> Response {
-    let blocks = until_closing(events, closing);
-    respond(blocks, heartbeat)
+    let events = events.map(|event| {
+        event.map_err(|error| Interrupted { code: error.code(), message: error.to_string() })
+    });
+    respond(until_closing(events, closing), heartbeat)
+}
+
+/// Why a stream ends before the job does.
+#[derive(Debug, Serialize)]
+pub(super) struct Interrupted {
+    pub(super) code: &'static str,
+    pub(super) message: String,
 }
 
 /// A stream of blocks with heartbeats.
@@ -74,8 +84,8 @@ pub(super) fn respond(
     ([UNBUFFERED], body).into_response()
 }
 
-fn until_closing(
-    events: impl Stream<Item = Result<Event, listener::Error>> + Send + Unpin + 'static,
+pub(super) fn until_closing(
+    events: impl Stream<Item = Result<Event, Interrupted>> + Send + Unpin + 'static,
     closing: CancellationToken,
 ) -> impl Stream<Item = sse::Event> + Send + 'static {
     stream::unfold(Some((events, closing)), async |state| {
@@ -90,11 +100,27 @@ fn until_closing(
         };
         Some(match event {
             Ok(event) => (block(&event), Some((events, closing))),
-            Err(error) => {
-                let data = serde_json::json!({"code": error.code(), "message": error.to_string()});
-                let last = sse::Event::default().event("interrupted").data(data.to_string());
-                (last, None)
+            Err(why) => {
+                let data = serde_json::to_string(&why).unwrap_or_default();
+                (sse::Event::default().event("interrupted").data(data), None)
             }
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Body, EventId};
+
+    #[tokio::test]
+    async fn a_name_of_several_lines_stays_within_its_block() {
+        for kind in ["a\nid: 9-9", "a\rb", "a\0b"] {
+            let id = EventId { fence: 7, seq: 1 };
+            let event = Event { id, body: Body::Unknown { kind: kind.to_owned() } };
+            let response = respond(stream::iter([block(&event)]), Duration::from_secs(60));
+            let body = axum::body::to_bytes(response.into_body(), 1024).await.unwrap();
+            assert_eq!(body, "id: 7-1\nevent: unknown\ndata: {}\n\n", "{kind:?}");
+        }
+    }
 }

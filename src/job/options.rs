@@ -145,6 +145,10 @@ name!(
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
+    /// The last one that RFC 3339 can write at any offset: two hours before the end of the 30th of
+    /// December 9999.
+    pub const MAX: Self = Self(253_402_207_200_000);
+
     /// This machine's clock.
     pub fn now() -> Self {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

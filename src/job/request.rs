@@ -7,6 +7,9 @@ use sha2::{Digest, Sha256};
 
 use super::Invalid;
 
+/// Longest name of a model, in bytes.
+const LONGEST_MODEL: usize = 256;
+
 /// An `OpenAI` chat request: the top-level fields in their order, each with its own bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -67,6 +70,13 @@ impl ChatRequest {
     /// Requires a model name and at least one message. Everything else is the model's to judge.
     pub fn check(&self) -> Result<(), Invalid> {
         match self.get::<String>("model") {
+            // The name is kept apart from the request, and shown in lists.
+            Some(model) if model.len() > LONGEST_MODEL => {
+                return Err(Invalid::new(format!(
+                    "`model` has {} bytes; allowed: 1 to {LONGEST_MODEL} bytes",
+                    model.len()
+                )));
+            }
             Some(model) if !model.is_empty() => {}
             _ => {
                 return Err(Invalid::new(

@@ -9,3 +9,4 @@ mod jobs;
 mod limits;
 mod processes;
 mod repeats;
+mod revoked;

@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 91] = [
+const PROVEN: [(&str, &str); 92] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
     ("redis.connect_timeout", "a_server_that_takes_no_connection_is_given_up"),
@@ -67,6 +67,7 @@ const PROVEN: [(&str, &str); 91] = [
     ("gateway.cors_origins", "pages_of_other_origins_are_served_where_they_are_named"),
     ("gateway.models", "what_cannot_be_a_job_is_refused_in_words"),
     ("gateway.queue", "a_request_that_names_no_queue_goes_to_the_gateways_own"),
+    ("gateway.queues", "a_request_names_a_queue_that_is_served_or_is_refused"),
     ("gateway.on_disconnect", "where_it_is_configured_a_job_goes_on_without_its_client"),
     ("gateway.dedupe", "a_request_that_repeats_another_within_the_window_gets_its_answer"),
     ("gateway.heartbeat", "an_open_stream_says_that_it_lives_as_often_as_configured"),

@@ -27,12 +27,16 @@ def breaks_a_rule(job, headers):
     keyed = "Idempotency-Key" in headers
     if isinstance(job, list):
         return keyed  # Each job names its own key; and each is refused by itself, whatever it is.
+    request = job.get("request") or job.get("body") or job
+    if isinstance(request, dict) and too_long(request.get("model"), 256):
+        return True
     if not job.get("request"):
         return bool(job.get("body")) and too_long(job.get("custom_id"), 256)
     labels = job.get("labels", {})
     apart = any(job.get(name) is not None for name in ("queue", "not_before", "expires_at", "deadline_ms"))
     return (
         job.get("tenant", "default") != "default"  # Another's.
+        or job.get("queue", "default") != "default"  # One that is not served.
         or not lies_ahead(job)
         or (keyed and "idempotency_key" in job)  # One too many.
         or ((keyed or "idempotency_key" in job) and apart)  # A chat completion under its key would share its fate.
@@ -45,7 +49,8 @@ def breaks_a_rule(job, headers):
 @schemathesis.hook
 def filter_case(ctx, case):
     if case.operation.path == "/v1/chat/completions" and isinstance(case.body, dict):
-        return "?" not in str(case.body.get("model"))  # Behind it the simulator reads directives.
+        # Behind a question mark the simulator reads directives.
+        return "?" not in str(case.body.get("model")) and not too_long(case.body.get("model"), 256)
     if case.operation.path != "/v1/jobs" or case.method != "POST":
         return True
     if case.meta is not None and case.meta.generation.mode.is_negative:

@@ -48,6 +48,23 @@ test("a question is asked with the conversation so far", async (t) => {
   });
 });
 
+test("markup in a question and in an answer is text", async (t) => {
+  const page = await ready(t);
+  const markup = "<img src=x onerror='document.title = 1'><script>document.title = 2</script>";
+  const data = JSON.stringify({ choices: [{ index: 0, delta: { content: markup } }] });
+  await page.route("**/events**", (route) => route.fulfill({
+    contentType: "text/event-stream",
+    body: `id: 1-0\nevent: started\ndata: {"attempt":1}\n\nid: 1-1\nevent: delta\ndata: ${data}\n\n`,
+  }));
+  const title = await page.title();
+  await ask(page, markup);
+  await grown(page, markup.length - 1);
+  assert.equal(await text(page), markup);
+  assert.equal(await last(page, ".question p").textContent(), markup);
+  assert.equal(await page.locator(".turn img, .turn script").count(), 0);
+  assert.equal(await page.title(), title);
+});
+
 test("stop cancels the job, and what had come stays", async (t) => {
   const page = await ready(t);
   await ask(page);

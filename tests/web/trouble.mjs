@@ -39,6 +39,25 @@ test("a gateway that is down: the question stays, and is asked when it is back",
   await page.waitForSelector("#panel[data-state=live]");
 });
 
+test("an earlier question that was not sent can be tried again, and stopped", async (t) => {
+  const page = await ready(t);
+  await stage.gateway.end("SIGKILL");
+  await ask(page, "first");
+  await page.waitForSelector("[data-phase=unsent] .trouble");
+  stage.gateway = await stage.site.gateway();
+  await page.waitForSelector("#panel[data-state=live]");
+  await choose(page, "any?tokens=2");
+  await ask(page, "second");
+  await concluded(page);
+  await page.locator(".turn:first-child .trouble button").click();
+  await page.waitForSelector(".turn:first-child [data-phase=running]");
+  await page.reload();
+  await page.waitForSelector(".turn:first-child [data-phase=running]");
+  await page.click("#stop");
+  await page.waitForSelector(".turn:first-child [data-phase=cancelled]");
+  await page.waitForSelector("#send:visible");
+});
+
 /** Runs the gateway in another way for one case. */
 async function differently(t, env) {
   await restartGateway("SIGTERM", env);

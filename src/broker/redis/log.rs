@@ -30,7 +30,12 @@ fn events(value: Value) -> Result<Vec<Event>> {
 impl Redis {
     fn range(&self, job: JobId, after: EventId, most: usize) -> redis::Cmd {
         let mut command = redis::cmd("XRANGE");
-        let start = if after == EventId::START { "-".to_owned() } else { format!("({after}") };
+        let start = match after {
+            EventId::START => "-".to_owned(),
+            // Nothing is behind the last ID that there can be; the server calls that an error.
+            EventId::END => after.to_string(),
+            after => format!("({after}"),
+        };
         command.arg(self.keys.log(job)).arg(start).arg("+").arg("COUNT").arg(most);
         command
     }

@@ -27,6 +27,12 @@ pub(super) fn rules(c: &Config) -> Vec<Rule> {
             origins,
             "origins such as https://app.example.com, without a path, or *",
         ),
+        text(
+            "gateway.cors_origins",
+            "*",
+            !g.keys.as_os_str().is_empty() || !g.cors_origins.iter().any(|origin| origin == "*"),
+            "* only with gateway.keys: without keys every page that is open on this machine would have all rights",
+        ),
         text("gateway.models", &g.models.join(","), named, "names of models"),
         span("gateway.dedupe", g.dedupe, Duration::ZERO, HOUR),
         span("gateway.heartbeat", g.heartbeat, 100 * MS, 5 * MINUTE),

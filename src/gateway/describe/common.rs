@@ -121,7 +121,7 @@ fn add_headers(path: &str, operation: &mut Operation) {
         if status == "401" {
             header(response, "www-authenticate", "`Bearer`");
         }
-        if path == "/v1/chat/completions" && !good {
+        if path == "/v1/chat/completions" && !good || path == "/v1/jobs" && status == "409" {
             let text = "Where it is known: whether another try may help, `true` or `false`";
             header(response, "x-should-retry", text);
         }

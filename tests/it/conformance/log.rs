@@ -52,6 +52,20 @@ pub async fn a_log_is_read_in_pages(s: &Subject) {
     assert_eq!(s.read(attempt.job, before, 99).await.unwrap().len(), 25);
 }
 
+pub async fn nothing_lies_behind_a_cursor_beyond_the_end(s: &Subject) {
+    let (_, attempt) = s.running(&worker("a")).await;
+    let largest = u64::MAX;
+    for (fence, seq) in
+        [(attempt.fence, 1), (attempt.fence, largest), (largest, 0), (largest, largest)]
+    {
+        let after = EventId { fence, seq };
+        assert_eq!(s.read(attempt.job, after, 9).await.unwrap(), [], "{after}");
+        let opened = s.open(attempt.job, after, 9).await.unwrap();
+        assert_eq!(opened.record.map(|record| record.state), Some(State::Running), "{after}");
+        assert_eq!(opened.events, [], "{after}");
+    }
+}
+
 pub async fn what_is_not_above_the_top_is_behind(s: &Subject) {
     let (_, attempt) = s.running(&worker("a")).await;
     assert_eq!(s.append(&attempt, &deltas(2)).await.unwrap(), Written::Yes);

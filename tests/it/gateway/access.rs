@@ -20,18 +20,18 @@ use crate::support::{
 const SECRET: &str = "a secret of thirty-two bytes or more";
 
 /// A file of keys and the gateway's options for it.
-struct Keys {
+pub(super) struct Keys {
     folder: Folder,
-    text: String,
+    pub(super) text: String,
 }
 
 impl Keys {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { folder: Folder::new(), text: String::new() }
     }
 
     /// Adds a key and gives it.
-    fn add(
+    pub(super) fn add(
         &mut self,
         id: &str,
         tenant: &str,
@@ -45,11 +45,11 @@ impl Keys {
         key
     }
 
-    fn write(&self, text: &str) {
+    pub(super) fn write(&self, text: &str) {
         self.folder.write("keys.toml", text);
     }
 
-    fn options(&self) -> Options {
+    pub(super) fn options(&self) -> Options {
         let keys = self.folder.path().join("keys.toml");
         Options { keys, secret: SECRET.to_owned(), ..options() }
     }

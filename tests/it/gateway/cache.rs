@@ -49,6 +49,7 @@ async fn hot_answers_are_kept_and_told_apart_by_their_etag() {
         assert!(etag.starts_with('"') && etag.len() > 8, "{etag}");
         let second = web.get(path).await;
         assert_eq!((&second.text, second.header("etag")), (&first.text, etag));
+        assert_eq!(second.header("vary"), "authorization, cookie, x-api-key", "{path}");
         for tags in [etag.to_owned(), format!("W/{etag}"), format!("\"x\", {etag}"), "*".to_owned()]
         {
             let same = Reply::of(web.ask(Method::GET, path).header("if-none-match", tags)).await;
@@ -177,4 +178,25 @@ async fn those_who_ask_at_once_wait_for_one_reading() {
     let reads = stack.command_counts()["xrange"];
     // One for the stream, one for what all of them got.
     assert!(reads <= 3, "{reads} readings for 32 requests");
+}
+
+/// What a page of the console may do, whatever an answer says: run its own scripts, and ask its own gateway.
+#[tokio::test]
+async fn the_console_lets_nothing_of_others_in() {
+    let web = Web::start(&embedded(), options());
+    for path in ["/", "/console/console.js", "/console/console.css"] {
+        let file = web.get(path).await;
+        assert_eq!(file.status, 200, "{path}");
+        let policy = file.header("content-security-policy");
+        for rule in [
+            "default-src 'none'",
+            "script-src 'self'",
+            "connect-src 'self'",
+            "frame-ancestors 'none'",
+        ] {
+            assert!(policy.split("; ").any(|part| part == rule), "{path}: {rule} in {policy}");
+        }
+        assert_eq!(file.header("x-content-type-options"), "nosniff");
+        assert_eq!(file.header("referrer-policy"), "no-referrer");
+    }
 }

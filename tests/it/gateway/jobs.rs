@@ -2,7 +2,7 @@
 
 use millstream::{
     gateway::{Caller, Gateway, Options, Right},
-    job::{JobId, QueueName, Tenant},
+    job::{JobId, QueueName, Tenant, Timestamp},
     listener::Listener,
 };
 use reqwest::Method;
@@ -134,6 +134,43 @@ async fn a_request_that_names_no_queue_goes_to_the_gateways_own() {
     );
     let other = web.get("/v1/queues?queue=none").await.json();
     assert_eq!(other["data"][0]["in_flight"], 0);
+}
+
+/// A job in a queue that nobody serves would wait for ever.
+#[tokio::test]
+async fn a_request_names_a_queue_that_is_served_or_is_refused() {
+    let broker = embedded();
+    let slow: QueueName = "slow".parse().unwrap();
+    let web = Web::start(&broker, Options { queues: vec![slow.clone()], ..options() });
+    let to = |queue: &str| json!({"request": chat("a"), "queue": queue});
+    let refused = web.post("/v1/jobs", &to("slwo")).await;
+    assert!(refused.refused(400, "invalid_parameter").contains("`slwo`"));
+    assert_eq!(refused.json()["error"]["param"], "queue");
+    let depth = web.get("/v1/queues?queue=slwo").await.json();
+    assert_eq!(depth["data"][0]["waiting"], 0, "{depth}");
+    let id = web.post("/v1/jobs", &to("slow")).await.json()["id"].clone();
+    assert_eq!(Hand::begin_at(&broker, slow).await.attempt.job.to_string(), id.as_str().unwrap());
+    assert_eq!(web.post("/v1/jobs", &to("default")).await.status, 202);
+}
+
+#[tokio::test]
+async fn times_and_names_have_an_end() {
+    let web = Web::start(&embedded(), options());
+    let beyond = Timestamp(Timestamp::MAX.0 + 1);
+    for (field, at) in [
+        ("not_before", json!(beyond)),
+        ("expires_at", json!(beyond)),
+        ("not_before", json!(u64::MAX)),
+    ] {
+        let refused = web.post("/v1/jobs", &json!({"request": chat("a"), field: at})).await;
+        assert!(refused.refused(400, "invalid_job").contains("9999-12-30"), "{}", refused.text);
+    }
+    let last = json!({"request": chat("a"), "not_before": Timestamp::MAX, "idempotency_key": "k"});
+    assert_eq!(web.post("/v1/jobs", &last).await.json()["state"], "parked");
+    let named = |length| json!({"model": "m".repeat(length), "messages": [{"role": "user"}]});
+    assert_eq!(web.post("/v1/jobs", &named(256)).await.status, 202);
+    assert!(web.post("/v1/jobs", &named(257)).await.refused(400, "invalid_job").contains("257"));
+    web.post("/v1/chat/completions", &named(257)).await.refused(400, "invalid_request");
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ export CARGO_BUILD_JOBS
 
 .PHONY: test ci setup fmt lint doc features bench bench-idle mutations chaos soak screenshots fuzz
 
-# The tests' own needs: a Redis server, a test runner, a Procfile runner and a Redis client.
+# The tests' own needs: a Redis server, a test runner, a browser and its driver, and Python packages: a Procfile
+# runner, clients of Redis and of OpenAI, a tester of descriptions.
 setup:
 	./tests/setup.sh
 

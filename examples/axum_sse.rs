@@ -14,6 +14,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
+    serve::ListenerExt as _,
 };
 use millstream::{
     broker::redis,
@@ -22,6 +23,7 @@ use millstream::{
     job::{JobId, Tenant},
     listener::{Error, Listener},
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Clone)]
 struct App {
@@ -76,11 +78,20 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let heartbeat = options.heartbeat;
     let gateway =
         Gateway::new(broker, listener.clone(), millstream::producer::Options::default(), options)?;
-    let app = App { listener, heartbeat, closing: gateway.closing() };
+    let closing = gateway.closing();
+    let app = App { listener, heartbeat, closing: closing.clone() };
     let app = Router::new()
         .route("/jobs/{id}", get(follow))
         .with_state(app)
         .nest("/llm", gateway.router().layer(middleware::from_fn(introduce)));
     let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(8080);
-    Ok(axum::serve(tokio::net::TcpListener::bind(("127.0.0.1", port)).await?, app).await?)
+    let socket = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
+    // Small blocks leave at once.
+    let socket = socket.tap_io(|stream| drop(stream.set_nodelay(true)));
+    let mut term = signal(SignalKind::terminate())?;
+    let stopped = async move {
+        term.recv().await;
+        closing.cancel();
+    };
+    Ok(axum::serve(socket, app).with_graceful_shutdown(stopped).await?)
 }

@@ -8,7 +8,7 @@ mod token;
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -108,12 +108,12 @@ pub(super) struct Keys {
 
 struct Loaded {
     table: Table,
-    changed: Changed,
+    digest: Digested,
 }
 
-/// When a file was written, and how long it is: of two that are written within one tick of its clock, the
-/// second is longer or shorter. `None`: it is not there.
-type Changed = Option<(SystemTime, u64)>;
+/// The SHA-256 of a file's content; `None`: it cannot be read. Times would miss what is written twice within
+/// one tick of their clock.
+type Digested = Option<[u8; 32]>;
 
 /// A verdict's time by what it is.
 struct ByVerdict;
@@ -138,10 +138,9 @@ impl Keys {
         } else if options.secret.is_empty() {
             return Err(Error::NoSecret);
         } else {
-            let changed = changed(&path);
-            let table = Table::read(&path)
-                .map_err(|message| Error::Keys { path: path.clone(), message })?;
-            Some(RwLock::new(Loaded { table, changed }))
+            let (digest, table) = read(&path);
+            let table = table.map_err(|message| Error::Keys { path: path.clone(), message })?;
+            Some(RwLock::new(Loaded { table, digest }))
         };
         let verdicts = Cache::builder().max_capacity(VERDICTS).expire_after(ByVerdict).build();
         Ok(Self { path, signer, table, verdicts })
@@ -179,14 +178,13 @@ impl Keys {
     /// Reads the file again where it has changed; whether it was taken over.
     fn reload(&self) -> bool {
         let Some(table) = &self.table else { return false };
-        let changed = changed(&self.path);
-        if table.read().unwrap_or_else(PoisonError::into_inner).changed == changed {
+        // Nobody waits for the file but this task.
+        let (digest, read) = read(&self.path);
+        if table.read().unwrap_or_else(PoisonError::into_inner).digest == digest {
             return false;
         }
-        // Nobody waits for the file but this task.
-        let read = Table::read(&self.path);
         let mut loaded = table.write().unwrap_or_else(PoisonError::into_inner);
-        loaded.changed = changed;
+        loaded.digest = digest;
         match read {
             Ok(table) => loaded.table = table,
             Err(message) => {
@@ -202,9 +200,11 @@ impl Keys {
     }
 }
 
-fn changed(path: &std::path::Path) -> Changed {
-    let data = std::fs::metadata(path).ok()?;
-    Some((data.modified().ok()?, data.len()))
+fn read(path: &std::path::Path) -> (Digested, Result<Table, String>) {
+    match std::fs::read_to_string(path) {
+        Ok(text) => (Some(Sha256::digest(&text).into()), Table::parse(&text)),
+        Err(error) => (None, Err(error.to_string())),
+    }
 }
 
 /// Reloads the file of keys when it changes.

@@ -36,7 +36,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[openapi(
     info(title = "Millstream", description = "An LLM job queue: durable jobs, answers that can be resumed.\n\n\
         Every error is `{\"error\": {\"message\", \"type\", \"param\", \"code\"}}`. Each path answers 405 with \
-        `Allow` to methods that it does not have, and HEAD where it has GET; any other path answers 404. \
+        `Allow` to methods that it does not have (OPTIONS is answered where pages of other origins are allowed), \
+        and HEAD where it has GET, but for the socket; any other path answers 404. \
         docs/HTTP.md tells the rest, the frames of WebSockets among it."),
     tags(
         (name = "jobs", description = "Jobs and their events"),

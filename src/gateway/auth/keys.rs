@@ -4,7 +4,7 @@
 //! secret. As a key is random, a fast hash is as good as a slow one; as it is keyed, the file alone is worth
 //! nothing to whoever guesses.
 
-use std::{collections::HashMap, path::Path};
+use std::collections::HashMap;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -36,12 +36,7 @@ struct File {
 pub(in crate::gateway) struct Table(HashMap<String, Entry>);
 
 impl Table {
-    /// Reads the file; the error says what was met.
-    pub(super) fn read(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-        Self::parse(&text)
-    }
-
+    /// Reads the file's text; the error says what was met.
     pub(in crate::gateway) fn parse(text: &str) -> Result<Self, String> {
         let reader = toml::Deserializer::parse(text).map_err(|error| short(&error))?;
         let file: File = serde_path_to_error::deserialize(reader).map_err(|error| {

@@ -78,7 +78,11 @@ impl Door {
         let mut work = std::pin::pin!(work);
         loop {
             let accepted = tokio::select! {
-                result = &mut work => return result,
+                result = &mut work => {
+                    // Answers in progress are given; they have their time limit.
+                    answers.detach_all();
+                    return result;
+                }
                 accepted = self.listener.accept() => accepted,
             };
             let Ok((stream, _)) = accepted else {

@@ -184,6 +184,13 @@ class Site:
     def client(self, **more):
         return openai.OpenAI(**self.options(**more))
 
+    def enqueue(self, request):
+        """Enqueues a job that nobody waits for."""
+        headers = {"content-type": "application/json"}
+        post = urllib.request.Request(f"{self.url}/v1/jobs", json.dumps(request).encode(), headers)
+        with urllib.request.urlopen(post) as answer:
+            return json.load(answer)
+
     def job(self, job_id):
         with urllib.request.urlopen(f"{self.url}/v1/jobs/{job_id}") as answer:
             return json.load(answer)

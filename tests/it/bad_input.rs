@@ -1,8 +1,6 @@
 //! Every kind of bad input: one line that names cause and remedy, an exit code of its own kind,
 //! nothing half done.
 
-use std::net::TcpListener;
-
 use millstream::{
     broker::redis::keys::Keys,
     job::{JobId, Lane},
@@ -10,6 +8,7 @@ use millstream::{
 };
 
 use crate::support::{
+    port,
     program::{MILLSTREAM, PRODUCER, Ran, WORKER, run, run_with},
     redis::Server,
     stack::{Stack, expected, instant, simulate},
@@ -117,11 +116,10 @@ async fn an_unknown_job_is_named() {
 #[tokio::test]
 async fn a_broker_that_cannot_be_used_is_told_apart() {
     let enqueue = ["--model", "m", "--user", "u"];
-    // Nobody listens on a port that was just given back.
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = format!("127.0.0.1:{}", port::free());
     let url = format!("redis://{free}");
     let ran = run(PRODUCER, &enqueue, &[("REDIS_URL", &url)]);
-    refused(&ran, 4, &["unavailable", &free.to_string(), "is Redis running"]);
+    refused(&ran, 4, &["unavailable", &free, "is Redis running"]);
 
     let ran = run(PRODUCER, &enqueue, &[("REDIS_URL", "http://localhost")]);
     refused(&ran, 3, &["http://localhost", "redis://"]);

@@ -127,13 +127,13 @@ async fn a_worker_that_hears_nothing_reads_the_wish_at_its_next_renewal() {
 async fn a_wish_that_comes_with_the_end_counts() {
     let stack = Stack::start(paced(20.0)).await;
     let (_stop, _worker) = stack.worker(worker::Options::default());
-    let id = stack.ask("m?tokens=10", "nearly done").await;
+    let id = stack.ask("m?tokens=60", "nearly done").await;
     drop(speaking(&stack, id).await);
     // As a canceller does that dies between its two steps: the worker is not told.
     stack.server.command(&["HSET", &Keys::new("ms").job(id), "cancel", "1"]);
     let answer = stack.listener().listen(id).answer().await.unwrap();
     assert_eq!(answer.outcome.unwrap_err().error.code, Code::Cancelled);
-    assert_eq!(answer.text, crate::support::stack::expected("m?tokens=10", "nearly done"));
+    assert_eq!(answer.text, crate::support::stack::expected("m?tokens=60", "nearly done"));
     assert_eq!(stack.broker.job(id).await.unwrap().unwrap().state, State::Cancelled);
 }
 
@@ -202,12 +202,12 @@ async fn a_job_that_expires_fails_without_a_call() {
     let stack = Stack::start(paced(20.0)).await;
     let url = stack.server.url();
     let env = [("REDIS_URL", url.as_str())];
-    let args = ["--model", "m", "--user", "late", "--expires-in", "20ms", "--output", "json"];
+    let args = ["--model", "m", "--user", "late", "--expires-in", "1s", "--output", "json"];
     let added = run(PRODUCER, &args, &env);
     assert_eq!(added.code, Some(0), "{added:?}");
     let id: JobId =
         serde_json::from_str::<Value>(&added.out).unwrap()["id"].as_str().unwrap().parse().unwrap();
-    tokio::time::sleep(Duration::from_millis(30)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let (_stop, _worker) = stack.worker(worker::Options::default());
     let answer = stack.listener().listen(id).answer().await.unwrap();
     let failed = answer.outcome.unwrap_err();

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use millstream::{
     broker::WorkerId,
     job::{ChatRequest, Job, JobId, Lane},
-    worker,
+    simulator, worker,
 };
 
 use crate::support::stack::{Stack, expected, instant, paced};
@@ -19,7 +19,9 @@ async fn enqueue(stack: &Stack, lane: Lane, count: usize) -> Vec<JobId> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_urgent_job_passes_a_long_backlog() {
-    let stack = Stack::start(instant()).await;
+    // Two at a time, the backlog lasts for seconds.
+    let ttft = Duration::from_millis(50);
+    let stack = Stack::start(simulator::Options { ttft, ..instant() }).await;
     let backlog = enqueue(&stack, Lane::Low, 600).await;
     let (_stop, _worker) =
         stack.worker(worker::Options { concurrency: 2, ..worker::Options::default() });

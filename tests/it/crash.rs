@@ -154,7 +154,7 @@ async fn the_neighbours_of_a_job_that_kills_its_workers_are_not_buried_with_it()
     let question = |n: usize| format!("neighbour {n}");
     let mut ids = Vec::new();
     for n in 0..5 {
-        ids.push(stack.ask("m?tokens=40", &question(n)).await);
+        ids.push(stack.ask("m?tokens=120", &question(n)).await);
     }
     let attempts = async || {
         let mut attempts = Vec::new();
@@ -181,7 +181,7 @@ async fn the_neighbours_of_a_job_that_kills_its_workers_are_not_buried_with_it()
     for (n, id) in ids.iter().enumerate() {
         let answer = stack.listener().listen(*id).answer().await.unwrap();
         match answer.outcome {
-            Ok(_) => assert_eq!(answer.text, expected("m?tokens=40", &question(n))),
+            Ok(_) => assert_eq!(answer.text, expected("m?tokens=120", &question(n))),
             Err(failed) => {
                 assert_eq!(failed.error.code.as_str(), "poison");
                 buried += 1;
@@ -220,7 +220,7 @@ async fn what_is_taken_over_in_the_wake_of_an_outage_is_no_crash() {
     let mut stack = Stack::start(paced(20.0)).await;
     let quick = ["--set", "worker.lease=2s", "--set", "worker.renewal=900ms"];
     let mut doomed = process(&stack, &quick);
-    let id = stack.ask("m?tokens=60", "outage").await;
+    let id = stack.ask("m?tokens=120", "outage").await;
     speaks(&stack, id).await;
     let options = worker::Options {
         lease: Duration::from_secs(2),
@@ -235,7 +235,7 @@ async fn what_is_taken_over_in_the_wake_of_an_outage_is_no_crash() {
     doomed.child.kill().unwrap();
     stack.server.restart().await;
     let answer = stack.listener().listen(id).answer().await.unwrap();
-    assert_eq!(answer.text, expected("m?tokens=60", "outage"));
+    assert_eq!(answer.text, expected("m?tokens=120", "outage"));
     assert_eq!(started(&log(&stack, id).await), [1, 2]);
     let record = stack.broker.job(id).await.unwrap().unwrap();
     assert_eq!((record.crashes, record.history.len()), (0, 1), "{record:?}");
@@ -281,15 +281,15 @@ async fn an_outage_longer_than_the_lease_takes_nobodys_jobs() {
 async fn a_job_longer_than_its_lease_stays_where_it_is() {
     let stack = Stack::start(paced(40.0)).await;
     let options = || worker::Options {
-        lease: Duration::from_millis(600),
-        renewal: Duration::from_millis(150),
+        lease: Duration::from_secs(2),
+        renewal: Duration::from_millis(300),
         sweep: Duration::from_millis(100),
         ..worker::Options::default()
     };
     let (_stop, _first) = stack.worker(options());
     let (_stop, _second) = stack.worker(options());
-    let id = stack.ask("m?tokens=100", "longer than a lease").await;
+    let id = stack.ask("m?tokens=200", "longer than a lease").await;
     let answer = stack.listener().listen(id).answer().await.unwrap();
-    assert_eq!(answer.text, expected("m?tokens=100", "longer than a lease"));
+    assert_eq!(answer.text, expected("m?tokens=200", "longer than a lease"));
     assert_eq!(started(&log(&stack, id).await), [1]);
 }

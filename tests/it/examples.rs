@@ -6,6 +6,7 @@ use futures_util::StreamExt as _;
 use millstream::{event::EventId, job::JobId, worker};
 
 use crate::support::{
+    port,
     program::{Folder, Running, command},
     stack::{Stack, expected, paced},
 };
@@ -25,7 +26,7 @@ struct Web {
 
 impl Web {
     async fn start(stack: &Stack) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = port::free();
         let (url, number) = (stack.server.url(), port.to_string());
         let env = [("REDIS_URL", url.as_str()), ("PORT", number.as_str())];
         let folder = Folder::new();

@@ -30,7 +30,9 @@ fn options() -> Options {
 /// it gives back.
 async fn stops(task: Task, call: &'static str) {
     let stack = Stack::start(paced(200.0)).await;
-    let id = stack.ask("m?tokens=200", call).await;
+    // Long enough for the worker to come back to it with a new connection.
+    let model = if task == Task::Control { "m?tokens=800" } else { "m?tokens=200" };
+    let id = stack.ask(model, call).await;
     let fate = Fate::new(Plan::Panic(call));
     let broker = Dying::around(connect(&stack.server.url()).await, Arc::clone(&fate));
     let (_stop, worker) = stack.worker_on(broker, options());
@@ -50,7 +52,7 @@ async fn stops(task: Task, call: &'static str) {
     }
     let (_stop, _heir) = stack.worker(options());
     let answer = soon(stack.listener().listen(id).answer()).await.unwrap();
-    assert_eq!(answer.text, expected("m?tokens=200", call));
+    assert_eq!(answer.text, expected(model, call));
 }
 
 /// Guards against readers and workers that take a subscription for live whose task is gone.

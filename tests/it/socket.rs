@@ -90,7 +90,7 @@ async fn many_jobs_on_one_socket_come_whole_and_once() {
 async fn a_subscription_goes_on_from_its_cursor() {
     let gate = Gate::start(brisk()).await;
     let mut client = open(&gate).await;
-    let job = client.enqueue(60, 100).await;
+    let job = client.enqueue(300, 100).await;
     client.subscribe(job, None).await;
     let mut seen = vec![client.event().await, client.event().await, client.event().await];
     let unsubscribe = json!({"id": "u", "op": "unsubscribe", "job": job});
@@ -160,7 +160,7 @@ async fn a_key_reaches_its_tenants_jobs_with_its_rights() {
 
 #[tokio::test]
 async fn a_socket_does_not_outlive_its_key() {
-    let expiry = Timestamp::now().after(Duration::from_millis(1500));
+    let expiry = Timestamp::now().after(Duration::from_secs(4));
     let keys: &[(&str, &[Right], _)] = &[("acme", &Right::ALL, Some(expiry))];
     let (gate, keys) = Gate::locked(brisk(), keys).await;
     let mut client = open_as(&gate, &keys[0]).await;
@@ -331,12 +331,12 @@ async fn pings_are_answered_and_sent() {
 async fn a_silent_socket_is_closed_with_a_code_that_says_so() {
     let socket_idle = Duration::from_millis(1200);
     let gate = Gate::start(limited(Limits { socket_idle, ..Limits::default() })).await;
+    let began = tokio::time::Instant::now();
     let mut silent = open(&gate).await;
     let mut talker = open(&gate).await;
     let mut hearer = open(&gate).await;
     let job = hearer.enqueue(50, 20).await;
     hearer.subscribe(job, None).await;
-    let began = tokio::time::Instant::now();
     let talks = tokio::spawn(async move {
         while began.elapsed() < Duration::from_millis(2400) {
             talker.ask(json!({"id": 1, "op": "unsubscribe", "job": JobId::new()})).await;
@@ -347,7 +347,7 @@ async fn a_silent_socket_is_closed_with_a_code_that_says_so() {
     let (code, reason, before) = silent.closed().await;
     assert_eq!(code, IDLE, "{reason}");
     assert!(reason.contains("1.2 s"), "{reason}");
-    assert!(began.elapsed() + Duration::from_millis(250) >= socket_idle);
+    assert!(began.elapsed() >= socket_idle);
     assert!(before.iter().filter(|frame| matches!(frame, Message::Ping(_))).count() > 2);
     // One that hears is not silent, and neither is one that speaks.
     assert_eq!(hearer.until_over(1).await[&job.to_string()], shown(job, &gate.log(job).await));

@@ -5,6 +5,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -33,9 +34,17 @@ def until(what, check):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A free port below those that the system gives to outgoing connections and to listeners of port 0."""
+    while True:
+        port = 12_000 + secrets.randbelow(18_000)
+        with socket.socket() as probe:
+            # As whoever will listen: connections that have ended there are no hindrance.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 class Upstream(BaseHTTPRequestHandler):
@@ -94,8 +103,11 @@ class Site:
         self.env = {"REDIS_URL": f"redis://127.0.0.1:{port}", "OPENAI_API_KEY": "any"}
 
     def redis_answers(self):
+        """Whether it answers, and is no other that has taken the port in between."""
+        [server] = self.programs
+        assert server.poll() is None, f"Redis ended: {self.folder}"
         try:
-            return self.redis.ping()
+            return self.redis.info("server")["process_id"] == server.pid
         except redis.ConnectionError:
             return False
 
@@ -171,6 +183,13 @@ class Site:
 
     def client(self, **more):
         return openai.OpenAI(**self.options(**more))
+
+    def enqueue(self, request):
+        """Enqueues a job that nobody waits for."""
+        headers = {"content-type": "application/json"}
+        post = urllib.request.Request(f"{self.url}/v1/jobs", json.dumps(request).encode(), headers)
+        with urllib.request.urlopen(post) as answer:
+            return json.load(answer)
 
     def job(self, job_id):
         with urllib.request.urlopen(f"{self.url}/v1/jobs/{job_id}") as answer:

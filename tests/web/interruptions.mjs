@@ -7,6 +7,8 @@ import { ask, choose, concluded, grown, jobId, last, phase, ready, restartGatewa
 
 test("a reload in mid-answer shows the text so far at once, and goes on behind it", async (t) => {
   const page = await ready(t);
+  // Long enough to be in progress whatever happens to the page meanwhile.
+  await choose(page, "any?tokens=200");
   await ask(page);
   const before = await grown(page, 60);
 
@@ -33,6 +35,7 @@ test("a reload in mid-answer shows the text so far at once, and goes on behind i
 
 test("a worker killed in mid-answer: the next attempt's text replaces what was there", async (t) => {
   const page = await ready(t);
+  await choose(page, "any?tokens=200");
   await ask(page);
   const lost = await grown(page, 60);
   const second = await stage.site.worker();

@@ -62,7 +62,8 @@ export async function ask(page, question = QUESTION) {
 
 /** Asks a model by its name, with directives for the simulator behind it. */
 export async function choose(page, model) {
-  if (await page.isVisible("#models")) await page.selectOption("#models", "");
+  // Waits for the list, which hides the field when it comes.
+  await page.selectOption("#models", "");
   await page.fill("#model", model);
 }
 

@@ -68,14 +68,20 @@ class Program {
   }
 }
 
-/** A port that was free a moment ago. */
+/**
+ * A free port below those that the system gives to outgoing connections and to listeners of port 0: nobody takes
+ * it before its owner has it, or while that one restarts.
+ */
 async function freePort() {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address();
-  server.close();
-  await once(server, "close");
-  return port;
+  for (;;) {
+    const port = 12_000 + Math.floor(18_000 * Math.random());
+    const server = createServer().listen(port, "127.0.0.1");
+    const taken = await once(server, "listening").then(() => false, () => true);
+    if (taken) continue;
+    server.close();
+    await once(server, "close");
+    return port;
+  }
 }
 
 function program(name) {

@@ -21,7 +21,7 @@ async function post(path, body) {
 
 /** The application's server: a page, and `/start`, which enqueues a job and answers with its token. */
 async function application(t) {
-  const job = JSON.stringify({ model: "any?tokens=160", messages: [{ role: "user", content: "Why?" }] });
+  const job = JSON.stringify({ model: "any?tokens=240", messages: [{ role: "user", content: "Why?" }] });
   const server = createServer(async (request, response) => {
     if (request.url !== "/start") {
       response.setHeader("content-type", "text/html");

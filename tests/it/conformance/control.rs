@@ -175,11 +175,11 @@ pub async fn a_job_that_has_not_begun_in_time_is_refused(s: &Subject) {
 
 pub async fn a_job_that_has_begun_does_not_expire(s: &Subject) {
     let (me, other) = (worker("a"), worker("b"));
-    let soon = Timestamp::now().after(Duration::from_millis(100));
+    let soon = Timestamp::now().after(Duration::from_secs(1));
     s.add(Job { expires_at: Some(soon), ..job("in a hurry") }).await;
     let entry = s.claim(&me).await;
     let attempt = begun(s.begin(&entry, &me).await.unwrap());
-    tokio::time::sleep(Duration::from_millis(120)).await;
+    tokio::time::sleep(Duration::from_millis(1_020)).await;
     assert!(s.release(&me, &entry.place, Some(&attempt)).await.unwrap());
     let again = begun(s.begin(&entry, &other).await.unwrap());
     s.retry(&again, Duration::ZERO).await;

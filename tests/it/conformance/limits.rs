@@ -237,7 +237,7 @@ pub async fn a_retried_job_counts_all_along(s: &Subject) {
 
 pub async fn a_scheduled_job_counts_from_its_enqueue(s: &Subject) {
     let s = s.limited(jobs(1)).await;
-    let due = millstream::job::Timestamp::now().after(Duration::from_millis(30));
+    let due = millstream::job::Timestamp::now().after(Duration::from_secs(1));
     let receipt = s.add(Job { not_before: Some(due), ..job("later") }).await;
     assert!(receipt.parked);
     full(s.try_add(job("now")).await);

@@ -1,6 +1,6 @@
 //! Cached answers: kept for their time, forgotten with what they say.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use millstream::{
@@ -65,12 +65,6 @@ async fn hot_answers_are_kept_and_told_apart_by_their_etag() {
     }
     assert!(web.metric("cache_saved_seconds_total").await > 0.0);
     assert_eq!(web.get("/readyz").await.header("cache-control"), "no-store");
-    // A hit costs next to nothing.
-    let began = Instant::now();
-    for _ in 0..50 {
-        web.get(&job).await;
-    }
-    assert!(began.elapsed() / 50 < Duration::from_millis(5), "{:?}", began.elapsed() / 50);
 }
 
 #[tokio::test]

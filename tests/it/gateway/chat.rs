@@ -181,7 +181,7 @@ async fn choices_tools_and_what_is_unknown_pass_through() {
 async fn a_job_that_failed_is_answered_with_its_status() {
     let broker = embedded();
     let web = Web::start(&broker, options());
-    let total_timeout = Duration::from_millis(300);
+    let total_timeout = Duration::from_secs(2);
     let hurried = worker::Options { total_timeout, ..tries(1) };
     let _working = working(&broker, &web, instant(), hurried).await;
     for (fault, status, code) in [

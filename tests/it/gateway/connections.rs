@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::support::{
     redis::Server,
+    stack::connect,
     subject::soon,
     web::{Block, Hand, Reply, Sse, Web, chat, embedded, options, streamed},
 };
@@ -38,7 +39,7 @@ fn calls(server: &Server, command: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_readers_of_one_job_are_one_subscription() {
     let server = Server::start().await;
-    let broker = hasty(&server).await;
+    let broker = connect(&server.url()).await;
     let web = Web::start(&broker, options());
     let id = web.enqueue("popular").await;
     // Its own, by which it notices that the server is gone.

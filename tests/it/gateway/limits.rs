@@ -129,7 +129,7 @@ async fn what_is_no_request_is_refused_in_the_one_shape() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_gateways_count_the_requests_of_a_tenant_together() {
     let server = Server::start().await;
-    let limits = Limits { requests_per_minute: 60, burst: 4, ..Limits::default() };
+    let limits = Limits { requests_per_minute: 20, burst: 4, ..Limits::default() };
     let mut urls = Vec::new();
     let mut gateways = Vec::new();
     for _ in 0..2 {
@@ -157,20 +157,20 @@ async fn two_gateways_count_the_requests_of_a_tenant_together() {
         }
     }
     let refused = refused.expect("the fifth request is one too many");
-    assert!(refused.refused(429, "too_many_requests").contains("60"));
-    assert_eq!(refused.header("retry-after"), "1");
+    assert!(refused.refused(429, "too_many_requests").contains("20"));
+    assert!((1..=3).contains(&refused.header("retry-after").parse::<u32>().unwrap()));
     for url in [&urls[0], &urls[2]] {
         ask(url, "/v1/models").await.refused(429, "too_many_requests");
         assert_eq!(ask(url, "/healthz").await.status, 200);
     }
     assert_eq!(ask(&urls[1], "/v1/jobs").await.status, 200);
-    // A second brings one more.
+    // Three seconds bring one more.
     soon(async {
         let began = Instant::now();
         while ask(&urls[2], "/v1/jobs").await.status != 200 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert!(began.elapsed() < Duration::from_secs(3));
+        assert!(began.elapsed() < Duration::from_secs(10));
     })
     .await;
 }
@@ -242,14 +242,14 @@ async fn no_more_connections_are_served_than_allowed() {
         stream
     };
     let ask = |mut stream: &TcpStream| {
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
         let mut bytes = [0; 2048];
-        let count = stream.read(&mut bytes).unwrap();
-        String::from_utf8_lossy(&bytes[..count]).into_owned()
+        let count = stream.read(&mut bytes)?;
+        std::io::Result::Ok(String::from_utf8_lossy(&bytes[..count]).into_owned())
     };
     let answers = tokio::task::spawn_blocking(move || {
         let (first, second) = (connect(), connect());
-        let mut answers = vec![ask(&first), ask(&second)];
+        let mut answers = vec![ask(&first).unwrap(), ask(&second).unwrap()];
         let mut text = String::new();
         connect().read_to_string(&mut text).unwrap();
         answers.push(text);
@@ -257,12 +257,10 @@ async fn no_more_connections_are_served_than_allowed() {
         // Room comes with the end of one.
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let third = connect();
-            // One that is refused hears so at once; one that is served is waited for.
-            third.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-            if (&third).read(&mut [0; 1]).is_err() {
-                third.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-                answers.push(ask(&third));
+            // One that is refused reads why, or meets a connection that has ended.
+            let text = ask(&connect()).unwrap_or_default();
+            if !text.is_empty() && !text.starts_with("HTTP/1.1 503 ") {
+                answers.push(text);
                 return answers;
             }
             assert!(Instant::now() < deadline, "no room");

@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::support::{
+    port,
     program::{Folder, GATEWAY, MILLSTREAM, Running, run},
     redis::Server,
     subject::soon,
@@ -22,11 +23,6 @@ fn address(line: &str) -> String {
     rest[..end.unwrap_or(rest.len())].to_owned()
 }
 
-fn free_port() -> u16 {
-    let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    socket.local_addr().unwrap().port()
-}
-
 async fn get(url: &str, key: &str) -> Reply {
     Reply::of(client().get(url).bearer_auth(key)).await
 }
@@ -36,7 +32,7 @@ async fn a_gateway_listens_on_the_port_of_the_platform_and_lets_created_keys_in(
     let server = Server::start().await;
     let folder = Folder::new();
     let keys = folder.path().join("keys.toml").display().to_string();
-    let (redis, port) = (server.url(), free_port().to_string());
+    let (redis, port) = (server.url(), port::free().to_string());
     let env = [
         ("REDIS_URL", redis.as_str()),
         ("PORT", &port),

@@ -13,11 +13,13 @@ use millstream::{
         Upstream as _,
         openai::{OpenAi, Options},
     },
-    worker,
 };
 
 use super::{broker::Deaf, until};
-use crate::support::stack::{Stack, expected, instant, paced, simulate};
+use crate::support::{
+    stack::{Stack, expected, instant, simulate},
+    web::Hand,
+};
 
 fn jobs(count: usize) -> Vec<Job> {
     (0..count).map(|n| Job::new(ChatRequest::ask("m", &format!("question {n}")))).collect()
@@ -124,14 +126,20 @@ async fn a_reader_waits_as_long_as_its_listener_says() {
     }
 }
 
+/// Carries the job out with many events.
+async fn at_length(stack: &Stack) {
+    let mut hand = Hand::begin(&stack.broker).await;
+    for word in 0..20 {
+        hand.say(&format!("{word} ")).await;
+    }
+    hand.done().await;
+}
+
 #[tokio::test]
 async fn a_log_is_read_page_by_page() {
-    let stack = Stack::start(paced(200.0)).await;
-    let flush_interval = Duration::from_millis(1);
-    let (_stop, _worker) =
-        stack.worker(worker::Options { flush_interval, ..worker::Options::default() });
-    let id = stack.ask("m?tokens=30", "pages").await;
-    stack.listener().listen(id).answer().await.unwrap();
+    let stack = Stack::start(instant()).await;
+    let id = stack.ask("m", "pages").await;
+    at_length(&stack).await;
     let mut lengths = Vec::new();
     for page in [512, 2] {
         let options = listener::Options { page, ..listener::Options::default() };
@@ -150,21 +158,18 @@ async fn a_log_is_read_page_by_page() {
 #[tokio::test]
 async fn a_reader_reads_the_log_again_once_its_buffer_is_passed() {
     for (buffer, again) in [(1, true), (256, false)] {
-        let stack = Stack::start(paced(200.0)).await;
-        let id = stack.ask("m?tokens=60", "slow reader").await;
+        let stack = Stack::start(instant()).await;
+        let id = stack.ask("m", "slow reader").await;
         let options = listener::Options { buffer, ..listener::Options::default() };
         let listener = Listener::new(stack.broker.clone(), options);
         let mut events = listener.listen(id).events();
-        // It follows live before the job begins, hears of the beginning, and is then away.
+        // It follows live before the job begins, hears of the beginning, and is away until the end.
         let worker = async {
             until("a replay", || stack.command_counts().get("xrange") == Some(&1)).await;
-            let flush_interval = Duration::from_millis(1);
-            stack.worker(worker::Options { flush_interval, ..worker::Options::default() })
+            at_length(&stack).await;
         };
-        let (first, (_stop, _worker)) = tokio::join!(events.next(), worker);
+        let (first, ()) = tokio::join!(events.next(), worker);
         stack.reset_counts();
-        let key = format!("ms:{{job:{id}}}");
-        until("the end", || stack.server.command(&["HGET", &key, "state"]) == "done").await;
         let rest: Vec<_> = events.map(Result::unwrap).collect().await;
         assert!(rest.len() > 8, "{} events", rest.len());
         assert_eq!(stack.command_counts().contains_key("xrange"), again, "buffer of {buffer}");

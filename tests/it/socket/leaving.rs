@@ -231,13 +231,13 @@ async fn a_closing_gateway_waits_for_no_reader_for_ever() {
     let began = tokio::time::Instant::now();
     let stopped = gate.close().await;
     assert_eq!((stopped.streams, stopped.unfinished), (1, 1));
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     // Those who do not answer the close are not waited for either.
     let gate = Gate::start(brisk()).await;
     let mut client = open(&gate).await;
     soon(client.socket.send(Message::text(json!({"op": "x"}).to_string()))).await.unwrap();
     let began = tokio::time::Instant::now();
     assert_eq!(gate.close().await.unfinished, 0);
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     drop(client);
 }

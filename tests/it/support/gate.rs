@@ -35,6 +35,8 @@ pub struct Gate {
     run: JoinHandle<Stopped>,
     stop: CancellationToken,
     admin: Option<String>,
+    /// Whoever asks for metrics: each time on a new connection, which ends with the answer.
+    asker: reqwest::Client,
     _worker: DropGuard,
     _simulator: DropGuard,
     keys: Option<Keys>,
@@ -129,6 +131,7 @@ impl Gate {
             run,
             stop: closing,
             admin,
+            asker: reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap(),
             _worker: stop.drop_guard(),
             _simulator: simulator,
             keys,
@@ -161,7 +164,7 @@ impl Gate {
 
     /// What the gateway counts.
     pub async fn metrics(&self) -> String {
-        let mut request = reqwest::Client::new().get(format!("http://{}/metrics", self.addr));
+        let mut request = self.asker.get(format!("http://{}/metrics", self.addr));
         if let Some(key) = &self.admin {
             request = request.bearer_auth(key);
         }

@@ -2,6 +2,7 @@
 
 pub mod dying;
 pub mod gate;
+pub mod port;
 pub mod program;
 pub mod proxy;
 pub mod recorder;

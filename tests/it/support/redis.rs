@@ -1,7 +1,6 @@
 //! A private Redis server for one test.
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -9,6 +8,8 @@ use std::{
 };
 
 use redis::Value;
+
+use super::port;
 
 /// Longest time for a server to answer for the first time.
 const READY: Duration = Duration::from_secs(20);
@@ -47,7 +48,7 @@ impl Server {
         std::fs::create_dir_all(&dir).unwrap();
         // Between finding a port and using it another process may take it: then another is found.
         for _ in 0..10 {
-            let port = free_port();
+            let port = port::free();
             let process = spawn(port, &dir, aof, &[]);
             let mut server = Self { process, port, dir: dir.clone(), aof };
             if server.is_ready().await {
@@ -136,10 +137,6 @@ impl Drop for Server {
         self.stop();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 fn spawn(port: u16, dir: &PathBuf, aof: &str, more: &[&str]) -> Child {

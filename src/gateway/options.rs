@@ -73,7 +73,8 @@ pub struct Limits {
     /// How long a client may take to send a request's headers, and its body.
     #[serde(with = "humantime_serde")]
     pub read_timeout: Duration,
-    /// How long a client may take nothing of what is sent to it before its connection is closed.
+    /// How long a client may take nothing of what is sent to it before its connection is closed; the
+    /// kernel, which watches event streams, gives it twice that.
     #[serde(with = "humantime_serde")]
     pub write_timeout: Duration,
     /// How long a chat completion that does not stream may take, waiting included; its job goes on.

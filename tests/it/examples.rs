@@ -21,7 +21,7 @@ fn example(name: &str) -> PathBuf {
 
 struct Web {
     port: u16,
-    _process: Running,
+    process: Running,
 }
 
 impl Web {
@@ -37,7 +37,7 @@ impl Web {
         while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Self { port, _process: process }
+        Self { port, process }
     }
 
     async fn get(&self, id: &str, headers: &[(&str, &str)]) -> reqwest::Response {
@@ -112,4 +112,14 @@ async fn axum_sse_streams_resumes_and_checks_the_owner() {
     let who = web.at("/llm/whoami", &[("x-tenant", "other")]).await.text().await.unwrap();
     assert!(who.contains("\"tenant\":\"other\"") && !who.contains("admin"), "{who}");
     assert_eq!(web.at("/llm/v1/queues", &[mine]).await.status(), 403);
+
+    // A server that is to stop asks its readers to come back.
+    let waiting = stack.ask("m?ttft=60000", "for long").await.to_string();
+    let open = web.get(&waiting, &[mine]).await;
+    assert_eq!(open.status(), 200);
+    web.process.signal("TERM");
+    let said = open.text().await.unwrap();
+    assert!(said.contains("event: reconnect"), "{said}");
+    let (code, said) = tokio::task::block_in_place(|| web.process.end());
+    assert_eq!(code, Some(0), "{said}");
 }

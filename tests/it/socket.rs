@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use millstream::{
-    event::Body,
+    event::{Body, EventId},
     gateway::{Limits, Options, Right, ws::IDLE},
     job::{JobId, Timestamp},
 };
@@ -25,6 +25,8 @@ use tokio_tungstenite::tungstenite::{
 use self::client::{open, open_as, refused, shown, try_open};
 use crate::support::{
     gate::{Gate, brisk, limited},
+    redis::Server,
+    stack::connect,
     subject::soon,
 };
 
@@ -66,7 +68,16 @@ async fn requests_are_answered_in_order_under_their_ids() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_jobs_on_one_socket_come_whole_and_once() {
-    let gate = Gate::start(brisk()).await;
+    many_jobs(Gate::start(brisk()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_jobs_on_one_socket_come_whole_and_once_from_redis() {
+    let server = Server::start().await;
+    many_jobs(Gate::before(connect(&server.url()).await, brisk()).await).await;
+}
+
+async fn many_jobs(gate: Gate) {
     let mut client = open(&gate).await;
     let mut jobs = Vec::new();
     for number in 0..60 {
@@ -88,7 +99,16 @@ async fn many_jobs_on_one_socket_come_whole_and_once() {
 
 #[tokio::test]
 async fn a_subscription_goes_on_from_its_cursor() {
-    let gate = Gate::start(brisk()).await;
+    goes_on_from_its_cursor(Gate::start(brisk()).await).await;
+}
+
+#[tokio::test]
+async fn a_subscription_goes_on_from_its_cursor_in_redis() {
+    let server = Server::start().await;
+    goes_on_from_its_cursor(Gate::before(connect(&server.url()).await, brisk()).await).await;
+}
+
+async fn goes_on_from_its_cursor(gate: Gate) {
     let mut client = open(&gate).await;
     let job = client.enqueue(300, 100).await;
     client.subscribe(job, None).await;
@@ -109,9 +129,10 @@ async fn a_subscription_goes_on_from_its_cursor() {
     let log = gate.log(job).await;
     assert_eq!(seen, shown(job, &log));
     // Behind the end there is the end.
-    let last = log.last().unwrap().id.to_string();
-    other.subscribe(job, Some(&last)).await;
-    assert_eq!(other.event().await, json!({"job": job, "end": true}));
+    for last in [log.last().unwrap().id, EventId::END] {
+        other.subscribe(job, Some(&last.to_string())).await;
+        assert_eq!(other.event().await, json!({"job": job, "end": true}), "{last}");
+    }
     for bad in ["x", "1", "-1-2", "1-2-3"] {
         let answer = other.subscribe(job, Some(bad)).await;
         assert_eq!(answer["error"]["param"], "after", "{answer}");

@@ -77,6 +77,12 @@ fn uuid() -> String {
     JobId::new().to_string()
 }
 
+/// An embedded broker with room for everything.
+fn roomy() -> Shared {
+    let options = memory::Options { max_bytes: 1 << 30, ..memory::Options::default() };
+    Arc::new(Memory::new(options))
+}
+
 /// Options whose times are short.
 pub fn brisk() -> Options {
     Options {
@@ -94,7 +100,12 @@ pub fn limited(limits: Limits) -> Options {
 
 impl Gate {
     pub async fn start(options: Options) -> Self {
-        Self::with(options, None).await
+        Self::on(roomy(), options, None).await
+    }
+
+    /// One on a broker of its own choice.
+    pub async fn before(broker: Shared, options: Options) -> Self {
+        Self::on(broker, options, None).await
     }
 
     /// A gateway that asks for keys; those of `wanted`, in order.
@@ -104,12 +115,10 @@ impl Gate {
     ) -> (Self, Vec<String>) {
         let (keys, made, admin) = Keys::write(wanted);
         let options = Options { keys: keys.path.clone(), secret: SECRET.to_owned(), ..options };
-        (Self::with(options, Some((keys, admin))).await, made)
+        (Self::on(roomy(), options, Some((keys, admin))).await, made)
     }
 
-    async fn with(options: Options, keys: Option<(Keys, String)>) -> Self {
-        let roomy = memory::Options { max_bytes: 1 << 30, ..memory::Options::default() };
-        let broker: Shared = Arc::new(Memory::new(roomy));
+    async fn on(broker: Shared, options: Options, keys: Option<(Keys, String)>) -> Self {
         let (base_url, simulator) = simulate(paced(0.0)).await;
         let upstream = OpenAi::new(&openai::Options { base_url, ..openai::Options::default() });
         let worker = worker::Options {

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use redis::Value;
 
-use super::{Redis, claim::place_text, codec, inspect::record, millis, pubsub, settle::written};
+use super::{Redis, codec, inspect::record, millis, pubsub, settle::written};
 use crate::{
     broker::{Attempt, Error, Feed, Log, Opened, Result, Sink, Written},
     event::{Body, Event, EventId, Frame},
@@ -83,7 +83,6 @@ impl Log for Redis {
             .arg(attempt.number)
             .arg(attempt.failures)
             .arg(attempt.worker.as_str())
-            .arg(place_text(&attempt.place))
             .arg(millis(self.options.job_ttl));
         for frame in frames {
             call.arg(frame.seq).arg(frame.kind).arg(&frame.bytes);

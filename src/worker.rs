@@ -15,6 +15,7 @@ mod generate;
 mod hands;
 mod janitor;
 mod lease;
+mod owed;
 mod promoter;
 mod publish;
 mod settle;

@@ -162,14 +162,15 @@ pub enum Written {
     Cancelled,
 }
 
-/// What became of an entry that is to be parked or buried.
+/// What became of an entry that is to be parked or buried, or of a parked job that is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// It is where it belongs.
+    /// It was there, and is where it belongs.
     Yes,
     /// It was gone: nothing has changed.
     Gone,
-    /// The session is over: nothing was sent. Ask [`Claim::begin`](super::Claim::begin) what is owed.
+    /// The session is over, and the broker may have forgotten why this is to be done: ask again what
+    /// is owed.
     Stale,
 }
 

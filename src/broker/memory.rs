@@ -329,8 +329,14 @@ impl Control for Memory {
         self.inner.lock().cancel(job, Timestamp::now())
     }
 
-    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
-        Ok(self.inner.lock().queue(partition).remove_parked(job, run))
+    async fn unpark(
+        &self,
+        partition: &Partition,
+        job: JobId,
+        run: u32,
+        _session: u64,
+    ) -> Result<Settled> {
+        Ok(self.inner.lock().queue(partition).remove_parked(job, run).into())
     }
 
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use millstream::{
-    admin::{Admin, Requeued},
+    admin::{Admin, Cancelled, Requeued},
     broker::{
-        Attempt, Crashes, DeadLetter, Depth, Entry, Error, Outcome, Result, Settled, Spent,
-        WorkerId, Written,
+        Attempt, Cancel, Crashes, DeadLetter, Depth, Entry, Error, Outcome, Reopened, Result, Run,
+        Settled, Spent, WorkerId, Written,
     },
     event::{Body, Event},
     job::{ChatRequest, Job, JobId, Lane, Timestamp},
@@ -20,7 +20,7 @@ use millstream::{
 use crate::support::{
     dying::{Fate, Plan, Side},
     stack::{Stack, expected, instant},
-    subject::{begun, done, failed, failure, retrying, soon},
+    subject::{begun, done, failed, failure, far, retrying, soon},
     victim::Victim,
 };
 
@@ -36,7 +36,7 @@ async fn through<T>(call: impl AsyncFn() -> Result<T>) -> T {
         loop {
             match call().await {
                 Err(Error::Unavailable { .. }) => {
-                    tokio::time::sleep(Duration::from_millis(5)).await
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 answer => break answer.unwrap(),
             }
@@ -225,4 +225,51 @@ async fn a_job_whose_promotion_is_forgotten_is_carried_by_the_entry_of_the_next(
     assert_eq!(retries, 1, "{events:?}");
     assert!(victim.fate.steps().contains(&"heal"));
     victim.kill().await;
+}
+
+/// What is parked of a job goes only where the job is known to be cancelled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_cancel_is_forgotten_stays_parked_until_it_is_cancelled_again() {
+    let mut stack = Stack::start(instant()).await;
+    let job = Job { not_before: Some(far()), ..Job::new(ChatRequest::ask("m", "later")) };
+    let id = stack.producer().enqueue(job).await.unwrap().id;
+    stack.server.command(&["SAVE"]);
+    let session = stack.broker.session();
+    let cancelled = stack.broker.cancel(id).await.unwrap();
+    assert!(matches!(cancelled, Cancel::Cancelled { run: 1, .. }), "{cancelled:?}");
+    fall_back(&mut stack).await;
+    let unparked = stack.broker.unpark(&stack.partition, id, 1, session).await.unwrap();
+    assert_eq!(unparked, Settled::Stale);
+    assert_eq!(stack.broker.depth(&stack.partition).await.unwrap().parked, 1);
+    let admin = Admin::new(stack.broker.clone());
+    assert_eq!(admin.cancel(id).await.unwrap(), Cancelled::Cancelled);
+    assert_eq!(stack.broker.depth(&stack.partition).await.unwrap(), Depth::default());
+    assert_eq!(ends(&events(&stack, id).await), ["cancelled"]);
+}
+
+/// The letter of a run that was opened and cancelled opens the next; that is forgotten, but the letter
+/// is put back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_of_a_run_that_is_forgotten_runs_though_the_one_before_was_cancelled() {
+    let mut stack = Stack::start(instant()).await;
+    let attempts = three_attempts(&stack).await;
+    conclude(&stack, &attempts).await;
+    settle(&stack, &attempts, stack.broker.session()).await;
+    let letters = stack.broker.dead_letters(&stack.partition, None, 9).await.unwrap();
+    let (broker, letter) = (stack.broker.clone(), &letters[0]);
+    let opened = broker.reopen(&stack.partition, letter).await.unwrap();
+    assert_eq!(opened, Reopened::Yes(Run { number: 2, fresh: true }));
+    broker.cancel(letter.id).await.unwrap();
+    stack.server.command(&["SAVE"]);
+    let run = Run { number: 3, fresh: true };
+    assert_eq!(broker.reopen(&stack.partition, letter).await.unwrap(), Reopened::Yes(run));
+    fall_back(&mut stack).await;
+    assert!(through(async || broker.requeue(&stack.partition, letter, run).await).await);
+    let (_stop, _worker) = stack.worker(options());
+    soon(async {
+        while broker.job(letter.id).await.unwrap().unwrap().state != State::Done {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }

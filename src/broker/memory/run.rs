@@ -164,6 +164,7 @@ impl Run {
             fence: self.record.fence,
             number: self.record.attempt,
             failures: self.record.failures,
+            run: entry.run,
             session: 0,
         }
     }
@@ -223,6 +224,7 @@ impl Run {
         self.record.fence = attempt.fence;
         self.record.attempt = attempt.number;
         self.record.failures = attempt.failures;
+        self.record.run = attempt.run;
         self.record.worker = Some(attempt.worker.to_string());
         self.record.began_at = Some(now);
         self.record.due = None;

@@ -128,6 +128,7 @@ impl Claim for Redis {
             fence,
             number,
             failures,
+            run: entry.run,
             session,
         })
     }

@@ -83,7 +83,8 @@ impl Log for Redis {
             .arg(attempt.number)
             .arg(attempt.failures)
             .arg(attempt.worker.as_str())
-            .arg(millis(self.options.job_ttl));
+            .arg(millis(self.options.job_ttl))
+            .arg(attempt.run);
         for frame in frames {
             call.arg(frame.seq).arg(frame.kind).arg(&frame.bytes);
         }

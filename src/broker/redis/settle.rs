@@ -45,6 +45,12 @@ pub(super) fn written(reply: redis::Value, script: &str) -> Result<Written> {
     })
 }
 
+/// The answer of a script that moves an entry or a parked job, where it was sent.
+pub(super) fn settled(reply: Option<redis::Value>, script: &str) -> Result<Settled> {
+    let there = |reply| codec::read::<bool>(reply, script).map(Settled::from);
+    reply.map_or(Ok(Settled::Stale), there)
+}
+
 /// What an outcome leaves in the record.
 struct Effects {
     state: &'static str,
@@ -130,6 +136,7 @@ impl Settle for Redis {
             fence,
             number,
             failures,
+            run: entry.run,
             session: 0,
         })
     }
@@ -188,10 +195,7 @@ impl Settle for Redis {
             .arg(entry.id.to_string())
             .arg(due.0)
             .arg(stored);
-        let Some(reply) = self.pool.script_within(session, &call).await? else {
-            return Ok(Settled::Stale);
-        };
-        Ok(codec::read::<bool>(reply, "park")?.into())
+        settled(self.pool.script_within(session, &call).await?, "park")
     }
 
     async fn release(

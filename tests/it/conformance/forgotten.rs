@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use millstream::{
+    admin::Admin,
     broker::{Attempt, Begin, DeadLetter, Entry, Outcome, Spent, Written},
-    event::Frame,
     job::Lane,
     state::State,
 };
 
+use super::runs::dead;
 use crate::support::subject::{Subject, begun, done, failed, failure, retrying, started, worker};
 
 /// A retried job that runs by an entry of which nothing is left, and the entry that is there in its
@@ -93,20 +94,33 @@ pub async fn whatever_entry_is_left_of_a_healed_job_runs_after_a_release(s: &Sub
 /// A run has one end, whoever remembers a later fence: the broker has forgotten the takeover, and the
 /// first worker, of which nobody knew that it lived, has come to an end.
 pub async fn healing_gives_way_to_an_end_under_a_lower_fence(s: &Subject) {
-    let ends: [(fn(u64) -> Frame, Outcome); 3] = [
-        (done, Outcome::Done { finish_reason: None, usage: None }),
-        (|seq| failed(seq, failure("no")), Outcome::Failed(failure("no"))),
-        (done, Outcome::Cancelled { usage: None }),
+    let ends = [
+        (done(1), Outcome::Done { finish_reason: None, usage: None }),
+        (failed(1, failure("no")), Outcome::Failed(failure("no"))),
+        (done(1), Outcome::Cancelled { usage: None }),
     ];
     for (last, outcome) in ends {
         let (entry, old) = s.running(&worker("a")).await;
         let new = begun(s.begin(&entry, &worker("b")).await.unwrap());
         s.forget(old.job);
         assert_eq!(s.heal(&old, &[started(&old)]).await.unwrap(), Written::Yes);
-        assert_eq!(s.conclude(&old, &[last(1)], &outcome).await.unwrap(), Written::Yes);
+        assert_eq!(s.conclude(&old, &[last], &outcome).await.unwrap(), Written::Yes);
         let before = (s.job(old.job).await.unwrap(), s.log(old.job).await);
         assert_eq!(s.heal(&new, &[started(&new)]).await.unwrap(), Written::Fenced, "{outcome:?}");
         assert_eq!((s.job(old.job).await.unwrap(), s.log(old.job).await), before);
         s.remove(&[Spent::from(&entry)]).await.unwrap();
     }
+}
+
+pub async fn a_healed_attempt_belongs_to_its_run(s: &Subject) {
+    let (_, letter) = dead(s).await;
+    Admin::new(s.shared()).requeue(&s.partition, &letter).await.unwrap();
+    let (me, other) = (worker("b"), worker("c"));
+    let entry = s.claim(&me).await;
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    s.forget(attempt.job);
+    assert_eq!(s.heal(&attempt, &[started(&attempt)]).await.unwrap(), Written::Yes);
+    assert_eq!(s.job(attempt.job).await.unwrap().unwrap().run, 2);
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    assert_eq!(s.begin(&entry, &other).await.unwrap(), Begin::Remove);
 }

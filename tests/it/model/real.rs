@@ -204,7 +204,8 @@ impl Real {
                 Cancel::Unknown => Answer::Unknown,
             },
             Call::Unpark { job, run } => {
-                Answer::Settled(broker.unpark(&self.partition, self.id(job), run).await?)
+                let unparked = broker.unpark(&self.partition, self.id(job), run, u64::MAX).await?;
+                Answer::Settled(subject::was_there(unparked))
             }
             Call::Reopen { letter } => {
                 match broker.reopen(&self.partition, &self.letters[letter]).await? {

@@ -349,8 +349,14 @@ impl Control for Dying {
     async fn cancel(&self, job: JobId) -> Result<Cancel> {
         self.fate.step("cancel", self.inner.cancel(job)).await
     }
-    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
-        self.fate.step("unpark", self.inner.unpark(partition, job, run)).await
+    async fn unpark(
+        &self,
+        partition: &Partition,
+        job: JobId,
+        run: u32,
+        session: u64,
+    ) -> Result<Settled> {
+        self.fate.step("unpark", self.inner.unpark(partition, job, run, session)).await
     }
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {
         self.fate.beside("cancelled", self.inner.cancelled(jobs)).await

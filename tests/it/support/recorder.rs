@@ -356,9 +356,15 @@ impl Control for Recorder {
         Ok(cancel)
     }
 
-    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
+    async fn unpark(
+        &self,
+        partition: &Partition,
+        job: JobId,
+        run: u32,
+        session: u64,
+    ) -> Result<Settled> {
         self.seen.call("Control::unpark");
-        self.inner.unpark(partition, job, run).await
+        self.inner.unpark(partition, job, run, session).await
     }
 
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {

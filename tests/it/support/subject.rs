@@ -147,6 +147,11 @@ impl Subject {
         Ok(was_there(self.broker.bury(entry, letter, u64::MAX).await?))
     }
 
+    /// Removes a parked job in whatever session; whether it was there.
+    pub async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
+        Ok(was_there(self.broker.unpark(partition, job, run, u64::MAX).await?))
+    }
+
     /// What a renewal says of entries that are not this worker's.
     pub async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Vec<Place>> {
         Ok(self.broker.renew(worker, places).await?.gone)

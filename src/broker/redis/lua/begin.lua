@@ -33,7 +33,6 @@ local function answer(verdict, number)
   return {verdict, string.format('%.0f', fence), attempt, failures, number or r[7] or '0', r[8] or ''}
 end
 
-if state == 'done' or state == 'cancelled' then return answer('remove') end
 if entry_run < (tonumber(r[12]) or 1) then return answer('remove') end
 if entry_run > (tonumber(r[12]) or 1) and r[1] then
   -- The server has forgotten that this run was opened: what it knows is of the run before.
@@ -42,6 +41,7 @@ if entry_run > (tonumber(r[12]) or 1) and r[1] then
   state, attempt, failures, crashes, same = 'waiting', 0, 0, 0, false
   r[3], r[5], r[6], r[8], r[13], r[14], r[15] = false, false, false, false, false, false, false
 end
+if state == 'done' or state == 'cancelled' then return answer('remove') end
 if state == 'failed' then return answer(same and 'bury' or 'remove') end
 if state == 'running' and not same then return answer('remove') end
 -- Without a place its attempts tell the entry that is to be parked from the one that came of it.

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
 -- ARGV[1] fence   ARGV[2] attempt   ARGV[3] failures   ARGV[4] worker   ARGV[5] time to live in ms
--- ARGV[6…] sequence, event name, payload, …: all that the attempt has sent, from `started`
+-- ARGV[6] run   ARGV[7…] sequence, event name, payload, …: all that the attempt has sent, from `started`
 --
 -- A record that was forgotten is left without a place: the entry may be forgotten, too, and another
 -- carry the job in its stead. `begin` takes any entry for the one of such a record.
@@ -24,10 +24,11 @@ if top_fence > tonumber(fence) then return 'fenced' end
 if known < tonumber(fence) then
   redis.call('HSET', record, 'state', 'running', 'fence', fence, 'attempt', ARGV[2],
     'failures', ARGV[3], 'worker', ARGV[4], 'began', fence)
+  if tonumber(ARGV[6]) > 1 then redis.call('HSET', record, 'run', ARGV[6]) end
   redis.call('HDEL', record, 'place')
   redis.call('PEXPIRE', record, ARGV[5])
 end
-for i = 6, #ARGV, 3 do
+for i = 7, #ARGV, 3 do
   if top_fence < tonumber(fence) or tonumber(ARGV[i]) > top_seq then
     local id = fence .. '-' .. ARGV[i]
     redis.call('XADD', log, id, ARGV[i + 1], ARGV[i + 2])

@@ -129,14 +129,14 @@ impl Admin {
             let again = *first.get_or_insert(again);
             // Left there it would only be dropped later: when its time comes. Whoever cancelled it
             // before may have died before this.
-            let stale = match partition {
+            let forgotten = match partition {
                 Some(partition) => {
                     self.broker.unpark(&partition, job, run, session).await? == Settled::Stale
                 }
                 None => false,
             };
             // The broker may have forgotten that the job is cancelled.
-            if !stale {
+            if !forgotten {
                 let state = State::Cancelled;
                 return Ok(if again { Cancelled::Over { state } } else { Cancelled::Cancelled });
             }

@@ -134,6 +134,10 @@ fn options() -> worker::Options {
     }
 }
 
+fn victim(stack: &Stack, plan: Plan) -> Victim {
+    Victim::start(&stack.server.url(), &stack.base_url, options(), Fate::new(plan))
+}
+
 /// The events of a job, once they have come to an end.
 async fn events(stack: &Stack, id: JobId) -> Vec<Event> {
     soon(stack.listener().listen(id).events().map(std::result::Result::unwrap).collect()).await
@@ -142,9 +146,7 @@ async fn events(stack: &Stack, id: JobId) -> Vec<Event> {
 /// A worker whose job has begun when Redis is saved, and has ended when Redis dies; its end is
 /// forgotten before it has settled the entry. The events that are kept.
 async fn forgotten_end(stack: &mut Stack, model: &str) -> (JobId, Vec<Event>) {
-    let fate = Fate::new(Plan::Freeze("begin", 1, Side::After));
-    let (url, up) = (stack.server.url(), stack.base_url.clone());
-    let victim = Victim::start(&url, &up, options(), fate);
+    let victim = victim(stack, Plan::Freeze("begin", 1, Side::After));
     let id = stack.ask(model, "forgotten").await;
     soon(victim.fate.frozen()).await;
     stack.server.command(&["SAVE"]);
@@ -206,23 +208,40 @@ async fn a_job_whose_failure_is_forgotten_fails_again_and_can_be_put_back() {
 /// it runs. Whatever its worker writes again, the entry that comes in its stead carries it on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_whose_promotion_is_forgotten_is_carried_by_the_entry_of_the_next() {
-    let mut stack = Stack::start(instant()).await;
+    let stack = Stack::start(instant()).await;
     let mut job = Job::new(ChatRequest::ask("m?tokens=5,fault=status:503*1", "promoted"));
     job.not_before = Some(Timestamp::now().after(Duration::from_millis(300)));
     let id = stack.producer().enqueue(job).await.unwrap().id;
     stack.server.command(&["SAVE"]);
-    let fate = Fate::new(Plan::Freeze("begin", 1, Side::After));
-    let (url, up) = (stack.server.url(), stack.base_url.clone());
-    // One slot: the other entry comes after the attempt.
-    let victim = Victim::start(&url, &up, options(), fate);
+    let victim = victim(&stack, Plan::Freeze("begin", 1, Side::After));
+    carried_on(stack, victim, id, 1).await;
+}
+
+/// The same of a job whose record still names the entry of the attempt before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_whose_promotion_is_forgotten_is_carried_by_the_entry_of_the_next() {
+    let stack = Stack::start(instant()).await;
+    let victim = victim(&stack, Plan::Freeze("park", 1, Side::After));
+    let id = stack.ask("m?tokens=5,fault=status:503*2", "promoted").await;
+    soon(victim.fate.frozen()).await;
+    stack.server.command(&["SAVE"]);
+    victim.fate.plan(Plan::Freeze("begin", 2, Side::After));
+    victim.fate.thaw();
+    carried_on(stack, victim, id, 2).await;
+}
+
+/// A worker that is about to run an attempt of a promoted job falls back with Redis to when the job
+/// was parked. It has one slot, so that the other entry comes after its attempt.
+async fn carried_on(mut stack: Stack, victim: Victim, id: JobId, retries: usize) {
     soon(victim.fate.frozen()).await;
     fall_back(&mut stack).await;
     assert_eq!(stack.broker.depth(&stack.partition).await.unwrap().parked, 1);
+    victim.fate.plan(Plan::Live);
     victim.fate.thaw();
     let events = events(&stack, id).await;
     assert_eq!(ends(&events), ["done"]);
-    let retries = events.iter().filter(|event| matches!(event.body, Body::Retrying(_))).count();
-    assert_eq!(retries, 1, "{events:?}");
+    let retrying = |event: &&Event| matches!(event.body, Body::Retrying(_));
+    assert_eq!(events.iter().filter(retrying).count(), retries, "{events:?}");
     assert!(victim.fate.steps().contains(&"heal"));
     victim.kill().await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use millstream::{
     admin::Admin,
-    broker::{Attempt, Begin, DeadLetter, Entry, Outcome, Spent, Written},
+    broker::{Attempt, Begin, DeadLetter, Entry, Outcome, Spent, Written, redis::keys::Keys},
     job::Lane,
     state::State,
 };
@@ -123,4 +123,17 @@ pub async fn a_healed_attempt_belongs_to_its_run(s: &Subject) {
     assert_eq!(s.job(attempt.job).await.unwrap().unwrap().run, 2);
     assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
     assert_eq!(s.begin(&entry, &other).await.unwrap(), Begin::Remove);
+}
+
+pub async fn record_and_log_each_tell_of_a_higher_fence(s: &Subject) {
+    let (entry, old) = s.running(&worker("a")).await;
+    let new = begun(s.begin(&entry, &worker("b")).await.unwrap());
+    for key in [Keys::job, Keys::log] {
+        if s.ask("DEL KEY", |keys| key(keys, new.job)).is_some() {
+            assert_eq!(s.heal(&old, &[started(&old)]).await.unwrap(), Written::Fenced);
+            assert_eq!(s.heal(&new, &[started(&new)]).await.unwrap(), Written::Yes);
+        }
+    }
+    assert_eq!(s.heal(&old, &[started(&old)]).await.unwrap(), Written::Fenced);
+    assert_eq!(s.finish(&new, 1).await, Written::Yes);
 }

@@ -5,10 +5,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Entry, Record, Result, Shared, Spent},
+    broker::{Entry, Result, Shared, Spent},
     job::JobId,
     retry::Backoff,
-    state::State,
 };
 
 /// An entry whose job is over.
@@ -25,12 +24,6 @@ pub(super) struct Ended {
 impl Ended {
     pub(super) fn new(entry: &Entry, session: u64) -> Self {
         Self { job: entry.id, run: entry.run, spent: entry.into(), session }
-    }
-
-    /// Whether its run is over by this record.
-    fn is_known(&self, record: &Record) -> bool {
-        let over = matches!(record.state, State::Done | State::Cancelled);
-        record.run > self.run || (record.run == self.run && over)
     }
 }
 
@@ -84,7 +77,7 @@ async fn look_again(broker: &Shared, batch: &mut Vec<Ended>) -> Result<()> {
             return true;
         }
         ended.session = session;
-        let known = records.next().flatten().is_some_and(|record| ended.is_known(&record));
+        let known = records.next().flatten().is_some_and(|record| record.has_done_with(ended.run));
         if !known {
             tracing::warn!(job = %ended.job, "the broker has forgotten the end of a job");
         }

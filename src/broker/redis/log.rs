@@ -51,7 +51,8 @@ impl Log for Redis {
             pipe.cmd("PUBLISH").arg(&channel).arg(frame.message(attempt.fence));
         }
         // A PUBLISH that is refused (an ACL) costs readers the fast path, not the event.
-        let Some(replies) = self.pool.pipeline_within(attempt.session, &mut pipe).await? else {
+        let Some(replies) = self.pool.pipeline_once_within(attempt.session, &mut pipe).await?
+        else {
             return Ok(Written::Behind);
         };
         for reply in replies.into_iter().step_by(2) {

@@ -161,7 +161,7 @@ MUTATIONS = [
      "        known\n    });", "        true\n    });", "forgetting"),
     ("second step: what is owed is asked again", "src/worker/owed.rs",
      "    settled != Some(Settled::Stale)", "    settled.is_some() || settled != Some(Settled::Stale)",
-     "forgetting"),
+     "settled_at_once"),
     ("listener: a gap is read from the log", "src/listener/follow.rs",
      "} else if first || self.read_to.precedes(event.id) {", "} else if event.id > self.read_to {",
      "listen"),

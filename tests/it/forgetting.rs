@@ -158,18 +158,20 @@ async fn forgotten_end(stack: &mut Stack, model: &str) -> (JobId, Vec<Event>) {
     victim.fate.plan(Plan::Live);
     victim.fate.thaw();
     let events = events(stack, id).await;
-    soon(async {
-        loop {
-            let depth = stack.broker.depth(&stack.partition).await.unwrap();
-            if (Depth { dead: 0, ..depth }) == Depth::default() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    soon(settled(stack)).await;
     victim.kill().await;
     (id, events)
+}
+
+/// Waits until nothing is left but dead letters.
+async fn settled(stack: &Stack) {
+    loop {
+        let depth = stack.broker.depth(&stack.partition).await.unwrap();
+        if (Depth { dead: 0, ..depth }) == Depth::default() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 fn ends(events: &[Event]) -> Vec<&str> {
@@ -202,6 +204,38 @@ async fn a_job_whose_failure_is_forgotten_fails_again_and_can_be_put_back() {
     assert_eq!(letters.iter().map(|letter| letter.id).collect::<Vec<_>>(), [id]);
     let requeued = Admin::new(stack.broker.clone()).requeue(&stack.partition, &letters[0]).await;
     assert_eq!(requeued.unwrap(), Requeued::Requeued { run: 2 });
+}
+
+/// That connections are cut says nothing of what Redis knows: it is asked. No lease runs out here, and
+/// the worker's reader does not come back to look at what it holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_is_not_forgotten_is_settled_at_once() {
+    let stories = [
+        ("m?tokens=5", "remove"),
+        ("m?tokens=5,fault=status:503*1", "park"),
+        ("m?fault=status:400", "bury"),
+    ];
+    for (model, step) in stories {
+        let stack = Stack::start(instant()).await;
+        let long = Duration::from_hours(1);
+        let options = worker::Options { lease: long, renewal: long / 4, ..options() };
+        let fate = Fate::new(Plan::Freeze("conclude", 1, Side::After));
+        let victim = Victim::start(&stack.server.url(), &stack.base_url, options, fate);
+        let id = stack.ask(model, "known").await;
+        soon(victim.fate.frozen()).await;
+        for client in stack.server.command(&["CLIENT", "LIST"]).lines() {
+            let number = client.split([' ', '=']).nth(1).unwrap();
+            if !client.contains("cmd=xreadgroup") {
+                stack.server.command(&["CLIENT", "KILL", "ID", number]);
+            }
+        }
+        victim.fate.thaw();
+        assert_eq!(ends(&events(&stack, id).await).len(), 1, "{model}");
+        soon(settled(&stack)).await;
+        let steps = victim.fate.steps();
+        assert!(steps.iter().filter(|taken| **taken == step).count() >= 2, "{steps:?}");
+        victim.kill().await;
+    }
 }
 
 /// The job was parked when Redis was saved: its promotion is forgotten, and with it the entry by which

@@ -6,7 +6,7 @@ use futures_util::{Stream, stream};
 use serde::Serialize;
 
 use crate::{
-    broker::{self, Cancel, DeadLetter, Order, Partition, Reopened, Shared, WorkerId},
+    broker::{self, Cancel, DeadLetter, Order, Partition, Reopened, Settled, Shared, WorkerId},
     error::Code,
     job::{JobId, Tenant, Timestamp},
     state::State,
@@ -117,20 +117,30 @@ impl Admin {
 
     /// Cancels a job, wherever it is. Repeating it is harmless.
     pub async fn cancel(&self, job: JobId) -> broker::Result<Cancelled> {
-        Ok(match self.broker.cancel(job).await? {
-            Cancel::Cancelled { partition, run, again } => {
-                // Left there it would only be dropped later: when its time comes. Whoever cancelled
-                // it before may have died before this.
-                if let Some(partition) = partition {
-                    self.broker.unpark(&partition, job, run).await?;
+        let mut first = None;
+        loop {
+            let session = self.broker.session();
+            let (partition, run, again) = match self.broker.cancel(job).await? {
+                Cancel::Cancelled { partition, run, again } => (partition, run, again),
+                Cancel::Asked { worker, again } => return Ok(Cancelled::Asked { worker, again }),
+                Cancel::Over(state) => return Ok(Cancelled::Over { state }),
+                Cancel::Unknown => return Ok(Cancelled::Unknown),
+            };
+            let again = *first.get_or_insert(again);
+            // Left there it would only be dropped later: when its time comes. Whoever cancelled it
+            // before may have died before this.
+            let forgotten = match partition {
+                Some(partition) => {
+                    self.broker.unpark(&partition, job, run, session).await? == Settled::Stale
                 }
+                None => false,
+            };
+            // The broker may have forgotten that the job is cancelled.
+            if !forgotten {
                 let state = State::Cancelled;
-                if again { Cancelled::Over { state } } else { Cancelled::Cancelled }
+                return Ok(if again { Cancelled::Over { state } } else { Cancelled::Cancelled });
             }
-            Cancel::Asked { worker, again } => Cancelled::Asked { worker, again },
-            Cancel::Over(state) => Cancelled::Over { state },
-            Cancel::Unknown => Cancelled::Unknown,
-        })
+        }
     }
 
     /// Tells a worker to claim nothing more and to stop; whether anyone heard it.

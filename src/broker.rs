@@ -7,7 +7,9 @@
 //! [`Settle::refuse`] write the job's record and log; only then do [`Settle::remove`],
 //! [`Settle::park`] and [`Settle::bury`] end the entry. In the same order [`Control::cancel`] comes
 //! before [`Control::unpark`], and [`Control::reopen`] before [`Control::requeue`]. Whoever claims an entry again after a crash
-//! between the two learns from [`Claim::begin`] which second step is still owed.
+//! between the two learns from [`Claim::begin`] which second step is still owed. What ends an entry shows
+//! the session ([`Log::session`]) under which the first step was seen: a broker that has forgotten that
+//! one must not be given the second.
 
 mod answer;
 mod control;
@@ -23,8 +25,8 @@ mod view;
 use std::{fmt, sync::Arc, time::Duration};
 
 pub use answer::{
-    Begin, Crashes, Opened, Outcome, Promoted, Receipt, Refusal, Refused, Renewed, Sweep, Swept,
-    Written,
+    Begin, Crashes, Opened, Outcome, Promoted, Receipt, Refusal, Refused, Renewed, Settled, Sweep,
+    Swept, Written,
 };
 use async_trait::async_trait;
 pub use control::{Cancel, Control, Order, Reopened, Run};
@@ -155,12 +157,19 @@ pub trait Settle: Send + Sync {
     async fn refuse(&self, entry: &Entry, refusal: &Refusal, frame: &Frame) -> Result<Begin>;
 
     /// Ends entries whose jobs are over, of any lanes, and gives back what they count, once however
-    /// often it is repeated.
-    async fn remove(&self, spent: &[Spent]) -> Result<()>;
+    /// often it is repeated. `false` where the `session` is over under which the jobs were seen so:
+    /// then some are left, and have to be looked at again.
+    async fn remove(&self, spent: &[Spent], session: u64) -> Result<bool>;
 
-    /// Moves an entry to the parked jobs until `due`; it still counts. `false` when the entry was
-    /// gone.
-    async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool>;
+    /// Moves an entry to the parked jobs until `due`, where the `session` is not over under which its
+    /// job was seen to be parked; it still counts.
+    async fn park(
+        &self,
+        entry: &Entry,
+        attempt: u32,
+        due: Timestamp,
+        session: u64,
+    ) -> Result<Settled>;
 
     /// Gives an entry back, which keeps its place: the next sweep takes it. The `attempt`, where one
     /// runs, is not counted; its fence stays. `false` when the entry was not this worker's.
@@ -171,8 +180,9 @@ pub trait Settle: Send + Sync {
         attempt: Option<&Attempt>,
     ) -> Result<bool>;
 
-    /// Moves an entry to the dead letters, which count nothing. `false` when the entry was gone.
-    async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool>;
+    /// Moves an entry to the dead letters, which count nothing, where the `session` is not over under
+    /// which its job was seen to have failed.
+    async fn bury(&self, entry: &Entry, letter: &DeadLetter, session: u64) -> Result<Settled>;
 }
 
 /// Takes signals, in order. Called from the connection's own task: it must not block.

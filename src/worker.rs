@@ -1,8 +1,8 @@
 //! The worker: claims entries, runs their jobs against the upstream, publishes batched chunks.
 //!
 //! One file per task: `claim` reads a partition's lanes, `execute` runs one entry, `generate`
-//! reads the upstream, `batch` gathers deltas, `publish` writes events under the fence, `settle` acknowledges in batches,
-//! `lease` renews what is held, `sweeper` takes over what ran out of lease, `promoter` moves parked
+//! reads the upstream, `batch` gathers deltas, `publish` writes events under the fence, `owed` takes the
+//! step that ends an entry, `settle` acknowledges in batches, `lease` renews what is held, `sweeper` takes over what ran out of lease, `promoter` moves parked
 //! jobs to their lanes, `control` hears what this worker is told, `janitor` forgets workers that are
 //! gone. `hands` is what they share: the entries in this worker's hands. `watch` ends the worker when
 //! one of the tasks ends before it.
@@ -15,6 +15,7 @@ mod generate;
 mod hands;
 mod janitor;
 mod lease;
+mod owed;
 mod promoter;
 mod publish;
 mod settle;

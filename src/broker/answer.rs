@@ -162,6 +162,25 @@ pub enum Written {
     Cancelled,
 }
 
+/// What became of an entry that is to be parked or buried, or of a parked job that is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// It was there, and is where it belongs.
+    Yes,
+    /// It was gone: nothing has changed.
+    Gone,
+    /// The session is over, and the broker may have forgotten why this is to be done: ask again what
+    /// is owed.
+    Stale,
+}
+
+impl From<bool> for Settled {
+    /// From whether the entry was there.
+    fn from(there: bool) -> Self {
+        if there { Self::Yes } else { Self::Gone }
+    }
+}
+
 /// How a job ends without an attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Refusal {

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{DeadLetter, Partition, Result, WorkerId};
+use super::{DeadLetter, Partition, Result, Settled, WorkerId};
 use crate::{job::JobId, state::State};
 
 /// What became of a wish to cancel a job.
@@ -85,9 +85,16 @@ pub trait Control: Send + Sync {
     /// ends as cancelled and in no other way. Repeating it changes nothing.
     async fn cancel(&self, job: JobId) -> Result<Cancel>;
 
-    /// Removes what is parked of a job's cancelled run, or of one before it. `false` when nothing
-    /// was. What a later run has parked stays: a call may come so late that there is one.
-    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool>;
+    /// Removes what is parked of a job's cancelled run, or of one before it, where the `session` is not
+    /// over under which it was seen to be cancelled. What a later run has parked stays: a call may come
+    /// so late that there is one.
+    async fn unpark(
+        &self,
+        partition: &Partition,
+        job: JobId,
+        run: u32,
+        session: u64,
+    ) -> Result<Settled>;
 
     /// Those of these jobs that are to be cancelled: for a worker that may have missed an order.
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>>;

@@ -250,6 +250,8 @@ pub struct Attempt {
     pub number: u32,
     /// Failures before this attempt.
     pub failures: u32,
+    /// The run of the job that it belongs to, from 1.
+    pub run: u32,
     /// The broker's session under which the log was last seen whole; see
     /// [`Log::session`](super::Log::session).
     pub session: u64,
@@ -257,7 +259,7 @@ pub struct Attempt {
 
 impl PartialEq for Attempt {
     fn eq(&self, other: &Self) -> bool {
-        let key = |a: &Self| (a.job, a.fence, a.number, a.failures);
+        let key = |a: &Self| (a.job, a.fence, a.number, a.failures, a.run);
         key(self) == key(other) && self.place == other.place && self.worker == other.worker
     }
 }

@@ -39,8 +39,8 @@ use self::{feed::Subscriber, log::decode, read::Reader, state::State};
 use super::{
     Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Enqueue,
     Entry, Error, Feed, Limits, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt,
-    Reconcile, Refusal, Renewed, Reopened, Result, Run, Settle, Sink, Spent, Submission, Sweep,
-    Swept, Topic, Wake, WorkerId, Written,
+    Reconcile, Refusal, Renewed, Reopened, Result, Run, Settle, Settled, Sink, Spent, Submission,
+    Sweep, Swept, Topic, Wake, WorkerId, Written,
 };
 use crate::{
     event::{Event, EventId, Frame},
@@ -257,13 +257,19 @@ impl Settle for Memory {
         Ok(self.inner.lock().refuse(entry, refusal, frame, Timestamp::now()))
     }
 
-    async fn remove(&self, spent: &[Spent]) -> Result<()> {
+    async fn remove(&self, spent: &[Spent], _session: u64) -> Result<bool> {
         self.inner.lock().remove(spent);
-        Ok(())
+        Ok(true)
     }
 
-    async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
-        Ok(self.inner.lock().park(entry, attempt, due))
+    async fn park(
+        &self,
+        entry: &Entry,
+        attempt: u32,
+        due: Timestamp,
+        _session: u64,
+    ) -> Result<Settled> {
+        Ok(self.inner.lock().park(entry, attempt, due).into())
     }
 
     async fn release(
@@ -275,8 +281,8 @@ impl Settle for Memory {
         Ok(self.inner.lock().release(worker, place, attempt))
     }
 
-    async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
-        Ok(self.inner.lock().bury(entry, letter, Timestamp::now()))
+    async fn bury(&self, entry: &Entry, letter: &DeadLetter, _session: u64) -> Result<Settled> {
+        Ok(self.inner.lock().bury(entry, letter, Timestamp::now()).into())
     }
 }
 
@@ -323,8 +329,14 @@ impl Control for Memory {
         self.inner.lock().cancel(job, Timestamp::now())
     }
 
-    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
-        Ok(self.inner.lock().queue(partition).remove_parked(job, run))
+    async fn unpark(
+        &self,
+        partition: &Partition,
+        job: JobId,
+        run: u32,
+        _session: u64,
+    ) -> Result<Settled> {
+        Ok(self.inner.lock().queue(partition).remove_parked(job, run).into())
     }
 
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {

@@ -63,6 +63,15 @@ pub struct Record {
     pub history: Vec<Setback>,
 }
 
+impl Record {
+    /// Whether an entry of this `run` is owed nothing but its removal: the run is over, or one before
+    /// the job's last.
+    pub fn has_done_with(&self, run: u32) -> bool {
+        let over = matches!(self.state, State::Done | State::Cancelled);
+        self.run > run || (self.run == run && over)
+    }
+}
+
 /// How much is where in a partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Depth {

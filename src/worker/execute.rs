@@ -2,7 +2,8 @@
 //!
 //! The order of effects is fixed. The record and the log come first, under the fence; then the
 //! entry is removed, parked or buried. A worker that dies between the two leaves an entry whose
-//! next begin says which second step is owed.
+//! next begin says which second step is owed; so does one that cannot tell whether the broker still
+//! knows of the first.
 
 use std::{
     borrow::Cow,
@@ -19,37 +20,16 @@ use super::{
     Context,
     generate::{End, Ended, Generation},
     hands::Hold,
+    owed::{Owed, Step, settle},
     publish::{Over, Publisher},
 };
 use crate::{
-    broker::{self, Attempt, Begin, Crashes, DeadLetter, Entry, Outcome, Refusal, Refused},
+    broker::{self, Attempt, Begin, Crashes, Entry, Outcome, Refusal, Refused},
     error::{Code, Failure},
     event::{Body, Cancelled, Done, Failed, Frame, Retrying},
-    job::{Job, Timestamp},
+    job::Job,
     retry::Backoff,
 };
-
-/// What is left to do with an entry.
-#[derive(Debug)]
-enum Owed {
-    Remove,
-    /// Until then, or until the time that the record tells.
-    Park {
-        attempt: u32,
-        due: Option<Timestamp>,
-    },
-    Bury {
-        error: Failure,
-        attempts: u32,
-        fence: u64,
-    },
-    /// It belongs to another worker.
-    Nothing,
-    /// The job has to start again, by this worker.
-    Again,
-    /// It stays in this worker's hands: the worker stops.
-    Unfinished,
-}
 
 /// Runs an entry to its end.
 pub(super) async fn run(context: &Context, entry: Entry) {
@@ -58,16 +38,16 @@ pub(super) async fn run(context: &Context, entry: Entry) {
     // Held until the end by a job that may be what its workers died of.
     let mut alone = None;
     let told = AtomicBool::new(false);
-    let owed = loop {
+    loop {
         let open = || open(context, &entry, &hold, (alone.is_some(), &told));
         let owed = match persist(context, "begin", open).await {
             None => Owed::Unfinished,
             Some(None) => Owed::Nothing,
-            Some(Some(Begin::Alone)) => {
+            Some(Some((Begin::Alone, _))) => {
                 alone = only_suspect(context).await;
                 if alone.is_some() { Owed::Again } else { Owed::Unfinished }
             }
-            Some(Some(Begin::Begun(attempt))) => match &entry.job {
+            Some(Some((Begin::Begun(attempt), _))) => match &entry.job {
                 Ok(job) => {
                     hold.begun(attempt.fence);
                     running = Some(attempt.clone());
@@ -75,18 +55,25 @@ pub(super) async fn run(context: &Context, entry: Entry) {
                 }
                 Err(_) => Owed::Unfinished,
             },
-            Some(Some(verdict)) => owed(verdict),
+            Some(Some((verdict, session))) => Owed::told(verdict, session),
         };
-        if !matches!(owed, Owed::Again) {
-            break owed;
+        match owed {
+            Owed::Again => {}
+            Owed::Nothing => return,
+            Owed::Step(step, session) => {
+                if settle(context, &entry, step, session).await {
+                    return;
+                }
+                tracing::warn!(job = %entry.id, "asking again what the entry is owed");
+                told.store(true, Ordering::Relaxed);
+                hold.doubt();
+            }
+            Owed::Unfinished => {
+                // First, lest a renewal undoes it.
+                drop(hold);
+                return context.release(&entry.place, entry.id, running.as_ref()).await;
+            }
         }
-    };
-    if matches!(owed, Owed::Unfinished) {
-        // First, lest a renewal undoes it.
-        drop(hold);
-        context.release(&entry.place, entry.id, running.as_ref()).await;
-    } else {
-        settle(context, &entry, owed).await;
     }
 }
 
@@ -99,13 +86,14 @@ async fn only_suspect(context: &Context) -> Option<OwnedSemaphorePermit> {
     }
 }
 
-/// Opens an attempt of an entry that is this worker's; `None` where it is another's by now.
+/// Opens an attempt of an entry that is this worker's; `None` where it is another's by now. The answer
+/// comes with the session under which it was given.
 async fn open(
     context: &Context,
     entry: &Entry,
     hold: &Hold<'_>,
     alone: (bool, &AtomicBool),
-) -> broker::Result<Option<Begin>> {
+) -> broker::Result<Option<(Begin, u64)>> {
     // It has waited for its turn, or for the broker: beginning what somebody else has taken over
     // would end that one's attempt.
     if hold.age() > context.options.lease / 2 {
@@ -117,7 +105,8 @@ async fn open(
         }
         hold.renewed(at);
     }
-    begin(context, entry, alone).await.map(Some)
+    let session = context.broker.session();
+    Ok(Some((begin(context, entry, alone).await?, session)))
 }
 
 /// Begins a job, or ends one that cannot or may not be run.
@@ -192,18 +181,9 @@ async fn refuse(
     context.broker.refuse(entry, &refusal, &frame).await
 }
 
-fn owed(verdict: Begin) -> Owed {
-    match verdict {
-        Begin::Begun(_) | Begin::Alone | Begin::Refuse { .. } => Owed::Unfinished,
-        Begin::Remove => Owed::Remove,
-        Begin::Park { attempt, due } => Owed::Park { attempt, due: Some(due) },
-        Begin::Bury { error, attempts, fence } => Owed::Bury { error, attempts, fence },
-    }
-}
-
 /// Repeats a step until the broker takes it; `None` when the worker stops first. One that the
 /// broker refuses for good keeps its slot: a worker that cannot settle must not claim the queue dry.
-async fn persist<T, F>(context: &Context, step: &str, call: impl Fn() -> F) -> Option<T>
+pub(super) async fn persist<T, F>(context: &Context, step: &str, call: impl Fn() -> F) -> Option<T>
 where
     F: Future<Output = broker::Result<T>>,
 {
@@ -221,44 +201,6 @@ where
             () = context.abandon.cancelled() => return None,
         }
     }
-}
-
-/// The second step. Where the worker stops before the broker takes it, whoever claims the entry
-/// again takes it.
-async fn settle(context: &Context, entry: &Entry, owed: Owed) {
-    match owed {
-        Owed::Nothing | Owed::Again | Owed::Unfinished => {}
-        Owed::Remove => {
-            // The receiver outlives every job.
-            let _ = context.acks.send(entry.into()).await;
-        }
-        Owed::Park { attempt, due } => {
-            let park = async || {
-                let due = match due {
-                    Some(due) => due,
-                    None => recorded_due(context, entry).await?,
-                };
-                context.broker.park(entry, attempt, due).await
-            };
-            persist(context, "park", park).await;
-        }
-        Owed::Bury { error, attempts, fence } => {
-            tracing::warn!(job = %entry.id, code = %error.code, attempts, "dead letter");
-            let bury = async || {
-                let record = context.broker.job(entry.id).await?;
-                let mut letter = DeadLetter::new(entry, error.clone(), attempts, fence);
-                letter.history = record.map(|record| record.history).unwrap_or_default();
-                context.broker.bury(entry, &letter).await
-            };
-            persist(context, "bury", bury).await;
-        }
-    }
-}
-
-/// When the job may begin again, by the broker's clock.
-async fn recorded_due(context: &Context, entry: &Entry) -> broker::Result<Timestamp> {
-    let record = context.broker.job(entry.id).await?;
-    Ok(record.and_then(|record| record.due).unwrap_or_default())
 }
 
 /// Runs an attempt from the call to its last event.
@@ -297,14 +239,15 @@ async fn attempt_job(
         }
     };
     context.finished.fetch_add(1, Ordering::Relaxed);
-    match outcome {
-        Outcome::Done { .. } | Outcome::Cancelled { .. } => Owed::Remove,
-        Outcome::Failed(error) => Owed::Bury { error, attempts: number, fence },
+    let step = match outcome {
+        Outcome::Done { .. } | Outcome::Cancelled { .. } => Step::Remove,
+        Outcome::Failed(error) => Step::Bury { error, attempts: number, fence },
         Outcome::Retry { error, .. } => {
             tracing::info!(job = %entry.id, code = %error.code, attempt = number, "retrying");
-            Owed::Park { attempt: number, due: None }
+            Step::Park { attempt: number, due: None }
         }
-    }
+    };
+    Owed::Step(step, publisher.session())
 }
 
 fn given_up(context: &Context, entry: &Entry, over: &Over) -> Owed {

@@ -108,6 +108,13 @@ impl Hold<'_> {
         }
     }
 
+    /// Notes that nobody knows whether the entry is still this worker's.
+    pub(super) fn doubt(&self) {
+        if let Some(held) = self.hands.lock().get_mut(&self.place) {
+            held.renewed = None;
+        }
+    }
+
     /// How long ago the lease may have begun.
     pub(super) fn age(&self) -> Duration {
         let age = |held: &Held| held.renewed.map_or(Duration::MAX, |at| at.elapsed());

@@ -77,6 +77,11 @@ impl Publisher {
         Ok(publisher)
     }
 
+    /// The broker's session under which the log was last seen whole.
+    pub(super) fn session(&self) -> u64 {
+        self.attempt.session
+    }
+
     /// Makes the next frame.
     fn keep(&mut self, body: &Body) -> std::result::Result<(), Over> {
         let frame = Frame::new(self.next_seq, body, self.codec)

@@ -5,12 +5,30 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Shared, Spent},
+    broker::{Entry, Result, Shared, Spent},
+    job::JobId,
     retry::Backoff,
 };
 
-pub(super) type Sender = mpsc::Sender<Spent>;
-pub(super) type Acks = mpsc::Receiver<Spent>;
+/// An entry whose job is over.
+#[derive(Debug)]
+pub(super) struct Ended {
+    job: JobId,
+    /// The run that is over.
+    run: u32,
+    spent: Spent,
+    /// The broker's session under which that was seen.
+    session: u64,
+}
+
+impl Ended {
+    pub(super) fn new(entry: &Entry, session: u64) -> Self {
+        Self { job: entry.id, run: entry.run, spent: entry.into(), session }
+    }
+}
+
+pub(super) type Sender = mpsc::Sender<Ended>;
+pub(super) type Acks = mpsc::Receiver<Ended>;
 
 /// The queue of entries to acknowledge. It is bounded: a job does not end faster than entries do.
 pub(super) fn channel() -> (Sender, Acks) {
@@ -23,7 +41,7 @@ pub(super) async fn run(broker: Shared, mut acks: Acks, most: usize, abandon: Ca
     let mut batch = Vec::new();
     while acks.recv_many(&mut batch, most.max(1)).await > 0 {
         let mut backoff = Backoff::connecting();
-        while let Err(error) = broker.remove(&batch).await {
+        while let Err(error) = acknowledge(&broker, &mut batch).await {
             if abandon.is_cancelled() {
                 tracing::warn!(%error, entries = batch.len(), "entries not acknowledged");
                 break;
@@ -33,4 +51,37 @@ pub(super) async fn run(broker: Shared, mut acks: Acks, most: usize, abandon: Ca
         }
         batch.clear();
     }
+}
+
+async fn acknowledge(broker: &Shared, batch: &mut Vec<Ended>) -> Result<()> {
+    while let Some(session) = batch.iter().map(|ended| ended.session).min() {
+        let spent: Vec<Spent> = batch.iter().map(|ended| ended.spent.clone()).collect();
+        if broker.remove(&spent, session).await? {
+            break;
+        }
+        look_again(broker, batch).await?;
+    }
+    Ok(())
+}
+
+/// Leaves out of a batch what the broker does not know any more. Such an entry stays with this worker,
+/// which does not renew it: whoever is given it next finds what is owed.
+async fn look_again(broker: &Shared, batch: &mut Vec<Ended>) -> Result<()> {
+    // Taken before the reading: what is forgotten in between counts as a later session.
+    let session = broker.session();
+    let doubtful = batch.iter().filter(|ended| ended.session < session);
+    let jobs: Vec<JobId> = doubtful.map(|ended| ended.job).collect();
+    let mut records = broker.records(&jobs).await?.into_iter();
+    batch.retain_mut(|ended| {
+        if ended.session >= session {
+            return true;
+        }
+        ended.session = session;
+        let known = records.next().flatten().is_some_and(|record| record.has_done_with(ended.run));
+        if !known {
+            tracing::warn!(job = %ended.job, "the broker has forgotten the end of a job");
+        }
+        known
+    });
+    Ok(())
 }

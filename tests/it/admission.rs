@@ -69,7 +69,8 @@ async fn is_exact(broker: &Shared, when: &str) {
 async fn end_all(broker: &Shared) -> Vec<String> {
     let mut reader = broker.claimer(&partition(), &WorkerId::new("ender")).await.unwrap();
     let entries = reader.read(Lane::Normal, 10_000).await.unwrap();
-    broker.remove(&entries.iter().map(Spent::from).collect::<Vec<_>>()).await.unwrap();
+    let spent: Vec<Spent> = entries.iter().map(Spent::from).collect();
+    assert!(broker.remove(&spent, u64::MAX).await.unwrap());
     let question = |entry: &millstream::broker::Entry| {
         let job: Value = serde_json::from_slice(entry.payload()).unwrap();
         job["request"]["messages"][0]["content"].as_str().unwrap().to_owned()
@@ -141,7 +142,7 @@ async fn counters_are_exact_after_redis_was_killed() {
             let mut reader = broker.claimer(&partition(), &WorkerId::new("d")).await.unwrap();
             while let Ok(entries) = reader.read(Lane::Normal, 5).await {
                 let spent: Vec<Spent> = entries.iter().map(Spent::from).collect();
-                if broker.remove(&spent).await.is_err() {
+                if broker.remove(&spent, u64::MAX).await.is_err() {
                     break;
                 }
             }

@@ -8,6 +8,7 @@
 mod claim;
 mod control;
 mod enqueue;
+mod forgotten;
 mod inspect;
 mod lease;
 mod limits;
@@ -253,6 +254,16 @@ behaviours! {
         a_feed_hears_what_the_log_holds,
         a_feed_hears_only_what_it_subscribes_to,
         a_refused_write_is_not_heard,
+    }
+    forgotten {
+        whatever_entry_is_left_takes_over_a_healed_job,
+        two_entries_of_a_healed_job_share_no_fence,
+        whatever_entry_is_left_of_a_healed_job_is_parked_for_its_retry,
+        whatever_entry_is_left_of_a_healed_job_is_buried_for_its_failure,
+        whatever_entry_is_left_of_a_healed_job_runs_after_a_release,
+        healing_gives_way_to_an_end_under_a_lower_fence,
+        a_healed_attempt_belongs_to_its_run,
+        record_and_log_each_tell_of_a_higher_fence,
     }
     inspect {
         what_is_not_there_is_empty,

@@ -37,6 +37,7 @@ mod dead_letters;
 mod durability;
 mod examples;
 mod faults;
+mod forgetting;
 mod gateway;
 mod hostile;
 mod http_doc;

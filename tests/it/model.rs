@@ -15,7 +15,7 @@
 //! must have come to exactly one. On Redis the same case runs on the embedded broker too, and both
 //! must have told the same story.
 //!
-//! Not here, but in tests of their own: a server that forgets, live messages, deliveries counted,
+//! Not here, but in tests of their own: a server that forgets (`forgetting`), live messages, deliveries counted,
 //! times to live. `PROPTEST_CASES` sets the number of cases. A case that has failed is kept in
 //! `tests/it/model.regressions` and runs first from then on.
 

@@ -51,9 +51,11 @@ impl State {
         let known = run.map_or(0, |run| run.record.fence);
         let top = run.and_then(Run::top);
         let ruled = known > attempt.fence || top.is_some_and(|top| top.fence > attempt.fence);
-        let over =
-            known == attempt.fence && run.is_some_and(|run| run.record.state != JobState::Running);
-        if ruled || over {
+        let state = run.map(|run| run.record.state);
+        let left = known == attempt.fence && state.is_some_and(|state| state != JobState::Running);
+        // A run that has come to an end under a fence that is remembered has no other.
+        let over = state.is_some_and(JobState::is_terminal);
+        if ruled || left || over {
             return Written::Fenced;
         }
         if run.is_none() {

@@ -16,7 +16,7 @@ pub(super) const RECORD_BYTES: usize = 512;
 pub(super) struct Run {
     /// What readers and operators see.
     pub(super) record: Record,
-    /// The entry that carried the last attempt.
+    /// The entry that carried the last attempt; `None` before there is one, and where it is forgotten.
     pub(super) place: Option<Place>,
     /// Whether the attempt that runs is to end as cancelled.
     pub(super) cancel: bool,
@@ -164,6 +164,7 @@ impl Run {
             fence: self.record.fence,
             number: self.record.attempt,
             failures: self.record.failures,
+            run: entry.run,
             session: 0,
         }
     }
@@ -214,13 +215,16 @@ impl Run {
         run
     }
 
-    /// Writes a running attempt's state again after it was forgotten.
+    /// Writes a running attempt's state again after it was forgotten. Its entry may be forgotten, too,
+    /// and another carry the job in its stead: whichever comes is taken for it.
     pub(super) fn restore(&mut self, attempt: &Attempt, now: Timestamp) {
         self.carry(&attempt.place);
+        self.place = None;
         self.record.state = State::Running;
         self.record.fence = attempt.fence;
         self.record.attempt = attempt.number;
         self.record.failures = attempt.failures;
+        self.record.run = attempt.run;
         self.record.worker = Some(attempt.worker.to_string());
         self.record.began_at = Some(now);
         self.record.due = None;

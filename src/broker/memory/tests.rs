@@ -45,7 +45,7 @@ async fn a_full_broker_says_so_until_a_job_is_over() {
     assert_eq!((error.code(), error.is_transient()), ("queue_full", true));
     assert!(error.to_string().contains("max_jobs is 2"), "{error}");
     let (entry, _) = run_one(&broker).await;
-    broker.remove(&[Spent::from(&entry)]).await.unwrap();
+    broker.remove(&[Spent::from(&entry)], 0).await.unwrap();
     add(&broker, "c").await.unwrap();
 }
 
@@ -59,7 +59,7 @@ async fn finished_jobs_make_room_before_an_enqueue_is_refused() {
     // The finished job's entry is still in its lane: without the record it would run again.
     assert!(add(&broker, &long).await.is_err());
     assert!(broker.job(finished).await.unwrap().is_some());
-    broker.remove(&[Spent::from(&entry)]).await.unwrap();
+    broker.remove(&[Spent::from(&entry)], 0).await.unwrap();
     let next = add(&broker, &long).await;
     assert!(next.is_ok(), "{next:?}");
     assert!(broker.job(finished).await.unwrap().is_none());
@@ -74,7 +74,7 @@ async fn a_finished_job_outlives_its_time_only_while_its_entry_is_there() {
     add(&broker, "a").await.unwrap();
     let (entry, job) = run_one(&broker).await;
     assert!(broker.job(job).await.unwrap().is_some());
-    broker.remove(&[Spent::from(&entry)]).await.unwrap();
+    broker.remove(&[Spent::from(&entry)], 0).await.unwrap();
     assert!(broker.job(job).await.unwrap().is_none());
 }
 
@@ -89,7 +89,8 @@ async fn the_oldest_dead_letter_goes_first() {
     let mut claimer = broker.claimer(&partition, &WorkerId::new("w")).await.unwrap();
     let entries = claimer.read(Lane::Normal, 3).await.unwrap();
     for entry in &entries {
-        assert!(broker.bury(entry, &DeadLetter::new(entry, error.clone(), 0, 1)).await.unwrap());
+        let letter = DeadLetter::new(entry, error.clone(), 0, 1);
+        assert_eq!(broker.bury(entry, &letter, 0).await.unwrap(), Settled::Yes);
     }
     let dead: Vec<JobId> =
         broker.dead_letters(&partition, None, 9).await.unwrap().iter().map(|d| d.id).collect();
@@ -101,7 +102,7 @@ async fn everything_that_is_counted_is_given_back() {
     let broker = Memory::new(Options { result_ttl: Duration::ZERO, ..Options::default() });
     add(&broker, "a").await.unwrap();
     let (entry, _) = run_one(&broker).await;
-    broker.remove(&[Spent::from(&entry)]).await.unwrap();
+    broker.remove(&[Spent::from(&entry)], 0).await.unwrap();
     assert_eq!(broker.inner.lock().bytes(), 0);
 }
 
@@ -118,7 +119,7 @@ async fn recent_jobs_go_with_their_records() {
         panic!("a page")
     };
     assert_eq!(jobs, [waiting, done], "those with a record");
-    broker.remove(&[Spent::from(&entry)]).await.unwrap();
+    broker.remove(&[Spent::from(&entry)], 0).await.unwrap();
     assert_eq!(broker.recent(&tenant, None, 9).await.unwrap(), Recent::Jobs(vec![waiting]));
     assert_eq!(broker.recent(&tenant, Some(done), 9).await.unwrap(), Recent::Unknown);
     broker.forget(waiting);

@@ -25,8 +25,15 @@ pub(super) enum Verdict {
 #[expect(clippy::match_same_arms, reason = "a table: one state after the other")]
 pub(super) fn verdict(run: Option<&Run>, entry: &Entry, worker: Option<&WorkerId>) -> Verdict {
     let Some(run) = run else { return Verdict::Open };
-    let here = run.place.as_ref() == Some(&entry.place);
-    let mine = worker.is_some_and(|id| run.record.worker.as_deref() == Some(id.as_str()))
+    let placed = run.place.as_ref() == Some(&entry.place);
+    // Without a place (just reopened, or healed) any entry is the one; of a parked job its attempts
+    // tell the entry that is to be parked from the one that came of it.
+    let parked = run.record.state == State::Parked;
+    let unplaced = run.place.is_none() && !(parked && entry.attempt >= run.record.attempt);
+    let here = placed || unplaced;
+    // Only where it is surely the same entry: two tasks of a worker must not share a fence.
+    let mine = placed
+        && worker.is_some_and(|id| run.record.worker.as_deref() == Some(id.as_str()))
         && run.is_fresh()
         && !entry.crashed;
     // A waiting job that has a place was given back, and is carried by the entry that it ran on:
@@ -100,6 +107,33 @@ mod tests {
             entry.attempt = attempt;
             let met = verdict(Some(&run), &entry, Some(&me));
             assert_eq!(met, expected, "{state} here={here} mine={mine} attempt={attempt}");
+        }
+    }
+
+    #[test]
+    fn without_a_place_any_entry_is_the_one() {
+        use State::{Cancelled, Done, Failed, Parked, Running, Waiting};
+        use Verdict::{Bury, Open, Park, Remove};
+        let me = WorkerId::new("me");
+        // state, the entry's attempt (the record's is 1) → verdict
+        let rows = [
+            (Waiting, 0, Open),
+            (Parked, 0, Park),
+            (Parked, 1, Open),
+            (Running, 0, Open),
+            (Done, 0, Remove),
+            (Cancelled, 0, Remove),
+            (Failed, 0, Bury),
+        ];
+        for (state, attempt, expected) in rows {
+            let mut run = Run::new(JobId::new(), Timestamp(1));
+            run.record.state = state;
+            run.record.attempt = 1;
+            run.record.worker = Some(me.to_string());
+            let mut entry = Entry::read(place("1-0"), "key", Vec::new());
+            entry.attempt = attempt;
+            let met = verdict(Some(&run), &entry, Some(&me));
+            assert_eq!(met, expected, "{state} attempt={attempt}");
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The record's note of which entry carries a job.
-pub(super) fn place_text(place: &Place) -> String {
+fn place_text(place: &Place) -> String {
     format!("{} {}", place.lane, place.entry)
 }
 
@@ -128,6 +128,7 @@ impl Claim for Redis {
             fence,
             number,
             failures,
+            run: entry.run,
             session,
         })
     }

@@ -5,7 +5,8 @@ use async_trait::async_trait;
 use super::{Redis, codec, enqueue::record_fields, millis};
 use crate::{
     broker::{
-        Cancel, Control, DeadLetter, Error, Order, Partition, Reopened, Result, Run, WorkerId,
+        Cancel, Control, DeadLetter, Error, Order, Partition, Reopened, Result, Run, Settled,
+        WorkerId,
         redis::inspect::{dead_letter, partition},
     },
     job::JobId,
@@ -35,13 +36,19 @@ impl Control for Redis {
         })
     }
 
-    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
+    async fn unpark(
+        &self,
+        partition: &Partition,
+        job: JobId,
+        run: u32,
+        session: u64,
+    ) -> Result<Settled> {
         let mut call = self.scripts.unpark.key(self.keys.parked(partition));
         call.key(self.keys.parked_jobs(partition))
             .key(self.keys.load(partition))
             .arg(job.to_string())
             .arg(run);
-        codec::read(self.pool.script(&call).await?, "unpark")
+        super::settle::settled(self.pool.script_within(session, &call).await?, "unpark")
     }
 
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {

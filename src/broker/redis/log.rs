@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use redis::Value;
 
-use super::{Redis, claim::place_text, codec, inspect::record, millis, pubsub, settle::written};
+use super::{Redis, codec, inspect::record, millis, pubsub, settle::written};
 use crate::{
     broker::{Attempt, Error, Feed, Log, Opened, Result, Sink, Written},
     event::{Body, Event, EventId, Frame},
@@ -56,7 +56,8 @@ impl Log for Redis {
             pipe.cmd("PUBLISH").arg(&channel).arg(frame.message(attempt.fence));
         }
         // A PUBLISH that is refused (an ACL) costs readers the fast path, not the event.
-        let Some(replies) = self.pool.pipeline_within(attempt.session, &mut pipe).await? else {
+        let Some(replies) = self.pool.pipeline_once_within(attempt.session, &mut pipe).await?
+        else {
             return Ok(Written::Behind);
         };
         for reply in replies.into_iter().step_by(2) {
@@ -88,8 +89,8 @@ impl Log for Redis {
             .arg(attempt.number)
             .arg(attempt.failures)
             .arg(attempt.worker.as_str())
-            .arg(place_text(&attempt.place))
-            .arg(millis(self.options.job_ttl));
+            .arg(millis(self.options.job_ttl))
+            .arg(attempt.run);
         for frame in frames {
             call.arg(frame.seq).arg(frame.kind).arg(&frame.bytes);
         }

@@ -195,9 +195,30 @@ impl Pool {
         self.pipeline_on(connection, pipeline).await
     }
 
+    /// As [`Pool::pipeline`], but only on connections that are no younger than `session`; `None` where
+    /// there is none that lives.
+    pub async fn pipeline_within(
+        &self,
+        session: u64,
+        pipeline: &mut Pipeline,
+    ) -> Result<Option<Vec<RedisResult<Value>>>> {
+        let pipeline = pipeline.ignore_errors();
+        let before = self.session();
+        loop {
+            let mut connection = self.connection().await?;
+            if connection.born > session {
+                return Ok(None);
+            }
+            let result = pipeline.query_async(&mut connection.inner).await;
+            if !self.was_dead(&connection, before, &result) {
+                return self.finish_all(&connection, result).map(Some);
+            }
+        }
+    }
+
     /// As [`Pool::pipeline_once`], but only on a connection that is no younger than `session`; `None`
     /// otherwise, with nothing sent.
-    pub async fn pipeline_within(
+    pub async fn pipeline_once_within(
         &self,
         session: u64,
         pipeline: &mut Pipeline,
@@ -254,19 +275,24 @@ impl Pool {
         self.finish(&connection, result)
     }
 
-    /// Runs a script once, but only on a connection that is no younger than `session`; `None`
-    /// otherwise, with nothing sent.
+    /// As [`Pool::script`], but only on connections that are no younger than `session`; `None` where
+    /// there is none that lives.
     pub async fn script_within(
         &self,
         session: u64,
         script: &ScriptInvocation<'_>,
     ) -> Result<Option<Value>> {
-        let mut connection = self.connection().await?;
-        if connection.born > session {
-            return Ok(None);
+        let before = self.session();
+        loop {
+            let mut connection = self.connection().await?;
+            if connection.born > session {
+                return Ok(None);
+            }
+            let result = script.invoke_async(&mut connection.inner).await;
+            if !self.was_dead(&connection, before, &result) {
+                return self.finish(&connection, result).map(Some);
+            }
         }
-        let result = script.invoke_async(&mut connection.inner).await;
-        self.finish(&connection, result).map(Some)
     }
 
     fn finish<T>(&self, connection: &Pooled, result: RedisResult<T>) -> Result<T> {

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     broker::{
         Attempt, Begin, Crashes, DeadLetter, Entry, Error, Load, Outcome, Place, Refusal, Result,
-        Settle, Spent, WorkerId, Written,
+        Settle, Settled, Spent, WorkerId, Written,
     },
     event::Frame,
     job::Timestamp,
@@ -43,6 +43,12 @@ pub(super) fn written(reply: redis::Value, script: &str) -> Result<Written> {
         "cancelled" => Written::Cancelled,
         other => return Err(Error::Protocol(format!("{script}: unknown answer `{other}`"))),
     })
+}
+
+/// The answer of a script that moves an entry or a parked job, where it was sent.
+pub(super) fn settled(reply: Option<redis::Value>, script: &str) -> Result<Settled> {
+    let there = |reply| codec::read::<bool>(reply, script).map(Settled::from);
+    reply.map_or(Ok(Settled::Stale), there)
 }
 
 /// What an outcome leaves in the record.
@@ -130,11 +136,12 @@ impl Settle for Redis {
             fence,
             number,
             failures,
+            run: entry.run,
             session: 0,
         })
     }
 
-    async fn remove(&self, spent: &[Spent]) -> Result<()> {
+    async fn remove(&self, spent: &[Spent], session: u64) -> Result<bool> {
         let mut plain: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         let mut counted: BTreeMap<(String, String), Vec<(&str, &Load)>> = BTreeMap::new();
         for Spent { place: Place { partition, lane, entry }, load } in spent {
@@ -147,7 +154,9 @@ impl Settle for Redis {
                 }
             }
         }
-        self.remove_plain(&plain).await?;
+        if !self.remove_plain(&plain, session).await? {
+            return Ok(false);
+        }
         for ((lane, load), entries) in &counted {
             for page in entries.chunks(PAGE) {
                 let mut call = self.scripts.remove.key(lane);
@@ -155,13 +164,21 @@ impl Settle for Redis {
                 for (entry, load) in page {
                     call.arg(*entry).arg(load.tenant.as_str()).arg(load.bytes);
                 }
-                self.pool.script(&call).await?;
+                if self.pool.script_within(session, &call).await?.is_none() {
+                    return Ok(false);
+                }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
+    async fn park(
+        &self,
+        entry: &Entry,
+        attempt: u32,
+        due: Timestamp,
+        session: u64,
+    ) -> Result<Settled> {
         let Place { partition, lane, entry: entry_id } = &entry.place;
         let run = if entry.run > 1 { format!(",run={}", entry.run) } else { String::new() };
         let mark =
@@ -178,7 +195,7 @@ impl Settle for Redis {
             .arg(entry.id.to_string())
             .arg(due.0)
             .arg(stored);
-        codec::read(self.pool.script(&call).await?, "park")
+        settled(self.pool.script_within(session, &call).await?, "park")
     }
 
     async fn release(
@@ -190,7 +207,7 @@ impl Settle for Redis {
         self.give_back(worker, place, attempt).await
     }
 
-    async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
+    async fn bury(&self, entry: &Entry, letter: &DeadLetter, session: u64) -> Result<Settled> {
         let Place { partition, lane, entry: entry_id } = &entry.place;
         let mut call = self.scripts.bury.prepare_invoke();
         call.key(self.keys.lane(partition, *lane))
@@ -226,29 +243,40 @@ impl Settle for Redis {
                 call.arg(name).arg(value);
             }
         }
-        let (buried, dropped): (bool, u64) = codec::read(self.pool.script(&call).await?, "bury")?;
+        let Some(reply) = self.pool.script_within(session, &call).await? else {
+            return Ok(Settled::Stale);
+        };
+        let (buried, dropped): (bool, u64) = codec::read(reply, "bury")?;
         if dropped > 0 {
             tracing::error!(%partition, dropped, "dead letters dropped for newer ones");
         }
-        Ok(buried)
+        Ok(buried.into())
     }
 }
 
 impl Redis {
-    /// Acknowledges and deletes entries that nobody has counted, by lane: no script is needed.
-    async fn remove_plain(&self, lanes: &BTreeMap<String, Vec<&str>>) -> Result<()> {
+    /// Acknowledges and deletes entries that nobody has counted, by lane: no script is needed. `false`
+    /// where the session is over.
+    async fn remove_plain(
+        &self,
+        lanes: &BTreeMap<String, Vec<&str>>,
+        session: u64,
+    ) -> Result<bool> {
         let mut pipe = redis::pipe();
         for (key, entries) in lanes {
             pipe.cmd("XACK").arg(key).arg(GROUP).arg(entries);
             pipe.cmd("XDEL").arg(key).arg(entries);
         }
         if lanes.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
-        for reply in self.pool.pipeline(&mut pipe).await? {
+        let Some(replies) = self.pool.pipeline_within(session, &mut pipe).await? else {
+            return Ok(false);
+        };
+        for reply in replies {
             reply.map_err(|e| self.pool.connector().classify(e))?;
         }
-        Ok(())
+        Ok(true)
     }
 }
 

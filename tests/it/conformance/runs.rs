@@ -14,7 +14,7 @@ use millstream::{
 use crate::support::subject::{Subject, begun, failed, failure, far, job, worker};
 
 /// A job that has failed and lies among the dead letters.
-async fn dead(s: &Subject) -> (Entry, DeadLetter) {
+pub async fn dead(s: &Subject) -> (Entry, DeadLetter) {
     let me = worker("a");
     let (entry, attempt) = s.running(&me).await;
     let error = failure("hopeless");

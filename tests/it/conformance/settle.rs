@@ -11,7 +11,7 @@ use millstream::{
 };
 
 use crate::support::subject::{
-    Subject, begun, delta, done, failed, failure, far, job, retrying, worker,
+    Subject, begun, delta, done, failed, failure, far, job, retrying, was_there, worker,
 };
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -293,7 +293,7 @@ pub async fn of_two_ends_of_an_entry_one_counts(s: &Subject) {
         let (due, broker) = (far(), s.shared());
         let parking = tokio::spawn({
             let entry = entry.clone();
-            async move { broker.park(&entry, 1, due).await.unwrap() }
+            async move { was_there(broker.park(&entry, 1, due, u64::MAX).await.unwrap()) }
         });
         let buried = s.bury(&entry, &letter).await.unwrap();
         let parked = parking.await.unwrap();

@@ -170,7 +170,7 @@ impl Real {
         let broker = &self.broker;
         Ok(match *call {
             Call::Remove { entry } => {
-                broker.remove(&[Spent::from(&self.entries[&entry])]).await?;
+                broker.remove(&[Spent::from(&self.entries[&entry])], u64::MAX).await?;
                 Answer::Settled(true)
             }
             Call::Park { entry, attempt, due } => {
@@ -179,14 +179,16 @@ impl Real {
                     // The order of times that have come is the order of the numbers.
                     Due::Passed(number) => Timestamp(number),
                 };
-                Answer::Settled(broker.park(&self.entries[&entry], attempt, due).await?)
+                let parked = broker.park(&self.entries[&entry], attempt, due, u64::MAX).await?;
+                Answer::Settled(subject::was_there(parked))
             }
             Call::Bury { entry, attempts, fence } => {
                 let job = after.entries[entry].job;
                 let fence = self.fences[job][fence as usize - 1];
                 let error = Failure::new(Code::UpstreamError, "buried");
                 let letter = DeadLetter::new(&self.entries[&entry], error, attempts, fence);
-                Answer::Settled(broker.bury(&self.entries[&entry], &letter).await?)
+                let buried = broker.bury(&self.entries[&entry], &letter, u64::MAX).await?;
+                Answer::Settled(subject::was_there(buried))
             }
             Call::Release { worker, entry, attempt } => {
                 let attempt = attempt.map(|no| self.attempt(no));
@@ -202,7 +204,8 @@ impl Real {
                 Cancel::Unknown => Answer::Unknown,
             },
             Call::Unpark { job, run } => {
-                Answer::Settled(broker.unpark(&self.partition, self.id(job), run).await?)
+                let unparked = broker.unpark(&self.partition, self.id(job), run, u64::MAX).await?;
+                Answer::Settled(subject::was_there(unparked))
             }
             Call::Reopen { letter } => {
                 match broker.reopen(&self.partition, &self.letters[letter]).await? {

@@ -18,8 +18,8 @@ use millstream::{
         Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Depth,
         Enqueue, Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted,
         Rate, Receipt, Recent, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle,
-        Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Topic, Wake, WorkerId, WorkerSeen,
-        Written,
+        Settled, Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Topic, Wake, WorkerId,
+        WorkerSeen, Written,
     },
     event::{Event, EventId, Frame},
     job::{JobId, Lane, Tenant, Timestamp},
@@ -50,7 +50,7 @@ pub enum Plan {
 
 /// A worker's fate, shared with the test.
 pub struct Fate {
-    plan: Plan,
+    plan: Mutex<Plan>,
     steps: Mutex<Vec<&'static str>>,
     /// It died by plan.
     fell: AtomicBool,
@@ -61,12 +61,17 @@ pub struct Fate {
 impl Fate {
     pub fn new(plan: Plan) -> Arc<Self> {
         Arc::new(Self {
-            plan,
+            plan: Mutex::new(plan),
             steps: Mutex::default(),
             fell: AtomicBool::new(false),
             dead: CancellationToken::new(),
             frozen: watch::Sender::new(false),
         })
+    }
+
+    /// What befalls it from here on.
+    pub fn plan(&self, plan: Plan) {
+        *self.plan.lock().unwrap() = plan;
     }
 
     /// The steps taken, in order.
@@ -81,7 +86,7 @@ impl Fate {
 
     /// Whether the step that it is to die of has begun. A read that blocks may never end.
     pub fn is_due(&self) -> bool {
-        match self.plan {
+        match *self.plan.lock().unwrap() {
             Plan::Die(name, number, _) if name != "wait" => {
                 self.steps().iter().filter(|step| **step == name).count() >= number
             }
@@ -107,7 +112,7 @@ impl Fate {
 
     fn meet(&self, name: &'static str, number: usize, side: Side) {
         let here = (name, number, side);
-        match self.plan {
+        match *self.plan.lock().unwrap() {
             Plan::Die(name, number, side) if here == (name, number, side) => {
                 self.fell.store(true, Ordering::SeqCst);
                 self.dead.cancel();
@@ -132,7 +137,8 @@ impl Fate {
     /// A call beside the steps.
     async fn beside<T>(&self, name: &'static str, call: impl Future<Output = T>) -> T {
         self.pass().await;
-        if matches!(self.plan, Plan::Panic(fault) if fault == name) {
+        let plan = *self.plan.lock().unwrap();
+        if matches!(plan, Plan::Panic(fault) if fault == name) {
             assert!(self.fell.swap(true, Ordering::SeqCst), "a planned fault in {name}");
         }
         let result = tokio::select! {
@@ -269,11 +275,17 @@ impl Settle for Dying {
     async fn refuse(&self, entry: &Entry, refusal: &Refusal, frame: &Frame) -> Result<Begin> {
         self.fate.step("refuse", self.inner.refuse(entry, refusal, frame)).await
     }
-    async fn remove(&self, spent: &[Spent]) -> Result<()> {
-        self.fate.step("remove", self.inner.remove(spent)).await
+    async fn remove(&self, spent: &[Spent], session: u64) -> Result<bool> {
+        self.fate.step("remove", self.inner.remove(spent, session)).await
     }
-    async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
-        self.fate.step("park", self.inner.park(entry, attempt, due)).await
+    async fn park(
+        &self,
+        entry: &Entry,
+        attempt: u32,
+        due: Timestamp,
+        session: u64,
+    ) -> Result<Settled> {
+        self.fate.step("park", self.inner.park(entry, attempt, due, session)).await
     }
     async fn release(
         &self,
@@ -283,8 +295,8 @@ impl Settle for Dying {
     ) -> Result<bool> {
         self.fate.step("release", self.inner.release(worker, place, attempt)).await
     }
-    async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
-        self.fate.step("bury", self.inner.bury(entry, letter)).await
+    async fn bury(&self, entry: &Entry, letter: &DeadLetter, session: u64) -> Result<Settled> {
+        self.fate.step("bury", self.inner.bury(entry, letter, session)).await
     }
 }
 
@@ -337,8 +349,14 @@ impl Control for Dying {
     async fn cancel(&self, job: JobId) -> Result<Cancel> {
         self.fate.step("cancel", self.inner.cancel(job)).await
     }
-    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
-        self.fate.step("unpark", self.inner.unpark(partition, job, run)).await
+    async fn unpark(
+        &self,
+        partition: &Partition,
+        job: JobId,
+        run: u32,
+        session: u64,
+    ) -> Result<Settled> {
+        self.fate.step("unpark", self.inner.unpark(partition, job, run, session)).await
     }
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {
         self.fate.beside("cancelled", self.inner.cancelled(jobs)).await

@@ -14,8 +14,8 @@ use millstream::{
         Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Depth,
         Enqueue, Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted,
         Rate, Receipt, Recent, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle,
-        Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Topic, Wake, WorkerId, WorkerSeen,
-        Written,
+        Settled, Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Topic, Wake, WorkerId,
+        WorkerSeen, Written,
     },
     event::{Event, EventId, Frame},
     job::{JobId, Lane, Tenant, Timestamp},
@@ -244,14 +244,20 @@ impl Settle for Recorder {
         Ok(answer)
     }
 
-    async fn remove(&self, spent: &[Spent]) -> Result<()> {
+    async fn remove(&self, spent: &[Spent], session: u64) -> Result<bool> {
         self.seen.call("Settle::remove");
-        self.inner.remove(spent).await
+        self.inner.remove(spent, session).await
     }
 
-    async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
+    async fn park(
+        &self,
+        entry: &Entry,
+        attempt: u32,
+        due: Timestamp,
+        session: u64,
+    ) -> Result<Settled> {
         self.seen.call("Settle::park");
-        self.inner.park(entry, attempt, due).await
+        self.inner.park(entry, attempt, due, session).await
     }
 
     async fn release(
@@ -271,9 +277,9 @@ impl Settle for Recorder {
         Ok(released)
     }
 
-    async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
+    async fn bury(&self, entry: &Entry, letter: &DeadLetter, session: u64) -> Result<Settled> {
         self.seen.call("Settle::bury");
-        self.inner.bury(entry, letter).await
+        self.inner.bury(entry, letter, session).await
     }
 }
 
@@ -350,9 +356,15 @@ impl Control for Recorder {
         Ok(cancel)
     }
 
-    async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
+    async fn unpark(
+        &self,
+        partition: &Partition,
+        job: JobId,
+        run: u32,
+        session: u64,
+    ) -> Result<Settled> {
         self.seen.call("Control::unpark");
-        self.inner.unpark(partition, job, run).await
+        self.inner.unpark(partition, job, run, session).await
     }
 
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {

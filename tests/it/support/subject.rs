@@ -5,8 +5,8 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 use millstream::{
     broker::{
         Attempt, Begin, Broker, Claimer, Crashes, DeadLetter, Entry, Feed, Limits, Outcome,
-        Partition, Place, Receipt, Refusal, Result, Shared, Signal, Submission, Topic, WorkerId,
-        Written,
+        Partition, Place, Receipt, Refusal, Result, Settled, Shared, Signal, Spent, Submission,
+        Topic, WorkerId, Written,
         memory::{self, Memory},
         redis::{
             Options, Redis,
@@ -129,6 +129,27 @@ impl Subject {
     /// Refuses for a failure.
     pub async fn refuse(&self, entry: &Entry, error: &Failure, frame: &Frame) -> Result<Begin> {
         self.broker.refuse(entry, &Refusal::Failed(error.clone()), frame).await
+    }
+
+    /// Ends entries in whatever session.
+    pub async fn remove(&self, spent: &[Spent]) -> Result<()> {
+        assert!(self.broker.remove(spent, u64::MAX).await?);
+        Ok(())
+    }
+
+    /// Parks an entry in whatever session; whether it was there.
+    pub async fn park(&self, entry: &Entry, attempt: u32, due: Timestamp) -> Result<bool> {
+        Ok(was_there(self.broker.park(entry, attempt, due, u64::MAX).await?))
+    }
+
+    /// Buries an entry in whatever session; whether it was there.
+    pub async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
+        Ok(was_there(self.broker.bury(entry, letter, u64::MAX).await?))
+    }
+
+    /// Removes a parked job in whatever session; whether it was there.
+    pub async fn unpark(&self, partition: &Partition, job: JobId, run: u32) -> Result<bool> {
+        Ok(was_there(self.broker.unpark(partition, job, run, u64::MAX).await?))
     }
 
     /// What a renewal says of entries that are not this worker's.
@@ -390,6 +411,12 @@ pub fn begun(begin: Begin) -> Attempt {
         Begin::Begun(attempt) => attempt,
         other => panic!("not begun: {other:?}"),
     }
+}
+
+/// Whether an entry was there to be parked or buried.
+pub fn was_there(settled: Settled) -> bool {
+    assert_ne!(settled, Settled::Stale);
+    settled == Settled::Yes
 }
 
 /// A passing failure.

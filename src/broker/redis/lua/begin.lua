@@ -25,13 +25,14 @@ local r = redis.call('HMGET', record, 'state', 'fence', 'attempt', 'failures', '
   'due', 'error', 'queue', 'at', 'crashes', 'run', 'cancel', 'began', 'history')
 local state = r[1] or 'waiting'
 local fence, attempt, failures = tonumber(r[2]) or 0, tonumber(r[3]) or 0, tonumber(r[4]) or 0
-local same, entry_run, crashes = r[5] == place, tonumber(ARGV[6]), tonumber(r[11]) or 0
+local entry_run, crashes = tonumber(ARGV[6]), tonumber(r[11]) or 0
+-- Of a record that has a state and no place (just reopened, or healed) any entry is the one.
+local same = r[5] == place or (r[1] and not r[5])
 
 local function answer(verdict, number)
   return {verdict, string.format('%.0f', fence), attempt, failures, number or r[7] or '0', r[8] or ''}
 end
 
-if state == 'done' or state == 'cancelled' then return answer('remove') end
 if entry_run < (tonumber(r[12]) or 1) then return answer('remove') end
 if entry_run > (tonumber(r[12]) or 1) and r[1] then
   -- The server has forgotten that this run was opened: what it knows is of the run before.
@@ -40,9 +41,11 @@ if entry_run > (tonumber(r[12]) or 1) and r[1] then
   state, attempt, failures, crashes, same = 'waiting', 0, 0, 0, false
   r[3], r[5], r[6], r[8], r[13], r[14], r[15] = false, false, false, false, false, false, false
 end
+if state == 'done' or state == 'cancelled' then return answer('remove') end
 if state == 'failed' then return answer(same and 'bury' or 'remove') end
 if state == 'running' and not same then return answer('remove') end
-if state == 'parked' and same then return answer('park') end
+-- Without a place its attempts tell the entry that is to be parked from the one that came of it.
+if state == 'parked' and same and (r[5] or tonumber(ARGV[5]) < attempt) then return answer('park') end
 -- A waiting job that has a place was given back, and is carried by the entry that it ran on: whoever
 -- was told to remove another may be about to do so.
 if state == 'waiting' and r[5] and not same then return answer('remove') end
@@ -50,7 +53,8 @@ if not same and tonumber(ARGV[5]) < attempt then return answer('remove') end
 if state ~= 'running' and state ~= 'parked' and state ~= 'waiting' then
   return redis.error_reply('ERR state `' .. state .. '` is of a newer version; upgrade this worker')
 end
-if state == 'running' and r[6] == worker and event == 'started' and ARGV[7] == '0' then
+-- Only where it is surely the same entry: two tasks of a worker must not share a fence.
+if state == 'running' and r[5] and r[6] == worker and event == 'started' and ARGV[7] == '0' then
   local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   if top and top[1] == string.format('%.0f-0', fence) then return answer('begun') end
 end

@@ -1,16 +1,19 @@
 -- Writes again what the server has forgotten of a running attempt.
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
--- ARGV[1] fence   ARGV[2] attempt   ARGV[3] failures   ARGV[4] worker   ARGV[5] place
--- ARGV[6] time to live in ms
--- ARGV[7…] sequence, event name, payload, …: all that the attempt has sent, from `started`
+-- ARGV[1] fence   ARGV[2] attempt   ARGV[3] failures   ARGV[4] worker   ARGV[5] time to live in ms
+-- ARGV[6] run   ARGV[7…] sequence, event name, payload, …: all that the attempt has sent, from `started`
 --
+-- A record that was forgotten is left without a place: the entry may be forgotten, too, and another
+-- carry the job in its stead. `begin` takes any entry for the one of such a record.
 -- Returns `yes` or `fenced`. Replay: appends nothing that is there already.
 local record, log, fence = KEYS[1], KEYS[2], ARGV[1]
 local r = redis.call('HMGET', record, 'fence', 'state')
 local known = tonumber(r[1]) or 0
 if known > tonumber(fence) then return 'fenced' end
 if known == tonumber(fence) and r[2] ~= 'running' then return 'fenced' end
+-- The run has come to an end under a fence that the server remembers: it has no other.
+if r[2] == 'done' or r[2] == 'failed' or r[2] == 'cancelled' then return 'fenced' end
 local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
 local top_fence, top_seq = 0, -1
 if top then
@@ -20,8 +23,10 @@ end
 if top_fence > tonumber(fence) then return 'fenced' end
 if known < tonumber(fence) then
   redis.call('HSET', record, 'state', 'running', 'fence', fence, 'attempt', ARGV[2],
-    'failures', ARGV[3], 'worker', ARGV[4], 'place', ARGV[5], 'began', fence)
-  redis.call('PEXPIRE', record, ARGV[6])
+    'failures', ARGV[3], 'worker', ARGV[4], 'began', fence)
+  if tonumber(ARGV[6]) > 1 then redis.call('HSET', record, 'run', ARGV[6]) end
+  redis.call('HDEL', record, 'place')
+  redis.call('PEXPIRE', record, ARGV[5])
 end
 for i = 7, #ARGV, 3 do
   if top_fence < tonumber(fence) or tonumber(ARGV[i]) > top_seq then
@@ -30,5 +35,5 @@ for i = 7, #ARGV, 3 do
     redis.pcall('PUBLISH', record, id .. ' ' .. ARGV[i + 1] .. ' ' .. ARGV[i + 2])
   end
 end
-redis.call('PEXPIRE', log, ARGV[6])
+redis.call('PEXPIRE', log, ARGV[5])
 return 'yes'

@@ -1,0 +1,90 @@
+//! The second step: what ends an entry whose job's record is written.
+
+use super::{Context, execute::persist, settle::Ended};
+use crate::{
+    broker::{self, Begin, DeadLetter, Entry, Settled},
+    error::Failure,
+    job::Timestamp,
+};
+
+/// What is left to do with an entry.
+#[derive(Debug)]
+pub(super) enum Owed {
+    /// A step that rests on what was seen under this session of the broker.
+    Step(Step, u64),
+    /// It belongs to another worker.
+    Nothing,
+    /// The job has to start again, by this worker.
+    Again,
+    /// It stays in this worker's hands: the worker stops.
+    Unfinished,
+}
+
+/// Where an entry goes.
+#[derive(Debug)]
+pub(super) enum Step {
+    Remove,
+    /// Until then, or until the time that the record tells.
+    Park {
+        attempt: u32,
+        due: Option<Timestamp>,
+    },
+    Bury {
+        error: Failure,
+        attempts: u32,
+        fence: u64,
+    },
+}
+
+impl Owed {
+    /// What `begin` has told, asked under this session.
+    pub(super) fn told(verdict: Begin, session: u64) -> Self {
+        let step = match verdict {
+            Begin::Begun(_) | Begin::Alone | Begin::Refuse { .. } => return Self::Unfinished,
+            Begin::Remove => Step::Remove,
+            Begin::Park { attempt, due } => Step::Park { attempt, due: Some(due) },
+            Begin::Bury { error, attempts, fence } => Step::Bury { error, attempts, fence },
+        };
+        Self::Step(step, session)
+    }
+}
+
+/// Takes the step. Where the worker stops before the broker takes it, whoever claims the entry again
+/// does. `false` where the broker may have forgotten what the step rests on: carried out, it could
+/// take the entry from a job that knows nothing of its end.
+pub(super) async fn settle(context: &Context, entry: &Entry, step: Step, session: u64) -> bool {
+    let settled = match step {
+        Step::Remove => {
+            // The receiver outlives every job.
+            let _ = context.acks.send(Ended::new(entry, session)).await;
+            return true;
+        }
+        Step::Park { attempt, due } => {
+            let park = async || {
+                let due = match due {
+                    Some(due) => due,
+                    None => recorded_due(context, entry).await?,
+                };
+                context.broker.park(entry, attempt, due, session).await
+            };
+            persist(context, "park", park).await
+        }
+        Step::Bury { error, attempts, fence } => {
+            tracing::warn!(job = %entry.id, code = %error.code, attempts, "dead letter");
+            let bury = async || {
+                let record = context.broker.job(entry.id).await?;
+                let mut letter = DeadLetter::new(entry, error.clone(), attempts, fence);
+                letter.history = record.map(|record| record.history).unwrap_or_default();
+                context.broker.bury(entry, &letter, session).await
+            };
+            persist(context, "bury", bury).await
+        }
+    };
+    settled != Some(Settled::Stale)
+}
+
+/// When the job may begin again, by the broker's clock.
+async fn recorded_due(context: &Context, entry: &Entry) -> broker::Result<Timestamp> {
+    let record = context.broker.job(entry.id).await?;
+    Ok(record.and_then(|record| record.due).unwrap_or_default())
+}

@@ -1,0 +1,139 @@
+//! A broker that has forgotten its last moments: records are rebuilt by those who remember them, and
+//! whatever entry is left carries the job to its one end.
+
+use std::time::Duration;
+
+use millstream::{
+    admin::Admin,
+    broker::{Attempt, Begin, DeadLetter, Entry, Outcome, Spent, Written, redis::keys::Keys},
+    job::Lane,
+    state::State,
+};
+
+use super::runs::dead;
+use crate::support::subject::{Subject, begun, done, failed, failure, retrying, started, worker};
+
+/// A retried job that runs by an entry of which nothing is left, and the entry that is there in its
+/// stead: the broker has forgotten the promotion, and parked jobs are promoted once.
+async fn displaced(s: &Subject) -> (Attempt, Entry) {
+    let me = worker("a");
+    let (first, attempt) = s.running(&me).await;
+    s.retry_as(&attempt, retrying(1, &attempt)).await;
+    let entry = s.promoted(&first).await;
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    s.remove(&[Spent::from(&entry)]).await.unwrap();
+    s.forget(attempt.job);
+    let id = attempt.job.to_string();
+    let fields = [("job", entry.payload()), ("id", id.as_bytes()), ("attempt", b"1")];
+    s.add_raw(Lane::Normal, &fields);
+    let left = s.claim(&worker("b")).await;
+    assert_eq!((left.id, left.attempt), (entry.id, entry.attempt));
+    assert_eq!(s.heal(&attempt, &[started(&attempt)]).await.unwrap(), Written::Yes);
+    (attempt, left)
+}
+
+pub async fn whatever_entry_is_left_takes_over_a_healed_job(s: &Subject) {
+    let (attempt, left) = displaced(s).await;
+    let taken = begun(s.begin(&left, &worker("b")).await.unwrap());
+    assert!(taken.fence > attempt.fence);
+    assert_eq!((taken.number, taken.failures), (3, 1));
+    assert_eq!(s.finish(&attempt, 1).await, Written::Fenced);
+    assert_eq!(s.finish(&taken, 1).await, Written::Yes);
+    assert_eq!(s.begin(&left, &worker("c")).await.unwrap(), Begin::Remove);
+    // From here on the job has a place, and one entry.
+    let (attempt, left) = displaced(s).await;
+    let taken = begun(s.begin(&left, &worker("b")).await.unwrap());
+    let again = Entry { place: attempt.place.clone(), ..left };
+    assert_eq!(s.begin(&again, &worker("c")).await.unwrap(), Begin::Remove);
+    assert_eq!(s.finish(&taken, 1).await, Written::Yes);
+}
+
+/// The worker of the healed attempt may be given the other entry, too.
+pub async fn two_entries_of_a_healed_job_share_no_fence(s: &Subject) {
+    let (attempt, left) = displaced(s).await;
+    let taken = begun(s.begin(&left, &attempt.worker).await.unwrap());
+    assert!(taken.fence > attempt.fence);
+    assert_eq!(s.finish(&attempt, 1).await, Written::Fenced);
+}
+
+pub async fn whatever_entry_is_left_of_a_healed_job_is_parked_for_its_retry(s: &Subject) {
+    let (attempt, left) = displaced(s).await;
+    assert_eq!(s.retry(&attempt, Duration::from_millis(1)).await, Written::Yes);
+    let Begin::Park { attempt: number, due } = s.begin(&left, &worker("b")).await.unwrap() else {
+        panic!("not to be parked")
+    };
+    assert_eq!(number, 2);
+    // Told again as long as it is not parked; what came of it runs.
+    let owed = Begin::Park { attempt: 2, due };
+    assert_eq!(s.begin(&left, &worker("c")).await.unwrap(), owed);
+    let promoted = s.promoted(&left).await;
+    let next = begun(s.begin(&promoted, &worker("b")).await.unwrap());
+    assert_eq!((next.number, next.failures), (3, 2));
+    assert_eq!(s.finish(&next, 1).await, Written::Yes);
+}
+
+pub async fn whatever_entry_is_left_of_a_healed_job_is_buried_for_its_failure(s: &Subject) {
+    let (attempt, left) = displaced(s).await;
+    let (error, frames) = (failure("no"), [failed(1, failure("no"))]);
+    let outcome = Outcome::Failed(error.clone());
+    assert_eq!(s.conclude(&attempt, &frames, &outcome).await.unwrap(), Written::Yes);
+    let owed = Begin::Bury { error: error.clone(), attempts: 2, fence: attempt.fence };
+    assert_eq!(s.begin(&left, &worker("b")).await.unwrap(), owed);
+    assert!(s.bury(&left, &DeadLetter::new(&left, error, 2, attempt.fence)).await.unwrap());
+}
+
+pub async fn whatever_entry_is_left_of_a_healed_job_runs_after_a_release(s: &Subject) {
+    let (attempt, left) = displaced(s).await;
+    assert!(!s.release(&attempt.worker, &attempt.place, Some(&attempt)).await.unwrap());
+    assert_eq!(s.job(attempt.job).await.unwrap().unwrap().state, State::Waiting);
+    let next = begun(s.begin(&left, &worker("b")).await.unwrap());
+    assert_eq!((next.number, next.failures), (2, 1));
+    assert_eq!(s.finish(&next, 1).await, Written::Yes);
+}
+
+/// A run has one end, whoever remembers a later fence: the broker has forgotten the takeover, and the
+/// first worker, of which nobody knew that it lived, has come to an end.
+pub async fn healing_gives_way_to_an_end_under_a_lower_fence(s: &Subject) {
+    let ends = [
+        (done(1), Outcome::Done { finish_reason: None, usage: None }),
+        (failed(1, failure("no")), Outcome::Failed(failure("no"))),
+        (done(1), Outcome::Cancelled { usage: None }),
+    ];
+    for (last, outcome) in ends {
+        let (entry, old) = s.running(&worker("a")).await;
+        let new = begun(s.begin(&entry, &worker("b")).await.unwrap());
+        s.forget(old.job);
+        assert_eq!(s.heal(&old, &[started(&old)]).await.unwrap(), Written::Yes);
+        assert_eq!(s.conclude(&old, &[last], &outcome).await.unwrap(), Written::Yes);
+        let before = (s.job(old.job).await.unwrap(), s.log(old.job).await);
+        assert_eq!(s.heal(&new, &[started(&new)]).await.unwrap(), Written::Fenced, "{outcome:?}");
+        assert_eq!((s.job(old.job).await.unwrap(), s.log(old.job).await), before);
+        s.remove(&[Spent::from(&entry)]).await.unwrap();
+    }
+}
+
+pub async fn a_healed_attempt_belongs_to_its_run(s: &Subject) {
+    let (_, letter) = dead(s).await;
+    Admin::new(s.shared()).requeue(&s.partition, &letter).await.unwrap();
+    let (me, other) = (worker("b"), worker("c"));
+    let entry = s.claim(&me).await;
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    s.forget(attempt.job);
+    assert_eq!(s.heal(&attempt, &[started(&attempt)]).await.unwrap(), Written::Yes);
+    assert_eq!(s.job(attempt.job).await.unwrap().unwrap().run, 2);
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    assert_eq!(s.begin(&entry, &other).await.unwrap(), Begin::Remove);
+}
+
+pub async fn record_and_log_each_tell_of_a_higher_fence(s: &Subject) {
+    let (entry, old) = s.running(&worker("a")).await;
+    let new = begun(s.begin(&entry, &worker("b")).await.unwrap());
+    for key in [Keys::job, Keys::log] {
+        if s.ask("DEL KEY", |keys| key(keys, new.job)).is_some() {
+            assert_eq!(s.heal(&old, &[started(&old)]).await.unwrap(), Written::Fenced);
+            assert_eq!(s.heal(&new, &[started(&new)]).await.unwrap(), Written::Yes);
+        }
+    }
+    assert_eq!(s.heal(&old, &[started(&old)]).await.unwrap(), Written::Fenced);
+    assert_eq!(s.finish(&new, 1).await, Written::Yes);
+}

@@ -1,0 +1,328 @@
+//! Redis comes back without its last moments, and what went before the crash is not finished after it
+//! as if it were still known: every job reaches its one end.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use millstream::{
+    admin::{Admin, Cancelled, Requeued},
+    broker::{
+        Attempt, Cancel, Crashes, DeadLetter, Depth, Entry, Error, Outcome, Reopened, Result, Run,
+        Settled, Spent, WorkerId, Written,
+    },
+    event::{Body, Event},
+    job::{ChatRequest, Job, JobId, Lane, Timestamp},
+    retry::Schedule,
+    state::State,
+    worker,
+};
+
+use crate::support::{
+    dying::{Fate, Plan, Side},
+    stack::{Stack, expected, instant},
+    subject::{begun, done, failed, failure, far, retrying, soon},
+    victim::Victim,
+};
+
+/// Redis dies and comes back as it was when it was last saved.
+async fn fall_back(stack: &mut Stack) {
+    stack.server.stop();
+    stack.server.restart().await;
+}
+
+/// Repeats a call for as long as its connections are dead.
+async fn through<T>(call: impl AsyncFn() -> Result<T>) -> T {
+    soon(async {
+        loop {
+            match call().await {
+                Err(Error::Unavailable { .. }) => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                answer => break answer.unwrap(),
+            }
+        }
+    })
+    .await
+}
+
+/// Three jobs that end, each in its way, and the attempts.
+async fn three_attempts(stack: &Stack) -> Vec<(Entry, Attempt)> {
+    let me = WorkerId::new("me");
+    for question in ["done", "retried", "failed"] {
+        stack.ask("m", question).await;
+    }
+    let mut reader = stack.broker.claimer(&stack.partition, &me).await.unwrap();
+    let mut attempts = Vec::new();
+    for entry in reader.read(Lane::Normal, 3).await.unwrap() {
+        let crashes = Crashes { most: 3, alone: true };
+        let attempt = begun(stack.broker.begin(&entry, &me, crashes).await.unwrap());
+        attempts.push((entry, attempt));
+    }
+    attempts
+}
+
+async fn conclude(stack: &Stack, attempts: &[(Entry, Attempt)]) {
+    let ends = [
+        (done(1), Outcome::Done { finish_reason: None, usage: None }),
+        (
+            retrying(1, &attempts[1].1),
+            Outcome::Retry { error: failure("again"), delay: Duration::from_hours(1) },
+        ),
+        (failed(1, failure("no")), Outcome::Failed(failure("no"))),
+    ];
+    for ((_, attempt), (frame, outcome)) in attempts.iter().zip(ends) {
+        let written = stack.broker.conclude(attempt, &[frame], &outcome).await.unwrap();
+        assert_eq!(written, Written::Yes);
+    }
+}
+
+/// What becomes of the entries of three jobs that were seen to end under this session.
+async fn settle(
+    stack: &Stack,
+    attempts: &[(Entry, Attempt)],
+    session: u64,
+) -> (bool, Settled, Settled) {
+    let [(spent, _), (retried, _), (dead, attempt)] = attempts else { panic!("not three") };
+    let letter = DeadLetter::new(dead, failure("no"), 1, attempt.fence);
+    let due = Timestamp::now().after(Duration::from_hours(1));
+    let broker = &stack.broker;
+    (
+        through(async || broker.remove(&[Spent::from(spent)], session).await).await,
+        through(async || broker.park(retried, 1, due, session).await).await,
+        through(async || broker.bury(dead, &letter, session).await).await,
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_entry_is_settled_for_an_end_that_may_be_forgotten() {
+    let mut stack = Stack::start(instant()).await;
+    let attempts = three_attempts(&stack).await;
+    stack.server.command(&["SAVE"]);
+    conclude(&stack, &attempts).await;
+    let session = stack.broker.session();
+    fall_back(&mut stack).await;
+    let stale = (false, Settled::Stale, Settled::Stale);
+    assert_eq!(settle(&stack, &attempts, session).await, stale);
+    let mut depth = Depth::default();
+    depth.lanes[1].pending = 3;
+    assert_eq!(stack.broker.depth(&stack.partition).await.unwrap(), depth);
+
+    // Seen again, they may go.
+    conclude_again(&stack, &attempts).await;
+    let settled = (true, Settled::Yes, Settled::Yes);
+    assert_eq!(settle(&stack, &attempts, stack.broker.session()).await, settled);
+    let left = Depth { parked: 1, dead: 1, ..Depth::default() };
+    assert_eq!(stack.broker.depth(&stack.partition).await.unwrap(), left);
+}
+
+/// The attempts go on, as their workers see that the log is whole.
+async fn conclude_again(stack: &Stack, attempts: &[(Entry, Attempt)]) {
+    let session = stack.broker.session();
+    let within = |(entry, attempt): &(Entry, Attempt)| {
+        (entry.clone(), Attempt { session, ..attempt.clone() })
+    };
+    let attempts: Vec<_> = attempts.iter().map(within).collect();
+    conclude(stack, &attempts).await;
+}
+
+fn options() -> worker::Options {
+    worker::Options {
+        concurrency: 1,
+        flush_interval: Duration::from_millis(2),
+        retry: Schedule { initial: Duration::from_millis(20), ..Schedule::default() },
+        ..worker::Options::default()
+    }
+}
+
+fn victim(stack: &Stack, plan: Plan) -> Victim {
+    Victim::start(&stack.server.url(), &stack.base_url, options(), Fate::new(plan))
+}
+
+/// The events of a job, once they have come to an end.
+async fn events(stack: &Stack, id: JobId) -> Vec<Event> {
+    soon(stack.listener().listen(id).events().map(std::result::Result::unwrap).collect()).await
+}
+
+/// A worker whose job has begun when Redis is saved, and has ended when Redis dies; its end is
+/// forgotten before it has settled the entry. The events that are kept.
+async fn forgotten_end(stack: &mut Stack, model: &str) -> (JobId, Vec<Event>) {
+    let victim = victim(stack, Plan::Freeze("begin", 1, Side::After));
+    let id = stack.ask(model, "forgotten").await;
+    soon(victim.fate.frozen()).await;
+    stack.server.command(&["SAVE"]);
+    victim.fate.plan(Plan::Freeze("conclude", 1, Side::After));
+    victim.fate.thaw();
+    soon(victim.fate.frozen()).await;
+    assert_ne!(stack.broker.job(id).await.unwrap().unwrap().state, State::Running);
+    fall_back(stack).await;
+    victim.fate.plan(Plan::Live);
+    victim.fate.thaw();
+    let events = events(stack, id).await;
+    soon(settled(stack)).await;
+    victim.kill().await;
+    (id, events)
+}
+
+/// Waits until nothing is left but dead letters.
+async fn settled(stack: &Stack) {
+    loop {
+        let depth = stack.broker.depth(&stack.partition).await.unwrap();
+        if (Depth { dead: 0, ..depth }) == Depth::default() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn ends(events: &[Event]) -> Vec<&str> {
+    events.iter().filter(|e| e.body.is_terminal()).map(|e| e.body.kind()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_end_is_forgotten_runs_to_its_end_again() {
+    let mut stack = Stack::start(instant()).await;
+    let (id, events) = forgotten_end(&mut stack, "m?tokens=5").await;
+    assert_eq!(ends(&events), ["done"]);
+    let answer = stack.listener().listen(id).answer().await.unwrap();
+    assert_eq!(answer.text, expected("m?tokens=5", "forgotten"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_retry_is_forgotten_is_tried_again() {
+    let mut stack = Stack::start(instant()).await;
+    let (id, events) = forgotten_end(&mut stack, "m?tokens=5,fault=status:503*1").await;
+    assert_eq!(ends(&events), ["done"]);
+    assert_eq!(stack.broker.job(id).await.unwrap().unwrap().state, State::Done);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_failure_is_forgotten_fails_again_and_can_be_put_back() {
+    let mut stack = Stack::start(instant()).await;
+    let (id, events) = forgotten_end(&mut stack, "m?fault=status:400").await;
+    assert_eq!(ends(&events), ["failed"]);
+    let letters = stack.broker.dead_letters(&stack.partition, None, 9).await.unwrap();
+    assert_eq!(letters.iter().map(|letter| letter.id).collect::<Vec<_>>(), [id]);
+    let requeued = Admin::new(stack.broker.clone()).requeue(&stack.partition, &letters[0]).await;
+    assert_eq!(requeued.unwrap(), Requeued::Requeued { run: 2 });
+}
+
+/// That connections are cut says nothing of what Redis knows: it is asked. No lease runs out here, and
+/// the worker's reader does not come back to look at what it holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_is_not_forgotten_is_settled_at_once() {
+    let stories = [
+        ("m?tokens=5", "remove"),
+        ("m?tokens=5,fault=status:503*1", "park"),
+        ("m?fault=status:400", "bury"),
+    ];
+    for (model, step) in stories {
+        let stack = Stack::start(instant()).await;
+        let long = Duration::from_hours(1);
+        let options = worker::Options { lease: long, renewal: long / 4, ..options() };
+        let fate = Fate::new(Plan::Freeze("conclude", 1, Side::After));
+        let victim = Victim::start(&stack.server.url(), &stack.base_url, options, fate);
+        let id = stack.ask(model, "known").await;
+        soon(victim.fate.frozen()).await;
+        for client in stack.server.command(&["CLIENT", "LIST"]).lines() {
+            let number = client.split([' ', '=']).nth(1).unwrap();
+            if !client.contains("cmd=xreadgroup") {
+                stack.server.command(&["CLIENT", "KILL", "ID", number]);
+            }
+        }
+        victim.fate.thaw();
+        assert_eq!(ends(&events(&stack, id).await).len(), 1, "{model}");
+        soon(settled(&stack)).await;
+        let steps = victim.fate.steps();
+        assert!(steps.iter().filter(|taken| **taken == step).count() >= 2, "{steps:?}");
+        victim.kill().await;
+    }
+}
+
+/// The job was parked when Redis was saved: its promotion is forgotten, and with it the entry by which
+/// it runs. Whatever its worker writes again, the entry that comes in its stead carries it on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_promotion_is_forgotten_is_carried_by_the_entry_of_the_next() {
+    let stack = Stack::start(instant()).await;
+    let mut job = Job::new(ChatRequest::ask("m?tokens=5,fault=status:503*1", "promoted"));
+    job.not_before = Some(Timestamp::now().after(Duration::from_millis(300)));
+    let id = stack.producer().enqueue(job).await.unwrap().id;
+    stack.server.command(&["SAVE"]);
+    let victim = victim(&stack, Plan::Freeze("begin", 1, Side::After));
+    carried_on(stack, victim, id, 1).await;
+}
+
+/// The same of a job whose record still names the entry of the attempt before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_whose_promotion_is_forgotten_is_carried_by_the_entry_of_the_next() {
+    let stack = Stack::start(instant()).await;
+    let victim = victim(&stack, Plan::Freeze("park", 1, Side::After));
+    let id = stack.ask("m?tokens=5,fault=status:503*2", "promoted").await;
+    soon(victim.fate.frozen()).await;
+    stack.server.command(&["SAVE"]);
+    victim.fate.plan(Plan::Freeze("begin", 2, Side::After));
+    victim.fate.thaw();
+    carried_on(stack, victim, id, 2).await;
+}
+
+/// A worker that is about to run an attempt of a promoted job falls back with Redis to when the job
+/// was parked. It has one slot, so that the other entry comes after its attempt.
+async fn carried_on(mut stack: Stack, victim: Victim, id: JobId, retries: usize) {
+    soon(victim.fate.frozen()).await;
+    fall_back(&mut stack).await;
+    assert_eq!(stack.broker.depth(&stack.partition).await.unwrap().parked, 1);
+    victim.fate.plan(Plan::Live);
+    victim.fate.thaw();
+    let events = events(&stack, id).await;
+    assert_eq!(ends(&events), ["done"]);
+    let retrying = |event: &&Event| matches!(event.body, Body::Retrying(_));
+    assert_eq!(events.iter().filter(retrying).count(), retries, "{events:?}");
+    assert!(victim.fate.steps().contains(&"heal"));
+    victim.kill().await;
+}
+
+/// What is parked of a job goes only where the job is known to be cancelled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_cancel_is_forgotten_stays_parked_until_it_is_cancelled_again() {
+    let mut stack = Stack::start(instant()).await;
+    let job = Job { not_before: Some(far()), ..Job::new(ChatRequest::ask("m", "later")) };
+    let id = stack.producer().enqueue(job).await.unwrap().id;
+    stack.server.command(&["SAVE"]);
+    let session = stack.broker.session();
+    let cancelled = stack.broker.cancel(id).await.unwrap();
+    assert!(matches!(cancelled, Cancel::Cancelled { run: 1, .. }), "{cancelled:?}");
+    fall_back(&mut stack).await;
+    let unparked = stack.broker.unpark(&stack.partition, id, 1, session).await.unwrap();
+    assert_eq!(unparked, Settled::Stale);
+    assert_eq!(stack.broker.depth(&stack.partition).await.unwrap().parked, 1);
+    let admin = Admin::new(stack.broker.clone());
+    assert_eq!(admin.cancel(id).await.unwrap(), Cancelled::Cancelled);
+    assert_eq!(stack.broker.depth(&stack.partition).await.unwrap(), Depth::default());
+    assert_eq!(ends(&events(&stack, id).await), ["cancelled"]);
+}
+
+/// The letter of a run that was opened and cancelled opens the next; that is forgotten, but the letter
+/// is put back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_of_a_run_that_is_forgotten_runs_though_the_one_before_was_cancelled() {
+    let mut stack = Stack::start(instant()).await;
+    let attempts = three_attempts(&stack).await;
+    conclude(&stack, &attempts).await;
+    settle(&stack, &attempts, stack.broker.session()).await;
+    let letters = stack.broker.dead_letters(&stack.partition, None, 9).await.unwrap();
+    let (broker, letter) = (stack.broker.clone(), &letters[0]);
+    let opened = broker.reopen(&stack.partition, letter).await.unwrap();
+    assert_eq!(opened, Reopened::Yes(Run { number: 2, fresh: true }));
+    broker.cancel(letter.id).await.unwrap();
+    stack.server.command(&["SAVE"]);
+    let run = Run { number: 3, fresh: true };
+    assert_eq!(broker.reopen(&stack.partition, letter).await.unwrap(), Reopened::Yes(run));
+    fall_back(&mut stack).await;
+    assert!(through(async || broker.requeue(&stack.partition, letter, run).await).await);
+    let (_stop, _worker) = stack.worker(options());
+    soon(async {
+        while broker.job(letter.id).await.unwrap().unwrap().state != State::Done {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}

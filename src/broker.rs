@@ -173,6 +173,10 @@ pub trait Settle: Send + Sync {
 
     /// Moves an entry to the dead letters, which count nothing. `false` when the entry was gone.
     async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool>;
+
+    /// Drops dead letters of a partition that have outlived their time; how many, which are counted
+    /// as dropped.
+    async fn expire(&self, partition: &Partition) -> Result<u64>;
 }
 
 /// Takes signals, in order. Called from the connection's own task: it must not block.

@@ -62,6 +62,9 @@ pub struct Options {
     pub result_ttl: Duration,
     /// Most dead letters of a partition; beyond it the oldest is dropped.
     pub dead_max: usize,
+    /// How long a dead letter is kept.
+    #[serde(with = "humantime_serde")]
+    pub dead_ttl: Duration,
     /// Most recent jobs that are remembered of a tenant.
     pub recent_jobs: usize,
     /// The bounds of each queue, beside those of the whole.
@@ -75,6 +78,7 @@ impl Default for Options {
             max_bytes: 64 * 1024 * 1024,
             result_ttl: Duration::from_hours(24),
             dead_max: 1_000,
+            dead_ttl: Duration::from_hours(30 * 24),
             recent_jobs: 1_000,
             limits: Limits::default(),
         }
@@ -277,6 +281,10 @@ impl Settle for Memory {
 
     async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
         Ok(self.inner.lock().bury(entry, letter, Timestamp::now()))
+    }
+
+    async fn expire(&self, partition: &Partition) -> Result<u64> {
+        Ok(self.inner.lock().expire_dead(partition, Timestamp::now()))
     }
 }
 

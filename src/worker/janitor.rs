@@ -1,5 +1,5 @@
-//! Forgets the names of workers that are gone, and sets counters right. A name that holds entries is
-//! never forgotten: its entries would go with it.
+//! Forgets the names of workers that are gone, drops dead letters that are too old, and sets counters
+//! right. A name that holds entries is never forgotten: its entries would go with it.
 
 use std::sync::Arc;
 
@@ -22,6 +22,13 @@ pub(super) async fn run(context: Arc<Context>, partition: Partition, stop: Cance
             Ok(0) => {}
             Ok(count) => tracing::info!(%partition, count, "forgot workers that are gone"),
             Err(error) => tracing::debug!(%partition, %error, "workers not looked through"),
+        }
+        match context.broker.expire(&partition).await {
+            Ok(0) => {}
+            Ok(dropped) => {
+                tracing::error!(%partition, dropped, "dead letters dropped for their age");
+            }
+            Err(error) => tracing::debug!(%partition, %error, "dead letters not looked through"),
         }
         if let Err(error) = reconcile(&context, &partition).await {
             tracing::debug!(%partition, %error, "counters not looked at");

@@ -219,6 +219,7 @@ behaviours! {
         entries_of_any_lane_are_removed_together,
         what_is_removed_is_neither_parked_nor_buried,
         of_two_ends_of_an_entry_one_counts,
+        a_dead_letter_goes_when_its_time_is_over,
         a_plain_entry_keeps_its_bytes_and_its_id_when_parked,
     }
     limits {

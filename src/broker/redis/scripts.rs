@@ -35,6 +35,8 @@ scripts! {
     promote: "promote.lua",
     /// Moves an entry to the dead letters.
     bury: "load.lua" "bury.lua",
+    /// Drops dead letters that are too old.
+    expire: "expire.lua",
     /// Ends counted entries.
     remove: "load.lua" "remove.lua",
     /// Renews leases.

@@ -286,6 +286,9 @@ impl Settle for Dying {
     async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
         self.fate.step("bury", self.inner.bury(entry, letter)).await
     }
+    async fn expire(&self, partition: &Partition) -> Result<u64> {
+        self.fate.beside("expire", self.inner.expire(partition)).await
+    }
 }
 
 #[async_trait]

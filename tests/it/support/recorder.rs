@@ -275,6 +275,11 @@ impl Settle for Recorder {
         self.seen.call("Settle::bury");
         self.inner.bury(entry, letter).await
     }
+
+    async fn expire(&self, partition: &Partition) -> Result<u64> {
+        self.seen.call("Settle::expire");
+        self.inner.expire(partition).await
+    }
 }
 
 struct RecordedFeed {

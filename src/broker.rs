@@ -254,9 +254,11 @@ pub trait Inspect: Send + Sync {
 /// Keeps what is counted for [`Limits`] true, whatever others do to the entries.
 #[async_trait]
 pub trait Reconcile: Send + Sync {
-    /// Whether a recount is worth its price: more or fewer jobs are counted than there are entries
-    /// and parked jobs. Entries that do not count give a false alarm. Cheap, however much there is.
-    async fn drifted(&self, partition: &Partition) -> Result<bool>;
+    /// As [`Reconcile::reconcile`], but only where more jobs are counted than there are entries and
+    /// parked jobs: that refuses jobs for which there is room, and is never right. Looking and counting
+    /// are one step: of many who look at once, one counts. Cheap where nothing is found. What counts too
+    /// little, and what entries that do not count hide, is left to [`Reconcile::reconcile`].
+    async fn mend(&self, partition: &Partition) -> Result<Correction>;
 
     /// Counts what a partition really holds, in one indivisible step that takes as long as there are
     /// jobs, and sets its counters right. The answer tells what was wrong.

@@ -370,8 +370,8 @@ impl Control for Memory {
 
 #[async_trait]
 impl Reconcile for Memory {
-    async fn drifted(&self, partition: &Partition) -> Result<bool> {
-        Ok(self.inner.lock().drifted(partition))
+    async fn mend(&self, partition: &Partition) -> Result<Correction> {
+        Ok(self.inner.lock().mend(partition))
     }
 
     async fn reconcile(&self, partition: &Partition) -> Result<Correction> {

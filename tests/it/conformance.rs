@@ -241,6 +241,7 @@ behaviours! {
         what_nobody_counted_weighs_nothing,
         producers_at_work_together_never_pass_a_bound,
         a_recount_sets_the_counters_right,
+        what_nobody_counted_asks_for_no_recount,
     }
     log {
         appended_events_are_read_in_either_codec,

@@ -63,8 +63,6 @@ scripts! {
     requeue: "requeue.lua",
     /// Adds jobs within the limits.
     admit: "admit.lua",
-    /// Looks whether counters may be wrong.
-    drift: "drift.lua",
     /// Sets counters right.
     reconcile: "load.lua" "reconcile.lua",
     /// Reads a page of a tenant's recent jobs.

@@ -393,8 +393,8 @@ impl Inspect for Dying {
 
 #[async_trait]
 impl Reconcile for Dying {
-    async fn drifted(&self, partition: &Partition) -> Result<bool> {
-        self.fate.beside("drifted", self.inner.drifted(partition)).await
+    async fn mend(&self, partition: &Partition) -> Result<Correction> {
+        self.fate.beside("mend", self.inner.mend(partition)).await
     }
     async fn reconcile(&self, partition: &Partition) -> Result<Correction> {
         self.fate.beside("reconcile", self.inner.reconcile(partition)).await

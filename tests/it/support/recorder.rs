@@ -436,9 +436,9 @@ impl Inspect for Recorder {
 
 #[async_trait]
 impl Reconcile for Recorder {
-    async fn drifted(&self, partition: &Partition) -> Result<bool> {
-        self.seen.call("Reconcile::drifted");
-        self.inner.drifted(partition).await
+    async fn mend(&self, partition: &Partition) -> Result<Correction> {
+        self.seen.call("Reconcile::mend");
+        self.inner.mend(partition).await
     }
 
     async fn reconcile(&self, partition: &Partition) -> Result<Correction> {

@@ -242,8 +242,9 @@ impl RedisClaimer {
         self.link = None;
         // Thrown out or refused, as where the server changes its role: then no lease was renewed.
         let connector = self.redis.pool.connector();
-        connector.disturbed();
-        Err(connector.classify(error))
+        let error = connector.classify(error);
+        connector.failed(&self.partition, &error);
+        Err(error)
     }
 
     fn entries(&self, reply: Value) -> Result<Vec<Entry>> {

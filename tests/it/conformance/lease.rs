@@ -312,6 +312,43 @@ pub async fn entries_deleted_under_a_worker_are_counted(s: &Subject) {
     assert_eq!(s.depth(&s.partition).await.unwrap().lost_entries, 2);
 }
 
+pub async fn a_lane_refused_on_one_queue_stops_no_takeover_on_others(s: &Subject) {
+    let key = |keys: &Keys| keys.lane(&s.second, Lane::Low);
+    if s.ask("DEL KEY", key).is_none() {
+        return;
+    }
+    let (me, dead, lease) = (worker("a"), worker("dead"), Duration::from_millis(100));
+    let of_second = async || s.sweep(&s.second, &me, &look(lease, 9)).await;
+    s.add(job("of a worker that dies")).await;
+    let entry = s.claim(&dead).await;
+    begun(s.begin(&entry, &dead).await.unwrap());
+    s.ask("XADD KEY * job {}", |keys| keys.lane(&s.second, Lane::Normal));
+    let mut reader = s.claimer(&s.second, &dead).await.unwrap();
+    assert_eq!(reader.read(Lane::Normal, 9).await.unwrap().len(), 1);
+    calm(s).await;
+    // Both leases run out, and the server is not young any more.
+    tokio::time::sleep(lease * 2).await;
+    s.ask("SET KEY meddled", key);
+    let mut reader = s.claimer(&s.second, &me).await.unwrap();
+    let refused = [reader.read(Lane::Low, 1).await.unwrap_err(), of_second().await.unwrap_err()];
+    assert!(refused.iter().all(|error| !error.is_transient()), "{refused:?}");
+    let taken = sweep(s, &me, lease, 9).await;
+    assert_eq!(taken.len(), 1, "the other queue waits for a calm");
+    assert!(taken[0].crashed, "its worker died in no outage");
+
+    // Where it was refused no lease was renewed: from there on everybody has a whole one.
+    let until = std::time::Instant::now() + lease;
+    s.ask("DEL KEY", key);
+    s.ask("XGROUP CREATE KEY workers 0 MKSTREAM", key);
+    let late = async {
+        while of_second().await.unwrap().entries.is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, late).await.expect("nothing was taken over");
+    assert!(std::time::Instant::now() >= until, "it was taken at once");
+}
+
 pub async fn workers_that_hold_nothing_are_forgotten(s: &Subject) {
     let (idle, holding, leaving) = (worker("idle"), worker("holding"), worker("leaving"));
     for reader in [&holding, &idle, &leaving] {

@@ -97,7 +97,8 @@ pub trait Claim: Send + Sync {
     /// gone to another. Returns those that are not its own any more.
     async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Renewed>;
 
-    /// Keeps records and logs of running jobs for the whole time that jobs have, from now on.
+    /// Keeps records and logs of running jobs for the whole time that jobs have, from now on. One that
+    /// has ended meanwhile keeps the time that its end has set.
     async fn keep(&self, jobs: &[JobId]) -> Result<()>;
 
     /// Takes over entries whose lease has run out, and tells every worker of the partition that it

@@ -180,6 +180,7 @@ behaviours! {
         a_lane_refused_on_one_queue_stops_no_takeover_on_others,
         workers_that_hold_nothing_are_forgotten,
         a_kept_job_has_its_whole_time_again,
+        a_job_that_is_over_keeps_the_time_of_its_end,
     }
     control {
         a_waiting_job_is_cancelled_once,

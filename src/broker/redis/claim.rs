@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use redis::{Value, aio::MultiplexedConnection};
 use tokio_util::sync::CancellationToken;
 
@@ -148,12 +149,13 @@ impl Claim for Redis {
     }
 
     async fn keep(&self, jobs: &[JobId]) -> Result<()> {
-        let ttl = i64::try_from(millis(self.options.job_ttl)).unwrap_or(i64::MAX);
-        let mut pipe = redis::pipe();
-        for job in jobs {
-            pipe.pexpire(self.keys.job(*job), ttl).pexpire(self.keys.log(*job), ttl);
-        }
-        self.pool.pipeline(&mut pipe).await.map(drop)
+        try_join_all(jobs.iter().map(async |job| {
+            let mut call = self.scripts.keep.key(self.keys.job(*job));
+            call.key(self.keys.log(*job)).arg(millis(self.options.job_ttl));
+            self.pool.script(&call).await
+        }))
+        .await
+        .map(drop)
     }
 
     async fn sweep(

@@ -31,6 +31,8 @@ scripts! {
     heal: "heal.lua",
     /// Parks a job.
     park: "load.lua" "park.lua",
+    /// Gives a record its whole time again.
+    keep: "keep.lua",
     /// Moves due jobs to their lanes.
     promote: "promote.lua",
     /// Moves an entry to the dead letters.
@@ -49,6 +51,8 @@ scripts! {
     trim: "load.lua" "trim.lua",
     /// Reserves an ID for one request.
     reserve: "reserve.lua",
+    /// Notes that a reserved job was added.
+    accept: "accept.lua",
     /// Takes what ran out of lease.
     take_over: "take_over.lua",
     /// Forgets workers.

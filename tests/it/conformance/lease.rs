@@ -5,8 +5,8 @@ use std::{slice::from_ref, time::Duration};
 use millstream::{
     broker::redis::keys::Keys,
     broker::{
-        Attempt, Begin, Crashes, Entry, Refused, Spent, Sweep, Swept, Topic, Wake, WorkerId,
-        Written,
+        Attempt, Begin, Crashes, Entry, Limits, Refused, Spent, Sweep, Swept, Topic, Wake,
+        WorkerId, Written,
     },
     error::Code,
     job::Lane,
@@ -15,6 +15,7 @@ use millstream::{
 
 use crate::support::subject::{DEADLINE, Subject, begun, delta, job, worker};
 
+const DAY: Duration = Duration::from_hours(24);
 const NEVER: Duration = Duration::from_hours(1);
 const SOON: Duration = Duration::from_millis(30);
 
@@ -386,4 +387,27 @@ pub async fn a_kept_job_has_its_whole_time_again(s: &Subject) {
         assert!(left.is_none_or(|left| left.parse::<u64>().unwrap() > 5000));
     }
     assert!(s.job(entry.id).await.unwrap().is_some());
+}
+
+/// Guards against a week for what is over: a worker that keeps it, or a producer that writes its record,
+/// a moment too late.
+pub async fn a_job_that_is_over_keeps_the_time_of_its_end(s: &Subject) {
+    let limits = Limits { max_jobs: 1000, ..Limits::default() };
+    for s in [s, &s.limited(limits).await] {
+        let me = worker("a");
+        let submission = s.submission(job("late"));
+        let again = std::slice::from_ref(&submission);
+        assert!(!s.enqueue(again).await.remove(0).unwrap().duplicate);
+        let entry = s.claim(&me).await;
+        let attempt = begun(s.begin(&entry, &me).await.unwrap());
+        assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+        s.keep(&[entry.id]).await.unwrap();
+        s.remove(&[Spent::from(&entry)]).await.unwrap();
+        s.enqueue(again).await.remove(0).unwrap();
+        assert!(s.ttl(entry.id).await.unwrap().unwrap() <= DAY);
+        let log = s.ask("PTTL KEY", |keys: &Keys| keys.log(entry.id));
+        assert!(log.is_none_or(|left| left.parse::<u128>().unwrap() <= DAY.as_millis()));
+        let entry = s.claim(&me).await;
+        s.remove(&[Spent::from(&entry)]).await.unwrap();
+    }
 }

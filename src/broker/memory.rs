@@ -361,6 +361,11 @@ impl Control for Memory {
         Ok(found.into_iter().find(|dead| dead.letter == letter))
     }
 
+    async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>> {
+        let state = self.inner.lock();
+        Ok(letters.iter().map(|letter| state.is_unfinished(letter)).collect())
+    }
+
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
         let mut state = self.inner.lock();
         let queue = state.queue(partition);

@@ -205,6 +205,7 @@ behaviours! {
         a_requeued_job_does_not_expire,
         a_cancelled_run_can_be_opened_again,
         purged_letters_are_gone,
+        a_letter_that_is_being_put_back_is_not_purged,
     }
     settle {
         done_ends_a_job_once,

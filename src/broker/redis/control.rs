@@ -113,6 +113,24 @@ impl Control for Redis {
         Ok(entries.into_iter().next().map(read))
     }
 
+    async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>> {
+        if letters.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for letter in letters {
+            pipe.cmd("HMGET").arg(self.keys.job(letter.id)).arg(&["state", "letter", "place"]);
+        }
+        let replies = self.pool.pipeline(&mut pipe).await?;
+        let read = |(letter, reply): (&DeadLetter, redis::RedisResult<redis::Value>)| {
+            let value = reply.map_err(|e| self.pool.connector().classify(e))?;
+            let [state, opened_by, place]: [Option<String>; 3] = codec::read(value, "record")?;
+            let waits = state.as_deref() == Some(State::Waiting.as_str());
+            Ok(waits && opened_by.as_ref() == Some(&letter.letter) && place.is_none())
+        };
+        letters.iter().zip(replies).map(read).collect()
+    }
+
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
         if letters.is_empty() {
             return Ok(0);

@@ -359,6 +359,9 @@ impl Control for Dying {
         self.fate.step("letter", self.inner.letter(partition, letter)).await
     }
 
+    async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>> {
+        self.fate.beside("unfinished", self.inner.unfinished(letters)).await
+    }
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
         self.fate.beside("purge", self.inner.purge(partition, letters)).await
     }

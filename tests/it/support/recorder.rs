@@ -390,6 +390,11 @@ impl Control for Recorder {
         self.inner.letter(partition, letter).await
     }
 
+    async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>> {
+        self.seen.call("Control::unfinished");
+        self.inner.unfinished(letters).await
+    }
+
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
         self.seen.call("Control::purge");
         self.inner.purge(partition, letters).await

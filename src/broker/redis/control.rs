@@ -20,7 +20,10 @@ fn state(text: &str, script: &str) -> Result<State> {
 impl Control for Redis {
     async fn cancel(&self, job: JobId) -> Result<Cancel> {
         let mut call = self.scripts.cancel.key(self.keys.job(job));
-        call.key(self.keys.log(job)).arg(self.keys.workers()).arg(millis(self.options.job_ttl));
+        call.key(self.keys.log(job))
+            .arg(self.keys.workers())
+            .arg(millis(self.options.job_ttl))
+            .arg(uuid::Uuid::new_v4().simple().to_string());
         let (verdict, was, more, run): (String, String, String, u32) =
             codec::read(self.pool.script(&call).await?, "cancel")?;
         Ok(match verdict.as_str() {

@@ -177,6 +177,7 @@ behaviours! {
         an_entry_delivered_too_often_is_not_parsed,
         a_renewal_makes_earlier_deliveries_good,
         entries_deleted_under_a_worker_are_counted,
+        entries_deleted_under_a_worker_are_not_given_to_it_again,
         a_lane_refused_on_one_queue_stops_no_takeover_on_others,
         workers_that_hold_nothing_are_forgotten,
         a_kept_job_has_its_whole_time_again,

@@ -53,6 +53,8 @@ scripts! {
     reserve: "reserve.lua",
     /// Notes that a reserved job was added.
     accept: "accept.lua",
+    /// Lets go of what was deleted under its worker.
+    let_go: "let_go.lua",
     /// Takes what ran out of lease.
     take_over: "take_over.lua",
     /// Forgets workers.

@@ -313,6 +313,25 @@ pub async fn entries_deleted_under_a_worker_are_counted(s: &Subject) {
     assert_eq!(s.depth(&s.partition).await.unwrap().lost_entries, 2);
 }
 
+pub async fn entries_deleted_under_a_worker_are_not_given_to_it_again(s: &Subject) {
+    let me = worker("a");
+    for question in ["stays", "goes", "goes, too"] {
+        s.add(job(question)).await;
+    }
+    let entries = s.claim_all(Lane::Normal, &me).await;
+    if !entries[1..].iter().all(|entry| s.delete(&entry.place)) {
+        return;
+    }
+    // One that a renewal has found is not counted again.
+    assert_eq!(s.shared().renew(&me, from_ref(&entries[1].place)).await.unwrap().lost, 1);
+    for _ in 0..2 {
+        let mut reader = s.reader(&me).await;
+        assert_eq!(reader.pending().await.unwrap(), entries[..1]);
+        assert_eq!(s.depth(&s.partition).await.unwrap().lost_entries, 2);
+    }
+    assert_eq!(s.depth(&s.partition).await.unwrap().lanes[1].pending, 1);
+}
+
 pub async fn a_lane_refused_on_one_queue_stops_no_takeover_on_others(s: &Subject) {
     let key = |keys: &Keys| keys.lane(&s.second, Lane::Low);
     if s.ask("DEL KEY", key).is_none() {

@@ -12,8 +12,8 @@ use crate::{
     state::State,
 };
 
-/// Dead letters read at once.
-const PAGE: usize = 128;
+/// Dead letters read at once; each has its payload.
+pub(crate) const PAGE: usize = 32;
 
 /// What became of a wish to cancel a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -53,6 +53,16 @@ pub enum Requeued {
         /// Where it stands.
         state: State,
     },
+}
+
+/// What became of dead letters that were to be deleted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Purged {
+    /// How many were deleted.
+    pub purged: u64,
+    /// Jobs whose letters were left: a requeue has opened their next run, and puts the letter back as
+    /// soon as it is repeated.
+    pub left: Vec<JobId>,
 }
 
 /// Which dead letters are meant. An empty filter means all.
@@ -148,26 +158,17 @@ impl Admin {
         Ok(self.broker.tell(worker, Order::Drain).await? > 0)
     }
 
-    /// The dead letters of a partition, the oldest first, read in pages.
+    /// The dead letters of a partition, the oldest first, read in pages: as many as there are at the
+    /// first read, so that it ends where letters are put back and come again.
     pub fn dead_letters(
         &self,
         partition: &Partition,
-    ) -> impl Stream<Item = broker::Result<DeadLetter>> + Send + Unpin {
-        let start = (self.broker.clone(), partition.clone(), Vec::new().into_iter(), Some(None));
-        Box::pin(stream::try_unfold(start, async |(broker, partition, mut page, mut after)| {
-            loop {
-                if let Some(letter) = page.next() {
-                    return Ok(Some((letter, (broker, partition, page, after))));
-                }
-                let Some(from) = after.take() else { return Ok(None) };
-                let from: Option<String> = from;
-                let letters = broker.dead_letters(&partition, from.as_deref(), PAGE).await?;
-                after = match letters.last() {
-                    Some(last) if letters.len() == PAGE => Some(Some(last.letter.clone())),
-                    _ => None,
-                };
-                page = letters.into_iter();
-            }
+    ) -> impl Stream<Item = broker::Result<DeadLetter>> + Send + Unpin + use<> {
+        let (broker, partition) = (self.broker.clone(), partition.clone());
+        let pages =
+            Pages { broker, partition, page: Vec::new().into_iter(), after: None, left: None };
+        Box::pin(stream::try_unfold(pages, async |mut pages| {
+            Ok(pages.next().await?.map(|letter| (letter, pages)))
         }))
     }
 
@@ -190,17 +191,59 @@ impl Admin {
         Ok(if added { Requeued::Requeued { run: run.number } } else { Requeued::Gone })
     }
 
-    /// Deletes dead letters for good; how many there were.
+    /// Deletes dead letters for good. One that a requeue has begun to put back is left: its job waits
+    /// for the entry that only the letter has.
     pub async fn purge(
         &self,
         partition: &Partition,
         letters: &[DeadLetter],
-    ) -> broker::Result<u64> {
-        let mut purged = 0;
+    ) -> broker::Result<Purged> {
+        let mut all = Purged::default();
         for page in letters.chunks(PAGE) {
-            let names: Vec<String> = page.iter().map(|letter| letter.letter.clone()).collect();
-            purged += self.broker.purge(partition, &names).await?;
+            let mut names = Vec::new();
+            for (letter, unfinished) in page.iter().zip(self.broker.unfinished(page).await?) {
+                if unfinished {
+                    all.left.push(letter.id);
+                } else {
+                    names.push(letter.letter.clone());
+                }
+            }
+            all.purged += self.broker.purge(partition, &names).await?;
         }
-        Ok(purged)
+        Ok(all)
+    }
+}
+
+/// Dead letters of a partition, a page at a time.
+struct Pages {
+    broker: Shared,
+    partition: Partition,
+    page: std::vec::IntoIter<DeadLetter>,
+    after: Option<String>,
+    /// How many are still to come, once that is known.
+    left: Option<u64>,
+}
+
+impl Pages {
+    async fn next(&mut self) -> broker::Result<Option<DeadLetter>> {
+        let left = match self.left {
+            Some(left) => left,
+            None => self.broker.depth(&self.partition).await?.dead,
+        };
+        self.left = Some(left.saturating_sub(1));
+        if left == 0 {
+            return Ok(None);
+        }
+        if self.page.len() == 0 {
+            let most = PAGE.min(usize::try_from(left).unwrap_or(PAGE));
+            let after = self.after.as_deref();
+            self.page = self.broker.dead_letters(&self.partition, after, most).await?.into_iter();
+        }
+        let letter = self.page.next();
+        match &letter {
+            Some(letter) => self.after = Some(letter.letter.clone()),
+            None => self.left = Some(0),
+        }
+        Ok(letter)
     }
 }

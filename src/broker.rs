@@ -99,7 +99,8 @@ pub trait Claim: Send + Sync {
     /// gone to another. Returns those that are not its own any more.
     async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Renewed>;
 
-    /// Keeps records and logs of running jobs for the whole time that jobs have, from now on.
+    /// Keeps records and logs of running jobs for the whole time that jobs have, from now on. One that
+    /// has ended meanwhile keeps the time that its end has set.
     async fn keep(&self, jobs: &[JobId]) -> Result<()>;
 
     /// Takes over entries whose lease has run out, and tells every worker of the partition that it
@@ -183,6 +184,10 @@ pub trait Settle: Send + Sync {
     /// Moves an entry to the dead letters, which count nothing, where the `session` is not over under
     /// which its job was seen to have failed.
     async fn bury(&self, entry: &Entry, letter: &DeadLetter, session: u64) -> Result<Settled>;
+
+    /// Drops dead letters of a partition that have outlived their time; how many, which are counted
+    /// as dropped.
+    async fn expire(&self, partition: &Partition) -> Result<u64>;
 }
 
 /// Takes signals, in order. Called from the connection's own task: it must not block.
@@ -260,9 +265,11 @@ pub trait Inspect: Send + Sync {
 /// Keeps what is counted for [`Limits`] true, whatever others do to the entries.
 #[async_trait]
 pub trait Reconcile: Send + Sync {
-    /// Whether a recount is worth its price: more or fewer jobs are counted than there are entries
-    /// and parked jobs. Entries that do not count give a false alarm. Cheap, however much there is.
-    async fn drifted(&self, partition: &Partition) -> Result<bool>;
+    /// As [`Reconcile::reconcile`], but only where more jobs are counted than there are entries and
+    /// parked jobs: that refuses jobs for which there is room, and is never right. Looking and counting
+    /// are one step: of many who look at once, one counts. Cheap where nothing is found. What counts too
+    /// little, and what entries that do not count hide, is left to [`Reconcile::reconcile`].
+    async fn mend(&self, partition: &Partition) -> Result<Correction>;
 
     /// Counts what a partition really holds, in one indivisible step that takes as long as there are
     /// jobs, and sets its counters right. The answer tells what was wrong.

@@ -115,6 +115,10 @@ pub trait Control: Send + Sync {
     /// A dead letter by its name.
     async fn letter(&self, partition: &Partition, letter: &str) -> Result<Option<DeadLetter>>;
 
+    /// Whether each of these letters has opened a run that has no entry yet: a requeue of it is under
+    /// way, or its caller has died. Without the letter such a job would wait for ever.
+    async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>>;
+
     /// Deletes dead letters by their names; how many there were.
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64>;
 }

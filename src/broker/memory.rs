@@ -62,6 +62,9 @@ pub struct Options {
     pub result_ttl: Duration,
     /// Most dead letters of a partition; beyond it the oldest is dropped.
     pub dead_max: usize,
+    /// How long a dead letter is kept.
+    #[serde(with = "humantime_serde")]
+    pub dead_ttl: Duration,
     /// Most recent jobs that are remembered of a tenant.
     pub recent_jobs: usize,
     /// The bounds of each queue, beside those of the whole.
@@ -75,6 +78,7 @@ impl Default for Options {
             max_bytes: 64 * 1024 * 1024,
             result_ttl: Duration::from_hours(24),
             dead_max: 1_000,
+            dead_ttl: Duration::from_hours(30 * 24),
             recent_jobs: 1_000,
             limits: Limits::default(),
         }
@@ -284,6 +288,10 @@ impl Settle for Memory {
     async fn bury(&self, entry: &Entry, letter: &DeadLetter, _session: u64) -> Result<Settled> {
         Ok(self.inner.lock().bury(entry, letter, Timestamp::now()).into())
     }
+
+    async fn expire(&self, partition: &Partition) -> Result<u64> {
+        Ok(self.inner.lock().expire_dead(partition, Timestamp::now()))
+    }
 }
 
 #[async_trait]
@@ -365,6 +373,11 @@ impl Control for Memory {
         Ok(found.into_iter().find(|dead| dead.letter == letter))
     }
 
+    async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>> {
+        let state = self.inner.lock();
+        Ok(letters.iter().map(|letter| state.is_unfinished(letter)).collect())
+    }
+
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
         let mut state = self.inner.lock();
         let queue = state.queue(partition);
@@ -374,8 +387,8 @@ impl Control for Memory {
 
 #[async_trait]
 impl Reconcile for Memory {
-    async fn drifted(&self, partition: &Partition) -> Result<bool> {
-        Ok(self.inner.lock().drifted(partition))
+    async fn mend(&self, partition: &Partition) -> Result<Correction> {
+        Ok(self.inner.lock().mend(partition))
     }
 
     async fn reconcile(&self, partition: &Partition) -> Result<Correction> {

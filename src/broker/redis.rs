@@ -49,10 +49,10 @@ pub struct Options {
     pub response_timeout: Duration,
     /// Most pooled connections.
     pub pool_size: u32,
-    /// How long a job that is not over keeps record and log.
+    /// How long a job that is not over, or that has ended outside an attempt, keeps record and log.
     #[serde(with = "humantime_serde")]
     pub job_ttl: Duration,
-    /// How long a job that is over keeps record and log.
+    /// How long a job that an attempt has ended keeps record and log.
     #[serde(with = "humantime_serde")]
     pub result_ttl: Duration,
     /// Most dead letters of a partition.

@@ -2,11 +2,11 @@
 
 #![expect(clippy::doc_markdown, reason = "the comments of arguments are the text of --help")]
 
-use std::{io::IsTerminal, time::Duration};
+use std::{collections::HashSet, io::IsTerminal, time::Duration};
 
 use clap::{Args, Subcommand};
 use comfy_table::Table;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use serde_json::{Value, json};
 
 use super::{
@@ -16,11 +16,14 @@ use super::{
     tables::{self, finish, table, with_queue},
 };
 use crate::{
-    admin::{Admin, Filter, Requeued},
-    broker::{DeadLetter, Partition},
+    admin::{Admin, Filter, PAGE, Purged, Requeued},
+    broker::{self, DeadLetter, Partition},
     error::Code,
     job::{JobId, Tenant, Timestamp},
 };
+
+/// What to do about an interruption.
+const AGAIN: &str = "the same command goes on where it stopped";
 
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
@@ -56,6 +59,9 @@ pub(super) enum Letters {
         dry_run: bool,
     },
     /// Delete them for good
+    ///
+    /// One that a requeue has begun to put back is left, for its job waits for it; the exit code is then 6,
+    /// as where a job was named that has none.
     Purge {
         #[command(flatten)]
         which: Which,
@@ -113,28 +119,34 @@ fn reason(text: &str) -> Result<Code, String> {
 /// Runs the command.
 pub(super) async fn run(what: Letters, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     match what {
-        Letters::List { which, limit } => list(which, limit, common, cx).await,
-        Letters::Show { which } => show(which, common, cx).await,
+        Letters::List { which, limit } => {
+            print(&mut Search::open(which, common, cx).await?, limit, cx).await
+        }
+        Letters::Show { which } => show(&mut Search::open(which, common, cx).await?, cx).await,
         Letters::Requeue { which, all, dry_run } => {
             needs_all(&which, all)?;
-            let found = find(which, usize::MAX, common, cx).await?;
+            let mut search = Search::open(which, common, cx).await?;
             if dry_run {
-                return print(&found, cx);
+                return print(&mut search, usize::MAX, cx).await;
             }
-            requeue(&found, cx).await
+            requeue(&mut search, cx).await
         }
         Letters::Purge { which, all, dry_run, yes } => {
             needs_all(&which, all)?;
-            let found = find(which, usize::MAX, common, cx).await?;
+            let mut search = Search::open(which, common, cx).await?;
             if dry_run {
-                return print(&found, cx);
+                return print(&mut search, usize::MAX, cx).await;
             }
-            let count = found.letters.len();
-            if !yes && count > 0 && !confirmed(count, cx).await? {
-                cx.terminal.say("nothing deleted");
-                return Ok(Exit::Ok);
+            let mut most = vec![usize::MAX; search.partitions.len()];
+            if !yes {
+                most = search.count(cx).await?;
+                let count = most.iter().sum();
+                if count > 0 && !confirmed(count, cx).await? {
+                    cx.terminal.say("nothing deleted");
+                    return Ok(Exit::Ok);
+                }
             }
-            purge(&found, cx).await
+            purge(&mut search, &most, cx).await
         }
     }
 }
@@ -149,87 +161,97 @@ fn needs_all(which: &Which, all: bool) -> Result<(), Error> {
     Err(Error::new(Exit::Usage, "no dead letters named", remedy))
 }
 
-/// What was found, and how to tell it.
-struct Found {
+/// Which letters are looked for, and how they are told. They are read in pages: each has its payload,
+/// and there may be many.
+struct Search {
     admin: Admin,
-    /// Dead letters, and where they lie.
-    letters: Vec<(Partition, DeadLetter)>,
-    /// Jobs that were named and have none.
-    missing: Vec<JobId>,
+    partitions: Vec<Partition>,
+    filter: Filter,
+    now: Timestamp,
     output: Output,
+    /// Jobs that were named and have a letter.
+    found: HashSet<JobId>,
 }
 
-impl Found {
+impl Search {
+    async fn open(which: Which, common: &Common, cx: &mut Context) -> Result<Self, Error> {
+        let Which { ids, reason, older_than, model, tenant, queues, output } = which;
+        let filter = Filter { jobs: ids, reason, older_than, model, tenant };
+        let (Broker { shared, .. }, partitions, _) = tables::open(queues, common, cx).await?;
+        let (admin, now) = (Admin::new(shared), Timestamp::now());
+        Ok(Self { admin, partitions, filter, now, output, found: HashSet::new() })
+    }
+
+    /// The next of these letters that is meant.
+    async fn next(
+        &mut self,
+        letters: &mut (impl Stream<Item = broker::Result<DeadLetter>> + Unpin),
+        cx: &Context,
+    ) -> Result<Option<DeadLetter>, Error> {
+        while let Some(letter) = cx.unless_interrupted(letters.next(), AGAIN).await? {
+            let letter = letter?;
+            if self.filter.means(&letter, self.now) {
+                if self.filter.jobs.contains(&letter.id) {
+                    self.found.insert(letter.id);
+                }
+                return Ok(Some(letter));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How many letters of each partition are meant.
+    async fn count(&mut self, cx: &Context) -> Result<Vec<usize>, Error> {
+        let mut counts = Vec::new();
+        for partition in self.partitions.clone() {
+            let (mut letters, mut count) = (self.admin.dead_letters(&partition), 0);
+            while self.next(&mut letters, cx).await?.is_some() {
+                count += 1;
+            }
+            counts.push(count);
+        }
+        Ok(counts)
+    }
+
     /// Tells which jobs were named in vain. The others are not held up by them.
     fn end(&self, left: usize, cx: &mut Context) -> Exit {
-        for id in &self.missing {
+        let missing = || self.filter.jobs.iter().filter(|id| !self.found.contains(id));
+        for id in missing() {
             cx.terminal.say(format_args!(
                 "{id} has no dead letter here, or the filters leave it out; `millstream dlq list` \
                  shows them"
             ));
         }
-        if self.missing.is_empty() && left == 0 { Exit::Ok } else { Exit::Job }
+        if missing().next().is_none() && left == 0 { Exit::Ok } else { Exit::Job }
     }
 }
 
-/// Reads the letters that are meant, up to `most` of each queue.
-async fn find(
-    which: Which,
-    most: usize,
-    common: &Common,
-    cx: &mut Context,
-) -> Result<Found, Error> {
-    let Which { ids, reason, older_than, model, tenant, queues, output } = which;
-    let filter = Filter { jobs: ids, reason, older_than, model, tenant };
-    let (Broker { shared, .. }, partitions, _) = tables::open(queues, common, cx).await?;
-    let admin = Admin::new(shared);
-    let now = Timestamp::now();
-    let mut found = Vec::new();
-    for partition in partitions {
-        let (mut letters, mut left) = (admin.dead_letters(&partition), most);
-        while left > 0
-            && let Some(letter) = cx.unless_interrupted(letters.next(), "").await?
-        {
-            let letter = letter?;
-            if filter.means(&letter, now) {
-                found.push((partition.clone(), letter));
-                left -= 1;
-            }
-        }
-    }
-    let lacks = |id: &JobId| !found.iter().any(|(_, letter)| letter.id == *id);
-    let missing = filter.jobs.into_iter().filter(lacks).collect();
-    Ok(Found { admin, letters: found, missing, output })
-}
-
-async fn list(
-    which: Which,
-    limit: usize,
-    common: &Common,
-    cx: &mut Context,
-) -> Result<Exit, Error> {
-    print(&find(which, limit, common, cx).await?, cx)
-}
-
-fn print(found: &Found, cx: &mut Context) -> Result<Exit, Error> {
+/// Tells of up to `most` letters of each queue.
+async fn print(search: &mut Search, most: usize, cx: &mut Context) -> Result<Exit, Error> {
     let mut table: Table = table(&["queue", "job", "buried", "lane", "attempts", "reason"], 0);
-    for (partition, letter) in &found.letters {
-        match found.output {
-            Output::Json => cx.terminal.json(&with_queue(partition, &described(letter)))?,
-            Output::Text => {
-                table.add_row([
-                    partition.queue.to_string(),
-                    letter.id.to_string(),
-                    letter.buried_at().to_string(),
-                    letter.lane.to_string(),
-                    letter.attempts.to_string(),
-                    letter.error.to_string(),
-                ]);
+    for partition in search.partitions.clone() {
+        let (mut letters, mut left) = (search.admin.dead_letters(&partition), most);
+        while left > 0
+            && let Some(letter) = search.next(&mut letters, cx).await?
+        {
+            left -= 1;
+            match search.output {
+                Output::Json => cx.terminal.json(&with_queue(&partition, &described(&letter)))?,
+                Output::Text => {
+                    table.add_row([
+                        partition.queue.to_string(),
+                        letter.id.to_string(),
+                        letter.buried_at().to_string(),
+                        letter.lane.to_string(),
+                        letter.attempts.to_string(),
+                        letter.error.to_string(),
+                    ]);
+                }
             }
         }
     }
-    finish(&table, found.output, &mut cx.terminal)?;
-    Ok(found.end(0, cx))
+    finish(&table, search.output, &mut cx.terminal)?;
+    Ok(search.end(0, cx))
 }
 
 /// A letter without its payload.
@@ -239,66 +261,91 @@ fn described(letter: &DeadLetter) -> Value {
     object
 }
 
-async fn show(which: Which, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
-    let found = find(which, usize::MAX, common, cx).await?;
-    for (partition, letter) in &found.letters {
-        let mut object = with_queue(partition, &described(letter));
-        let fields = letter.fields.iter().map(|(name, value)| {
-            let name = String::from_utf8_lossy(name).into_owned();
-            let value = serde_json::from_slice(value)
-                .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(value).into_owned()));
-            (name, value)
-        });
-        object["entry"] = fields.collect::<serde_json::Map<_, _>>().into();
-        let text = serde_json::to_string_pretty(&object).unwrap_or_default();
-        cx.terminal.line(text)?;
-    }
-    Ok(found.end(0, cx))
-}
-
-async fn requeue(found: &Found, cx: &mut Context) -> Result<Exit, Error> {
-    let Found { admin, letters, output, .. } = found;
-    let mut back = 0;
-    for (partition, letter) in letters {
-        let again = "the same command goes on where it stopped";
-        let requeued = cx.unless_interrupted(admin.requeue(partition, letter), again).await??;
-        back += usize::from(matches!(requeued, Requeued::Requeued { .. }));
-        let (id, what) = (
-            letter.id,
-            match requeued {
-                Requeued::Requeued { run } => format!("requeued, run {run}"),
-                Requeued::Gone => "gone: somebody else has put it back or deleted it".to_owned(),
-                Requeued::Alive { state } => format!("left alone: the job is {state}"),
-            },
-        );
-        match output {
-            Output::Json => {
-                let mut object = json!(requeued);
-                object["id"] = json!(id);
-                cx.terminal.json(&object)?;
-            }
-            Output::Text => cx.terminal.line(format_args!("{id} {what}"))?,
+async fn show(search: &mut Search, cx: &mut Context) -> Result<Exit, Error> {
+    for partition in search.partitions.clone() {
+        let mut letters = search.admin.dead_letters(&partition);
+        while let Some(letter) = search.next(&mut letters, cx).await? {
+            let mut object = with_queue(&partition, &described(&letter));
+            let fields = letter.fields.iter().map(|(name, value)| {
+                let name = String::from_utf8_lossy(name).into_owned();
+                let value = serde_json::from_slice(value)
+                    .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(value).into_owned()));
+                (name, value)
+            });
+            object["entry"] = fields.collect::<serde_json::Map<_, _>>().into();
+            let text = serde_json::to_string_pretty(&object).unwrap_or_default();
+            cx.terminal.line(text)?;
         }
     }
-    cx.terminal.say(format_args!("{back} of {} dead letters put back", letters.len()));
-    Ok(found.end(letters.len() - back, cx))
+    Ok(search.end(0, cx))
 }
 
-async fn purge(found: &Found, cx: &mut Context) -> Result<Exit, Error> {
-    let Found { admin, letters, output, .. } = found;
-    let mut purged = 0;
-    let mut partitions: Vec<&Partition> = letters.iter().map(|(partition, _)| partition).collect();
-    partitions.dedup();
-    for partition in partitions {
-        let of_partition = letters.iter().filter(|(p, _)| p == partition);
-        let named: Vec<DeadLetter> = of_partition.map(|(_, letter)| letter.clone()).collect();
-        purged += admin.purge(partition, &named).await?;
+async fn requeue(search: &mut Search, cx: &mut Context) -> Result<Exit, Error> {
+    let (mut back, mut all) = (0, 0);
+    for partition in search.partitions.clone() {
+        let mut letters = search.admin.dead_letters(&partition);
+        while let Some(letter) = search.next(&mut letters, cx).await? {
+            let requeued = search.admin.requeue(&partition, &letter);
+            let requeued = cx.unless_interrupted(requeued, AGAIN).await??;
+            all += 1;
+            back += usize::from(matches!(requeued, Requeued::Requeued { .. }));
+            let (id, what) = (
+                letter.id,
+                match requeued {
+                    Requeued::Requeued { run } => format!("requeued, run {run}"),
+                    Requeued::Gone => {
+                        "gone: somebody else has put it back or deleted it".to_owned()
+                    }
+                    Requeued::Alive { state } => format!("left alone: the job is {state}"),
+                },
+            );
+            match search.output {
+                Output::Json => {
+                    let mut object = json!(requeued);
+                    object["id"] = json!(id);
+                    cx.terminal.json(&object)?;
+                }
+                Output::Text => cx.terminal.line(format_args!("{id} {what}"))?,
+            }
+        }
     }
-    match output {
-        Output::Json => cx.terminal.json(&json!({ "purged": purged }))?,
-        Output::Text => cx.terminal.line(format_args!("{purged} dead letters deleted"))?,
+    cx.terminal.say(format_args!("{back} of {all} dead letters put back"));
+    Ok(search.end(all - back, cx))
+}
+
+/// Deletes up to so `many` letters of each partition.
+async fn purge(search: &mut Search, many: &[usize], cx: &mut Context) -> Result<Exit, Error> {
+    let mut all = Purged::default();
+    for (partition, most) in search.partitions.clone().iter().zip(many) {
+        let (mut letters, mut left) = (search.admin.dead_letters(partition), *most);
+        while left > 0 {
+            let mut page = Vec::new();
+            while page.len() < PAGE.min(left)
+                && let Some(letter) = search.next(&mut letters, cx).await?
+            {
+                page.push(letter);
+            }
+            if page.is_empty() {
+                break;
+            }
+            left -= page.len();
+            let purged = search.admin.purge(partition, &page);
+            let purged = cx.unless_interrupted(purged, AGAIN).await??;
+            all.purged += purged.purged;
+            all.left.extend(purged.left);
+        }
     }
-    Ok(found.end(0, cx))
+    for id in &all.left {
+        cx.terminal.say(format_args!(
+            "{id} left alone: a requeue of it has begun and is not over; `millstream dlq requeue \
+             {id}` ends it"
+        ));
+    }
+    match search.output {
+        Output::Json => cx.terminal.json(&all)?,
+        Output::Text => cx.terminal.line(format_args!("{} dead letters deleted", all.purged))?,
+    }
+    Ok(search.end(all.left.len(), cx))
 }
 
 /// Asks the person at the terminal.

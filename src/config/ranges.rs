@@ -100,6 +100,7 @@ fn brokers(c: &Config) -> Vec<Rule> {
         within("embedded.max_bytes", c.embedded.max_bytes, MIB, 1024 * GIB),
         span("embedded.result_ttl", c.embedded.result_ttl, SECOND, YEAR),
         within("embedded.dead_max", c.embedded.dead_max, 1, 10_000_000),
+        span("embedded.dead_ttl", c.embedded.dead_ttl, MINUTE, YEAR),
         within("embedded.recent_jobs", c.embedded.recent_jobs, 1, 1_000_000),
         text(
             "redis.result_ttl",

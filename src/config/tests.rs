@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 92] = [
+const OTHERS: [(&str, &str); 93] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
@@ -55,6 +55,7 @@ const OTHERS: [(&str, &str); 92] = [
     ("embedded.max_bytes", "2000000"),
     ("embedded.result_ttl", "9m"),
     ("embedded.dead_max", "11"),
+    ("embedded.dead_ttl", "2h"),
     ("embedded.recent_jobs", "13"),
     ("embedded.limits.max_jobs", "6"),
     ("embedded.limits.max_bytes", "1048576"),

@@ -1,5 +1,5 @@
-//! Forgets the names of workers that are gone, and sets counters right. A name that holds entries is
-//! never forgotten: its entries would go with it.
+//! Forgets the names of workers that are gone, drops dead letters that are too old, and sets counters
+//! right. A name that holds entries is never forgotten: its entries would go with it.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
-use crate::broker::{self, Partition};
+use crate::broker::Partition;
 
 pub(super) async fn run(context: Arc<Context>, partition: Partition, stop: CancellationToken) {
     let forget = context.options.forget;
@@ -23,19 +23,17 @@ pub(super) async fn run(context: Arc<Context>, partition: Partition, stop: Cance
             Ok(count) => tracing::info!(%partition, count, "forgot workers that are gone"),
             Err(error) => tracing::debug!(%partition, %error, "workers not looked through"),
         }
-        if let Err(error) = reconcile(&context, &partition).await {
-            tracing::debug!(%partition, %error, "counters not looked at");
+        match context.broker.expire(&partition).await {
+            Ok(0) => {}
+            Ok(dropped) => {
+                tracing::error!(%partition, dropped, "dead letters dropped for their age");
+            }
+            Err(error) => tracing::debug!(%partition, %error, "dead letters not looked through"),
+        }
+        match context.broker.mend(&partition).await {
+            Ok(correction) if correction.is_none() => {}
+            Ok(correction) => tracing::warn!(%partition, %correction, "counters corrected"),
+            Err(error) => tracing::debug!(%partition, %error, "counters not looked at"),
         }
     }
-}
-
-/// Counts again where counters tell of another number of jobs than there are.
-async fn reconcile(context: &Context, partition: &Partition) -> broker::Result<()> {
-    if context.broker.drifted(partition).await? {
-        let correction = context.broker.reconcile(partition).await?;
-        if !correction.is_none() {
-            tracing::warn!(%partition, %correction, "counters corrected");
-        }
-    }
-    Ok(())
 }

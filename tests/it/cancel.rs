@@ -17,7 +17,8 @@ use serde_json::Value;
 
 use crate::support::{
     program::{MILLSTREAM, PRODUCER, Running, WORKER, run},
-    stack::{Stack, paced},
+    proxy::{Cut, Proxy},
+    stack::{Stack, connect, paced},
     subject::{far, job},
 };
 
@@ -46,6 +47,33 @@ async fn speaking(
             return events;
         }
     }
+}
+
+/// Guards against a cancel that is told as somebody else's: its reply was lost, and the call was made
+/// again on the next connection.
+#[tokio::test]
+async fn a_cancel_whose_reply_was_lost_is_told_as_its_own() {
+    let stack = Stack::start(paced(40.0)).await;
+    let proxy = Proxy::start(stack.server.port()).await;
+    let admin = Admin::new(connect(&proxy.url()).await);
+    // The script is known, and the connection is there.
+    assert_eq!(admin.cancel(JobId::new()).await.unwrap(), Cancelled::Unknown);
+    let id = stack.ask("m", "not wanted").await;
+    proxy.arm(Cut::Reply(1));
+    assert_eq!(admin.cancel(id).await.unwrap(), Cancelled::Cancelled);
+    assert!(!proxy.disarm(), "no reply was lost");
+    let over = Cancelled::Over { state: State::Cancelled };
+    assert_eq!(admin.cancel(id).await.unwrap(), over);
+
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    let id = stack.ask("m?tokens=4000", "running").await;
+    until_active(&stack, 1).await;
+    proxy.arm(Cut::Reply(1));
+    let asked = admin.cancel(id).await.unwrap();
+    assert!(!proxy.disarm(), "no reply was lost");
+    // Its worker may have ended it before the call was made again.
+    let own = matches!(asked, Cancelled::Asked { again: false, .. } | Cancelled::Cancelled);
+    assert!(own, "{asked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -178,8 +178,11 @@ behaviours! {
         an_entry_delivered_too_often_is_not_parsed,
         a_renewal_makes_earlier_deliveries_good,
         entries_deleted_under_a_worker_are_counted,
+        entries_deleted_under_a_worker_are_not_given_to_it_again,
+        a_lane_refused_on_one_queue_stops_no_takeover_on_others,
         workers_that_hold_nothing_are_forgotten,
         a_kept_job_has_its_whole_time_again,
+        a_job_that_is_over_keeps_the_time_of_its_end,
     }
     control {
         a_waiting_job_is_cancelled_once,
@@ -204,6 +207,7 @@ behaviours! {
         a_requeued_job_does_not_expire,
         a_cancelled_run_can_be_opened_again,
         purged_letters_are_gone,
+        a_letter_that_is_being_put_back_is_not_purged,
     }
     settle {
         done_ends_a_job_once,
@@ -220,6 +224,7 @@ behaviours! {
         entries_of_any_lane_are_removed_together,
         what_is_removed_is_neither_parked_nor_buried,
         of_two_ends_of_an_entry_one_counts,
+        a_dead_letter_goes_when_its_time_is_over,
         a_plain_entry_keeps_its_bytes_and_its_id_when_parked,
     }
     limits {
@@ -241,6 +246,7 @@ behaviours! {
         what_nobody_counted_weighs_nothing,
         producers_at_work_together_never_pass_a_bound,
         a_recount_sets_the_counters_right,
+        what_nobody_counted_asks_for_no_recount,
     }
     log {
         appended_events_are_read_in_either_codec,

@@ -132,6 +132,38 @@ async fn nothing_is_deleted_or_put_back_unasked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_that_come_again_are_not_put_back_again() {
+    // More than are read at once, and jobs that fail as soon as they are put back.
+    const MANY: usize = 100;
+    let stack = Stack::start(instant()).await;
+    let job = |n: usize| ask("m?fault=status:400", &n.to_string());
+    buried(&stack, (0..MANY).map(job).collect()).await;
+    let (stop, worker) = stack.worker(options());
+    let ran = dlq(&stack, &["requeue", "--all"]);
+    assert_eq!((ran.code, ran.out.lines().count()), (Some(0), MANY), "{ran:?}");
+    assert!(ran.err.contains("100 of 100 dead letters put back"), "{ran:?}");
+    assert!(ran.out.lines().all(|line| line.ends_with("requeued, run 2")), "{ran:?}");
+    let depth = async || stack.broker.depth(&stack.partition).await.unwrap();
+    while depth().await.dead < MANY as u64 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stop.cancel();
+    worker.await.unwrap();
+    let listed = dlq(&stack, &["list", "--limit", "1000", "--output", "json"]);
+    assert_eq!(objects(&listed.out).len(), MANY);
+    // One is being put back by somebody who has died.
+    let letter = stack.broker.dead_letters(&stack.partition, None, 1).await.unwrap().remove(0);
+    stack.broker.reopen(&stack.partition, &letter).await.unwrap();
+    let ran = dlq(&stack, &["purge", "--all", "--yes"]);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(6), "99 dead letters deleted\n"), "{ran:?}");
+    assert!(ran.err.contains(&format!("{} left alone", letter.id)), "{ran:?}");
+    assert_eq!(depth().await.dead, 1);
+    let ran = dlq(&stack, &["purge", "--all", "--yes", "--output", "json"]);
+    let left = serde_json::json!({"purged": 0, "left": [letter.id]});
+    assert_eq!((ran.code, &objects(&ran.out)[0]), (Some(6), &left), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_requeued_job_is_read_as_one_history() {
     let stack = Stack::start(instant()).await;
     // It fails for as long as the fault lasts, twice, and then answers.

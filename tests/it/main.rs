@@ -51,6 +51,7 @@ mod options;
 mod programs;
 mod readme;
 mod redis_loss;
+mod retention;
 mod rolling;
 mod schema;
 mod sdk;

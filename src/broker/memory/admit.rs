@@ -169,11 +169,13 @@ impl State {
         self.admit(need)
     }
 
-    pub(super) fn drifted(&self, partition: &Partition) -> bool {
-        self.queues.get(partition).is_some_and(|queue| {
-            let counted = queue.ledger.jobs;
-            counted != 0 && counted != queue.jobs() as u64
-        })
+    /// Counts again where more jobs are counted than there are.
+    pub(super) fn mend(&mut self, partition: &Partition) -> Correction {
+        let above = |queue: &Queue| queue.ledger.jobs > queue.jobs() as u64;
+        if self.queues.get(partition).is_some_and(above) {
+            return self.reconcile(partition);
+        }
+        Correction::default()
     }
 
     pub(super) fn reconcile(&mut self, partition: &Partition) -> Correction {

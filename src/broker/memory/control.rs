@@ -89,6 +89,14 @@ impl State {
         Ok(Reopened::Yes(Run { number, fresh: true }))
     }
 
+    /// Whether a letter has opened a run that has no entry yet.
+    pub(super) fn is_unfinished(&self, letter: &DeadLetter) -> bool {
+        self.runs.get(&letter.id).is_some_and(|run| {
+            let waits = run.record.state == JobState::Waiting && run.place.is_none();
+            waits && run.letter.as_ref() == Some(&letter.letter)
+        })
+    }
+
     pub(super) fn requeue(
         &mut self,
         partition: &Partition,

@@ -217,16 +217,23 @@ impl State {
     }
 
     pub(super) fn bury(&mut self, entry: &Entry, letter: &DeadLetter, now: Timestamp) -> bool {
-        let most = self.options.dead_max;
+        let (most, ttl) = (self.options.dead_max, self.options.dead_ttl);
         let queue = self.queue(&entry.place.partition);
         let removed = queue.remove(&entry.place);
         if removed {
             queue.bury(letter.clone(), most, now);
+            queue.expire_dead(ttl, now);
             if let Some(load) = &entry.load {
                 queue.ledger.give_back(load);
             }
         }
         removed
+    }
+
+    /// Drops dead letters that have outlived `dead_ttl`.
+    pub(super) fn expire_dead(&mut self, partition: &Partition, now: Timestamp) -> u64 {
+        let ttl = self.options.dead_ttl;
+        self.queues.get_mut(partition).map_or(0, |queue| queue.expire_dead(ttl, now))
     }
 }
 

@@ -98,6 +98,26 @@ async fn the_oldest_dead_letter_goes_first() {
 }
 
 #[tokio::test]
+async fn a_dead_letter_that_is_too_old_goes() {
+    let broker = Memory::new(Options { dead_ttl: Duration::from_millis(30), ..Options::default() });
+    let partition = Partition::first(QueueName::default());
+    let error = crate::error::Failure::new(crate::error::Code::InvalidJob, "no");
+    for text in ["a", "b"] {
+        add(&broker, text).await.unwrap();
+    }
+    let mut claimer = broker.claimer(&partition, &WorkerId::new("w")).await.unwrap();
+    let entries = claimer.read(Lane::Normal, 2).await.unwrap();
+    let letter = DeadLetter::new(&entries[0], error, 0, 1);
+    assert_eq!(broker.bury(&entries[0], &letter, 0).await.unwrap(), Settled::Yes);
+    assert_eq!(broker.expire(&partition).await.unwrap(), 0, "it is young");
+    tokio::time::sleep(Duration::from_millis(40)).await;
+    // It goes with the next one.
+    assert_eq!(broker.bury(&entries[1], &letter, 0).await.unwrap(), Settled::Yes);
+    let depth = broker.depth(&partition).await.unwrap();
+    assert_eq!((depth.dead, depth.dropped), (1, 1));
+}
+
+#[tokio::test]
 async fn everything_that_is_counted_is_given_back() {
     let broker = Memory::new(Options { result_ttl: Duration::ZERO, ..Options::default() });
     add(&broker, "a").await.unwrap();

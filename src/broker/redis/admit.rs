@@ -5,9 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 
-use super::{Redis, codec, enqueue::refuse_all};
+use super::{
+    Redis, codec,
+    enqueue::{record_fields, refuse_all},
+};
 use crate::{
     broker::{
         Error, Partition, Result, Submission,
@@ -126,23 +129,42 @@ impl Redis {
         places: &[Result<String>],
         now: Timestamp,
     ) {
-        let mut pipe = redis::pipe();
+        let (mut pipe, mut keyed) = (redis::pipe(), Vec::new());
         for (submission, place) in batch.iter().zip(places) {
-            let Ok(place) = place else { continue };
-            self.write_record(&mut pipe, submission, now);
-            if submission.job.idempotency_key.is_some() {
-                pipe.hset(self.keys.job(submission.id), "added", place).ignore();
+            match place {
+                Ok(place) if submission.job.idempotency_key.is_some() => {
+                    keyed.push(self.accept(submission, place, now));
+                }
+                Ok(_) => self.write_record(&mut pipe, submission, now),
+                Err(_) => {}
             }
         }
-        if pipe.is_empty() {
+        if pipe.is_empty() && keyed.is_empty() {
             return;
         }
         let told = self.wake_some(&mut pipe, batch);
-        match self.pool.pipeline(&mut pipe).await {
+        let plain = async {
+            if !pipe.is_empty() {
+                self.pool.pipeline(&mut pipe).await?;
+            }
+            Ok(())
+        };
+        match tokio::try_join!(plain, try_join_all(keyed)) {
             Ok(_) => self.have_woken(told),
             Err(error) => {
                 tracing::warn!(%error, "records not written; a repeat under a key may add its job again");
             }
         }
+    }
+
+    /// Writes the record of a job with a key, which was reserved for a shorter time than it has now.
+    async fn accept(&self, submission: &Submission, place: &str, now: Timestamp) -> Result<()> {
+        let Submission { id, job, partition, .. } = submission;
+        let mut call = self.scripts.accept.key(self.keys.job(*id));
+        call.arg(self.ttl(job, now)).arg(place);
+        for (field, value) in record_fields(partition, job.lane, now, job) {
+            call.arg(field).arg(value);
+        }
+        self.pool.script(&call).await.map(drop)
     }
 }

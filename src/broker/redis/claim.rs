@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use redis::{Value, aio::MultiplexedConnection};
 use tokio_util::sync::CancellationToken;
 
@@ -149,12 +150,13 @@ impl Claim for Redis {
     }
 
     async fn keep(&self, jobs: &[JobId]) -> Result<()> {
-        let ttl = i64::try_from(millis(self.options.job_ttl)).unwrap_or(i64::MAX);
-        let mut pipe = redis::pipe();
-        for job in jobs {
-            pipe.pexpire(self.keys.job(*job), ttl).pexpire(self.keys.log(*job), ttl);
-        }
-        self.pool.pipeline(&mut pipe).await.map(drop)
+        try_join_all(jobs.iter().map(async |job| {
+            let mut call = self.scripts.keep.key(self.keys.job(*job));
+            call.key(self.keys.log(*job)).arg(millis(self.options.job_ttl));
+            self.pool.script(&call).await
+        }))
+        .await
+        .map(drop)
     }
 
     async fn sweep(
@@ -205,6 +207,9 @@ struct RedisClaimer {
 /// Longest time a read may block; longer waits are cut by the caller.
 const LONGEST_BLOCK: Duration = Duration::from_mins(5);
 
+/// Most entries that one script lets go of, which takes only so many arguments.
+const PAGE: usize = 1000;
+
 /// How long a read that was ended may take to return before it is ended again.
 const UNBLOCK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -243,22 +248,46 @@ impl RedisClaimer {
         self.link = None;
         // Thrown out or refused, as where the server changes its role: then no lease was renewed.
         let connector = self.redis.pool.connector();
-        connector.disturbed();
-        Err(connector.classify(error))
+        let error = connector.classify(error);
+        connector.failed(&self.partition, &error);
+        Err(error)
     }
 
     fn entries(&self, reply: Value) -> Result<Vec<Entry>> {
-        let mut found = Vec::new();
+        self.split(reply).map(|(entries, _)| entries)
+    }
+
+    /// Entries, and the places of those that were deleted while pending.
+    fn split(&self, reply: Value) -> Result<(Vec<Entry>, Vec<Place>)> {
+        let (mut found, mut deleted) = (Vec::new(), Vec::new());
         for (key, entries) in codec::streams(reply)? {
             let Some(at) = self.lanes.iter().position(|lane| *lane == key) else {
                 return Err(Error::Protocol(format!("XREADGROUP: unknown stream `{key}`")));
             };
             for (entry, fields) in entries {
                 let place = Place { partition: self.partition.clone(), lane: Lane::ALL[at], entry };
-                found.push(Entry::read(place, &key, fields.unwrap_or_default()));
+                match fields {
+                    Some(fields) => found.push(Entry::read(place, &key, fields)),
+                    None => deleted.push(place),
+                }
             }
         }
-        Ok(found)
+        Ok((found, deleted))
+    }
+
+    /// Reports entries that a stranger has deleted under this worker.
+    async fn let_go(&self, lane: Lane, ids: &[&str]) -> Result<()> {
+        let Redis { pool, scripts, keys, .. } = &self.redis;
+        for page in ids.chunks(PAGE) {
+            let mut call = scripts.let_go.key(keys.lane(&self.partition, lane));
+            call.key(keys.load(&self.partition)).arg(page);
+            let lost: u64 = codec::read(pool.script(&call).await?, "let go")?;
+            if lost > 0 {
+                let partition = &self.partition;
+                tracing::error!(%partition, lost, "entries deleted while a worker held them");
+            }
+        }
+        Ok(())
     }
 
     fn command(&self) -> redis::Cmd {
@@ -320,6 +349,11 @@ impl Claimer for RedisClaimer {
         let mut command = self.command();
         command.arg("STREAMS").arg(&self.lanes).arg("0").arg("0").arg("0");
         let reply = self.run(&command, self.response_timeout()).await?;
-        self.entries(reply)
+        let (entries, deleted) = self.split(reply)?;
+        for lane in Lane::ALL {
+            let ids = deleted.iter().filter(|place| place.lane == lane).map(|place| &*place.entry);
+            self.let_go(lane, &ids.collect::<Vec<_>>()).await?;
+        }
+        Ok(entries)
     }
 }

@@ -1,6 +1,7 @@
 //! How connections are opened, what their errors mean, and for how long the server has answered.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
 };
@@ -13,7 +14,7 @@ use redis::{
 };
 
 use super::{Options, masked_url, pool::LastError};
-use crate::broker::{Error, Result};
+use crate::broker::{Error, Partition, Result};
 
 /// Opens connections to one server.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct Connector {
     /// Pooled connections opened so far.
     pub(super) opened: Arc<AtomicU64>,
     calm: Arc<Mutex<Calm>>,
+    /// Partitions that were refused, and since when they are not any more.
+    refused: Arc<Mutex<HashMap<Partition, Option<Instant>>>>,
     pub(super) last_error: LastError,
 }
 
@@ -78,6 +81,7 @@ impl Connector {
             response_timeout: options.response_timeout,
             opened: Arc::default(),
             calm: Arc::default(),
+            refused: Arc::default(),
             last_error: LastError::default(),
         })
     }
@@ -171,9 +175,15 @@ impl Connector {
         self.unavailable("no answer", None)
     }
 
-    /// Since when the server has answered without interruption.
-    pub fn calm(&self) -> Calm {
-        *self.calm.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Since when the server has answered for this partition without interruption.
+    pub fn calm(&self, partition: &Partition) -> Calm {
+        let calm = *self.calm.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.get(partition).map_or(calm, |answered| Calm {
+            since: calm.since.zip(*answered).map(|(all, this)| all.max(this)),
+            after_outage: true,
+            ..calm
+        })
     }
 
     /// The server says how long it has been running.
@@ -182,10 +192,26 @@ impl Connector {
         calm.server = Instant::now().checked_sub(uptime);
     }
 
-    /// The server has answered: a calm begins, if there was none.
-    pub fn answered(&self) {
+    /// The server has answered for this partition: a calm begins, if there was none.
+    pub fn answered(&self, partition: &Partition) {
         let mut calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);
         calm.since.get_or_insert_with(Instant::now);
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answered) = refused.get_mut(partition) {
+            answered.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// A call for this partition has failed. What does not pass by itself is about the partition, such
+    /// as a key of another type or one that an ACL denies: there no lease may have been renewed, and the
+    /// others are as calm as before.
+    pub fn failed(&self, partition: &Partition, error: &Error) {
+        if error.is_transient() {
+            self.disturbed();
+        } else {
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.insert(partition.clone(), None);
+        }
     }
 
     /// A connection broke, or the server could not answer; the calm is over.

@@ -21,7 +21,10 @@ fn state(text: &str, script: &str) -> Result<State> {
 impl Control for Redis {
     async fn cancel(&self, job: JobId) -> Result<Cancel> {
         let mut call = self.scripts.cancel.key(self.keys.job(job));
-        call.key(self.keys.log(job)).arg(self.keys.workers()).arg(millis(self.options.job_ttl));
+        call.key(self.keys.log(job))
+            .arg(self.keys.workers())
+            .arg(millis(self.options.job_ttl))
+            .arg(uuid::Uuid::new_v4().simple().to_string());
         let (verdict, was, more, run): (String, String, String, u32) =
             codec::read(self.pool.script(&call).await?, "cancel")?;
         Ok(match verdict.as_str() {
@@ -118,6 +121,24 @@ impl Control for Redis {
         let read =
             |(letter, fields): codec::RawEntry| dead_letter(letter, &fields.unwrap_or_default());
         Ok(entries.into_iter().next().map(read))
+    }
+
+    async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>> {
+        if letters.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for letter in letters {
+            pipe.cmd("HMGET").arg(self.keys.job(letter.id)).arg(&["state", "letter", "place"]);
+        }
+        let replies = self.pool.pipeline(&mut pipe).await?;
+        let read = |(letter, reply): (&DeadLetter, redis::RedisResult<redis::Value>)| {
+            let value = reply.map_err(|e| self.pool.connector().classify(e))?;
+            let [state, opened_by, place]: [Option<String>; 3] = codec::read(value, "record")?;
+            let waits = state.as_deref() == Some(State::Waiting.as_str());
+            Ok(waits && opened_by.as_ref() == Some(&letter.letter) && place.is_none())
+        };
+        letters.iter().zip(replies).map(read).collect()
     }
 
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {

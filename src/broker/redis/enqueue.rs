@@ -69,7 +69,7 @@ enum Step {
 
 impl Redis {
     /// A job's own time to live, and its schedule on top.
-    fn ttl(&self, job: &Job, now: Timestamp) -> u64 {
+    pub(super) fn ttl(&self, job: &Job, now: Timestamp) -> u64 {
         let ahead = job.not_before.map_or(0, |due| due.0.saturating_sub(now.0));
         millis(self.options.job_ttl).saturating_add(ahead)
     }
@@ -140,7 +140,9 @@ impl Redis {
         let Submission { id, job, partition, .. } = submission;
         let key = self.keys.job(*id);
         pipe.hset_multiple(&key, &record_fields(partition, job.lane, now, job)).ignore();
-        pipe.pexpire(&key, i64::try_from(self.ttl(job, now)).unwrap_or(i64::MAX)).ignore();
+        // A record that has a time already is one of a job that has begun, and may have ended: its
+        // producer was slow.
+        pipe.cmd("PEXPIRE").arg(&key).arg(self.ttl(job, now)).arg("NX").ignore();
     }
 
     /// Adds submissions to their lanes in one pipeline; none is parked.

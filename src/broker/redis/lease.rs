@@ -67,8 +67,8 @@ impl Redis {
         let connector = self.pool.connector();
         let swept = self.look_and_take(partition, worker, sweep).await;
         match &swept {
-            Ok(_) => connector.answered(),
-            Err(_) => connector.disturbed(),
+            Ok(_) => connector.answered(partition),
+            Err(error) => connector.failed(partition, error),
         }
         swept
     }
@@ -79,7 +79,7 @@ impl Redis {
         worker: &WorkerId,
         sweep: &Sweep,
     ) -> Result<Swept> {
-        let calm = self.pool.connector().calm();
+        let calm = self.pool.connector().calm(partition);
         let age = calm.since.map(|since| Instant::now().duration_since(since));
         let grace = age.is_none_or(|age| age < sweep.lease);
         let terms = Terms {

@@ -31,10 +31,14 @@ scripts! {
     heal: "heal.lua",
     /// Parks a job.
     park: "load.lua" "park.lua",
+    /// Gives a record its whole time again.
+    keep: "keep.lua",
     /// Moves due jobs to their lanes.
     promote: "promote.lua",
     /// Moves an entry to the dead letters.
     bury: "load.lua" "bury.lua",
+    /// Drops dead letters that are too old.
+    expire: "expire.lua",
     /// Ends counted entries.
     remove: "load.lua" "remove.lua",
     /// Renews leases.
@@ -47,6 +51,10 @@ scripts! {
     trim: "load.lua" "trim.lua",
     /// Reserves an ID for one request.
     reserve: "reserve.lua",
+    /// Notes that a reserved job was added.
+    accept: "accept.lua",
+    /// Lets go of what was deleted under its worker.
+    let_go: "let_go.lua",
     /// Takes what ran out of lease.
     take_over: "take_over.lua",
     /// Forgets workers.
@@ -61,8 +69,6 @@ scripts! {
     requeue: "requeue.lua",
     /// Adds jobs within the limits.
     admit: "admit.lua",
-    /// Looks whether counters may be wrong.
-    drift: "drift.lua",
     /// Sets counters right.
     reconcile: "load.lua" "reconcile.lua",
     /// Reads a page of a tenant's recent jobs.

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     broker::{
-        Attempt, Begin, Crashes, DeadLetter, Entry, Error, Load, Outcome, Place, Refusal, Result,
-        Settle, Settled, Spent, WorkerId, Written,
+        Attempt, Begin, Crashes, DeadLetter, Entry, Error, Load, Outcome, Partition, Place,
+        Refusal, Result, Settle, Settled, Spent, WorkerId, Written,
     },
     event::Frame,
     job::Timestamp,
@@ -251,6 +251,12 @@ impl Settle for Redis {
             tracing::error!(%partition, dropped, "dead letters dropped for newer ones");
         }
         Ok(buried.into())
+    }
+
+    async fn expire(&self, partition: &Partition) -> Result<u64> {
+        let mut call = self.scripts.expire.key(self.keys.dead(partition));
+        call.key(self.keys.load(partition)).arg(millis(self.options.dead_ttl));
+        codec::read(self.pool.script(&call).await?, "expire")
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
 use millstream::{
     broker::redis::keys::Keys,
     broker::{
-        Attempt, Begin, Crashes, Entry, Refused, Spent, Sweep, Swept, Topic, Wake, WorkerId,
-        Written,
+        Attempt, Begin, Crashes, Entry, Limits, Refused, Spent, Sweep, Swept, Topic, Wake,
+        WorkerId, Written,
     },
     error::Code,
     job::Lane,
@@ -18,6 +18,7 @@ use millstream::{
 
 use crate::support::subject::{DEADLINE, Subject, begun, delta, job, worker};
 
+const DAY: Duration = Duration::from_hours(24);
 const NEVER: Duration = Duration::from_hours(1);
 const SOON: Duration = Duration::from_millis(30);
 
@@ -322,6 +323,62 @@ pub async fn entries_deleted_under_a_worker_are_counted(s: &Subject) {
     assert_eq!(s.depth(&s.partition).await.unwrap().lost_entries, 2);
 }
 
+pub async fn entries_deleted_under_a_worker_are_not_given_to_it_again(s: &Subject) {
+    let me = worker("a");
+    for question in ["stays", "goes", "goes, too"] {
+        s.add(job(question)).await;
+    }
+    let entries = s.claim_all(Lane::Normal, &me).await;
+    if !entries[1..].iter().all(|entry| s.delete(&entry.place)) {
+        return;
+    }
+    // One that a renewal has found is not counted again.
+    assert_eq!(s.shared().renew(&me, from_ref(&entries[1].place)).await.unwrap().lost, 1);
+    for _ in 0..2 {
+        let mut reader = s.reader(&me).await;
+        assert_eq!(reader.pending().await.unwrap(), entries[..1]);
+        assert_eq!(s.depth(&s.partition).await.unwrap().lost_entries, 2);
+    }
+    assert_eq!(s.depth(&s.partition).await.unwrap().lanes[1].pending, 1);
+}
+
+pub async fn a_lane_refused_on_one_queue_stops_no_takeover_on_others(s: &Subject) {
+    let key = |keys: &Keys| keys.lane(&s.second, Lane::Low);
+    if s.ask("DEL KEY", key).is_none() {
+        return;
+    }
+    let (me, dead, lease) = (worker("a"), worker("dead"), Duration::from_millis(100));
+    let of_second = async || s.sweep(&s.second, &me, &look(lease, 9)).await;
+    s.add(job("of a worker that dies")).await;
+    let entry = s.claim(&dead).await;
+    begun(s.begin(&entry, &dead).await.unwrap());
+    s.ask("XADD KEY * job {}", |keys| keys.lane(&s.second, Lane::Normal));
+    let mut reader = s.claimer(&s.second, &dead).await.unwrap();
+    assert_eq!(reader.read(Lane::Normal, 9).await.unwrap().len(), 1);
+    calm(s).await;
+    // Both leases run out, and the server is not young any more.
+    tokio::time::sleep(lease * 2).await;
+    s.ask("SET KEY meddled", key);
+    let mut reader = s.claimer(&s.second, &me).await.unwrap();
+    let refused = [reader.read(Lane::Low, 1).await.unwrap_err(), of_second().await.unwrap_err()];
+    assert!(refused.iter().all(|error| !error.is_transient()), "{refused:?}");
+    let taken = sweep(s, &me, lease, 9).await;
+    assert_eq!(taken.len(), 1, "the other queue waits for a calm");
+    assert!(taken[0].crashed, "its worker died in no outage");
+
+    // Where it was refused no lease was renewed: from there on everybody has a whole one.
+    let until = std::time::Instant::now() + lease;
+    s.ask("DEL KEY", key);
+    s.ask("XGROUP CREATE KEY workers 0 MKSTREAM", key);
+    let late = async {
+        while of_second().await.unwrap().entries.is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, late).await.expect("nothing was taken over");
+    assert!(std::time::Instant::now() >= until, "it was taken at once");
+}
+
 pub async fn workers_that_hold_nothing_are_forgotten(s: &Subject) {
     let (idle, holding, leaving) = (worker("idle"), worker("holding"), worker("leaving"));
     for reader in [&holding, &idle, &leaving] {
@@ -359,4 +416,27 @@ pub async fn a_kept_job_has_its_whole_time_again(s: &Subject) {
         assert!(left.is_none_or(|left| left.parse::<u64>().unwrap() > 5000));
     }
     assert!(s.job(entry.id).await.unwrap().is_some());
+}
+
+/// Guards against a week for what is over: a worker that keeps it, or a producer that writes its record,
+/// a moment too late.
+pub async fn a_job_that_is_over_keeps_the_time_of_its_end(s: &Subject) {
+    let limits = Limits { max_jobs: 1000, ..Limits::default() };
+    for s in [s, &s.limited(limits).await] {
+        let me = worker("a");
+        let submission = s.submission(job("late"));
+        let again = std::slice::from_ref(&submission);
+        assert!(!s.enqueue(again).await.remove(0).unwrap().duplicate);
+        let entry = s.claim(&me).await;
+        let attempt = begun(s.begin(&entry, &me).await.unwrap());
+        assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+        s.keep(&[entry.id]).await.unwrap();
+        s.remove(&[Spent::from(&entry)]).await.unwrap();
+        s.enqueue(again).await.remove(0).unwrap();
+        assert!(s.ttl(entry.id).await.unwrap().unwrap() <= DAY);
+        let log = s.ask("PTTL KEY", |keys: &Keys| keys.log(entry.id));
+        assert!(log.is_none_or(|left| left.parse::<u128>().unwrap() <= DAY.as_millis()));
+        let entry = s.claim(&me).await;
+        s.remove(&[Spent::from(&entry)]).await.unwrap();
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millstream::{
-    admin::{Admin, Requeued},
+    admin::{Admin, Purged, Requeued},
     broker::{Begin, Cancel, DeadLetter, Entry, Outcome, Reopened, Run, Topic, Written},
     error::{Code, Failure},
     event::Body,
@@ -210,8 +210,35 @@ pub async fn purged_letters_are_gone(s: &Subject) {
     let (_, first) = dead(s).await;
     let (_, second) = dead(s).await;
     let admin = Admin::new(s.shared());
-    assert_eq!(admin.purge(&s.partition, std::slice::from_ref(&first)).await.unwrap(), 1);
-    assert_eq!(admin.purge(&s.partition, &[first]).await.unwrap(), 0);
-    assert_eq!(admin.purge(&s.partition, &[]).await.unwrap(), 0);
+    let gone = |purged| Purged { purged, left: Vec::new() };
+    assert_eq!(admin.purge(&s.partition, std::slice::from_ref(&first)).await.unwrap(), gone(1));
+    assert_eq!(admin.purge(&s.partition, &[first]).await.unwrap(), gone(0));
+    assert_eq!(admin.purge(&s.partition, &[]).await.unwrap(), gone(0));
     assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap(), [second]);
+}
+
+pub async fn a_letter_that_is_being_put_back_is_not_purged(s: &Subject) {
+    let (_, first) = dead(s).await;
+    let (_, second) = dead(s).await;
+    let admin = Admin::new(s.shared());
+    // Whoever opened the run is gone: its job waits, and only the letter has its entry.
+    s.reopen(&s.partition, &first).await.unwrap();
+    let both = [first.clone(), second.clone()];
+    assert_eq!(s.unfinished(&both).await.unwrap(), [true, false]);
+    let purged = admin.purge(&s.partition, &both).await.unwrap();
+    assert_eq!(purged, Purged { purged: 1, left: vec![first.id] });
+    assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap(), std::slice::from_ref(&first));
+    let requeued = admin.requeue(&s.partition, &first).await.unwrap();
+    assert_eq!(requeued, Requeued::Requeued { run: 2 });
+    let me = worker("b");
+    let entry = s.claim(&me).await;
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    assert_eq!(s.unfinished(&both).await.unwrap(), [false, false]);
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    // One whose new run was cancelled waits for nothing.
+    let (_, third) = dead(s).await;
+    s.reopen(&s.partition, &third).await.unwrap();
+    s.cancel(third.id).await.unwrap();
+    let purged = admin.purge(&s.partition, &[third]).await.unwrap();
+    assert_eq!((purged.purged, purged.left.len()), (1, 0));
 }

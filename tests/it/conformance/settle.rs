@@ -304,6 +304,31 @@ pub async fn of_two_ends_of_an_entry_one_counts(s: &Subject) {
     }
 }
 
+pub async fn a_dead_letter_goes_when_its_time_is_over(s: &Subject) {
+    let bury = async |s: &Subject| {
+        let (entry, attempt) = s.running(&worker("a")).await;
+        let letter = DeadLetter::new(&entry, failure("no"), 1, attempt.fence);
+        assert!(s.bury(&entry, &letter).await.unwrap());
+        s.dead_letters(&s.partition, 9).await.unwrap().pop().unwrap().buried_at()
+    };
+    bury(s).await;
+    assert_eq!(s.expire(&s.partition).await.unwrap(), 0, "it is young");
+    let s = &s.aging(Duration::from_millis(40)).await;
+    let buried_at = bury(s).await;
+    let before = s.depth(&s.partition).await.unwrap();
+    assert!(before.dead > 0);
+    let mut dropped = 0;
+    while dropped < before.dead {
+        dropped += s.expire(&s.partition).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(buried_at.after(Duration::from_millis(40)) < Timestamp::now(), "it was young");
+    let after = s.depth(&s.partition).await.unwrap();
+    assert_eq!((after.dead, after.dropped), (0, before.dropped + before.dead));
+    assert_eq!(s.expire(&s.partition).await.unwrap(), 0);
+    assert_eq!(s.expire(&s.second).await.unwrap(), 0, "nothing is there");
+}
+
 pub async fn a_plain_entry_keeps_its_bytes_and_its_id_when_parked(s: &Subject) {
     let me = worker("a");
     let payload = b" {\"model\":\"m\",\n \"messages\":[{\"role\":\"user\"}] , \"n\": 1.0 }\n";

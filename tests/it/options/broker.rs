@@ -177,21 +177,31 @@ async fn the_newest_dead_letters_are_kept() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_beyond_its_time_goes_with_the_next_one() {
+async fn a_dead_letter_beyond_its_time_goes() {
     let dead_ttl = Duration::from_hours(1);
     let stack = stack_with(Options { dead_ttl, ..Options::default() }, instant()).await;
     let dead = Keys::new("ms").dead(&stack.partition);
     let now = millstream::job::Timestamp::now().0;
-    let [old, young] = [70, 50].map(|minutes| format!("{}-0", now - minutes * 60_000));
-    for id in [&old, &young] {
+    let [older, old, young] = [75, 70, 50].map(|minutes| format!("{}-0", now - minutes * 60_000));
+    for id in [&older, &young] {
         stack.server.command(&["XADD", &dead, id, "id", "x"]);
     }
-    let (_stop, _worker) = stack.worker(worker::Options::default());
-    bury(&stack, 0).await;
     let has = |id: &String| !stack.server.command(&["XRANGE", &dead, id, id]).is_empty();
+    let dropped = async || stack.broker.depth(&stack.partition).await.unwrap().dropped;
+    // Nothing is buried: a worker looks when it starts.
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    until("an hour and a quarter old", || !has(&older)).await;
+    assert!(has(&young), "fifty minutes old");
+    assert_eq!(dropped().await, 1);
+    // And so does whoever buries the next one.
+    let add = "redis.call('DEL', KEYS[1]); for _, id in ipairs(ARGV) do \
+               redis.call('XADD', KEYS[1], id, 'id', 'x') end";
+    stack.server.command(&["EVAL", add, "1", &dead, &old, &young]);
+    bury(&stack, 0).await;
     assert!(!has(&old), "an hour and ten minutes old");
     assert!(has(&young), "fifty minutes old");
     assert_eq!(stack.server.command(&["XLEN", &dead]), "2");
+    assert_eq!(dropped().await, 2);
 }
 
 #[tokio::test]

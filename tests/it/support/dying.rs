@@ -298,6 +298,9 @@ impl Settle for Dying {
     async fn bury(&self, entry: &Entry, letter: &DeadLetter, session: u64) -> Result<Settled> {
         self.fate.step("bury", self.inner.bury(entry, letter, session)).await
     }
+    async fn expire(&self, partition: &Partition) -> Result<u64> {
+        self.fate.beside("expire", self.inner.expire(partition)).await
+    }
 }
 
 #[async_trait]
@@ -374,6 +377,9 @@ impl Control for Dying {
         self.fate.step("letter", self.inner.letter(partition, letter)).await
     }
 
+    async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>> {
+        self.fate.beside("unfinished", self.inner.unfinished(letters)).await
+    }
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
         self.fate.beside("purge", self.inner.purge(partition, letters)).await
     }
@@ -408,8 +414,8 @@ impl Inspect for Dying {
 
 #[async_trait]
 impl Reconcile for Dying {
-    async fn drifted(&self, partition: &Partition) -> Result<bool> {
-        self.fate.beside("drifted", self.inner.drifted(partition)).await
+    async fn mend(&self, partition: &Partition) -> Result<Correction> {
+        self.fate.beside("mend", self.inner.mend(partition)).await
     }
     async fn reconcile(&self, partition: &Partition) -> Result<Correction> {
         self.fate.beside("reconcile", self.inner.reconcile(partition)).await

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -22,12 +23,15 @@ pub enum Cut {
 struct State {
     cut: Option<Cut>,
     requests: usize,
+    hold: Option<String>,
 }
 
 /// The proxy. It carries everything until it is armed, and again once it has cut.
 pub struct Proxy {
     port: u16,
     state: Arc<Mutex<State>>,
+    /// Whether anything passes.
+    open: Arc<watch::Sender<bool>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -37,14 +41,15 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let state = Arc::<Mutex<State>>::default();
-        let shared = state.clone();
+        let open = Arc::new(watch::Sender::new(true));
+        let (shared, gate) = (state.clone(), open.clone());
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { continue };
-                tokio::spawn(carry(client, server, shared.clone()));
+                tokio::spawn(carry(client, server, shared.clone(), gate.clone()));
             }
         });
-        Self { port, state, _task: AbortOnDropHandle::new(task) }
+        Self { port, state, open, _task: AbortOnDropHandle::new(task) }
     }
 
     pub fn url(&self) -> String {
@@ -53,7 +58,23 @@ impl Proxy {
 
     /// The next requests count; one connection is cut.
     pub fn arm(&self, cut: Cut) {
-        *self.state.lock().unwrap() = State { cut: Some(cut), requests: 0 };
+        *self.state.lock().unwrap() = State { cut: Some(cut), ..State::default() };
+    }
+
+    /// The next request that holds this text is carried out; its reply, and whatever comes behind it,
+    /// waits until it is let through.
+    pub fn hold_behind(&self, text: String) {
+        self.state.lock().unwrap().hold = Some(text);
+    }
+
+    /// Waits until that request has come.
+    pub async fn holds(&self) {
+        self.open.subscribe().wait_for(|open| !open).await.unwrap();
+    }
+
+    /// Lets everything through.
+    pub fn let_through(&self) {
+        self.open.send_replace(true);
     }
 
     /// Carries everything again; whether it had not cut.
@@ -84,14 +105,21 @@ impl State {
 }
 
 /// Carries one connection until either side ends it or it is cut.
-async fn carry(client: TcpStream, server: TcpStream, state: Arc<Mutex<State>>) {
+async fn carry(
+    client: TcpStream,
+    server: TcpStream,
+    state: Arc<Mutex<State>>,
+    gate: Arc<watch::Sender<bool>>,
+) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let mute = CancellationToken::new();
-    let muted = mute.clone();
+    let (muted, mut may_return) = (mute.clone(), gate.subscribe());
+    let mut may_go = gate.subscribe();
     let back = tokio::spawn(async move {
         let mut bytes = vec![0; 16 * 1024];
         while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
+            may_return.wait_for(|open| *open).await.unwrap();
             // What is lost is read all the same: the server must not wait for its reader.
             if !muted.is_cancelled() && to_client.write_all(&bytes[..count]).await.is_err() {
                 return;
@@ -102,7 +130,14 @@ async fn carry(client: TcpStream, server: TcpStream, state: Arc<Mutex<State>>) {
     'open: while let Ok(1..) = from_client.read_buf(&mut bytes).await {
         while let Some(length) = request(&bytes) {
             let request: Vec<u8> = bytes.drain(..length).collect();
-            let verdict = state.lock().unwrap().judge();
+            may_go.wait_for(|open| *open).await.unwrap();
+            let verdict = {
+                let mut state = state.lock().unwrap();
+                if state.hold.take_if(|text| contains(&request, text.as_bytes())).is_some() {
+                    gate.send_replace(false);
+                }
+                state.judge()
+            };
             if !matches!(verdict, Verdict::Carry) {
                 mute.cancel();
             }
@@ -117,6 +152,10 @@ async fn carry(client: TcpStream, server: TcpStream, state: Arc<Mutex<State>>) {
     // The server reads what it was sent and closes; only then is the client told.
     drop(to_server.shutdown().await);
     drop(back.await);
+}
+
+fn contains(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len()).any(|window| window == text)
 }
 
 /// The length of the first request, once all of it is there: an array of bulk strings.

@@ -281,6 +281,11 @@ impl Settle for Recorder {
         self.seen.call("Settle::bury");
         self.inner.bury(entry, letter, session).await
     }
+
+    async fn expire(&self, partition: &Partition) -> Result<u64> {
+        self.seen.call("Settle::expire");
+        self.inner.expire(partition).await
+    }
 }
 
 struct RecordedFeed {
@@ -397,6 +402,11 @@ impl Control for Recorder {
         self.inner.letter(partition, letter).await
     }
 
+    async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>> {
+        self.seen.call("Control::unfinished");
+        self.inner.unfinished(letters).await
+    }
+
     async fn purge(&self, partition: &Partition, letters: &[String]) -> Result<u64> {
         self.seen.call("Control::purge");
         self.inner.purge(partition, letters).await
@@ -443,9 +453,9 @@ impl Inspect for Recorder {
 
 #[async_trait]
 impl Reconcile for Recorder {
-    async fn drifted(&self, partition: &Partition) -> Result<bool> {
-        self.seen.call("Reconcile::drifted");
-        self.inner.drifted(partition).await
+    async fn mend(&self, partition: &Partition) -> Result<Correction> {
+        self.seen.call("Reconcile::mend");
+        self.inner.mend(partition).await
     }
 
     async fn reconcile(&self, partition: &Partition) -> Result<Correction> {

@@ -92,16 +92,28 @@ impl Subject {
         Self { broker, adapter, seen, partition, second }
     }
 
-    /// The same partitions under limits, of which this subject knows nothing: on Redis those of
-    /// another process at the same server, else a broker of its own.
+    /// The same partitions under limits, of which this subject knows nothing.
     pub async fn limited(&self, limits: Limits) -> Self {
+        let embedded = memory::Options { limits, ..memory::Options::default() };
+        self.with(embedded, Options { limits, ..Options::default() }).await
+    }
+
+    /// The same partitions, whose dead letters are kept for so long.
+    pub async fn aging(&self, dead_ttl: Duration) -> Self {
+        let embedded = memory::Options { dead_ttl, ..memory::Options::default() };
+        self.with(embedded, Options { dead_ttl, ..Options::default() }).await
+    }
+
+    /// The same partitions with other options: on Redis those of another process at the same
+    /// server, else of a broker of its own.
+    async fn with(&self, embedded: memory::Options, options: Options) -> Self {
         let (broker, adapter): (Shared, Adapter) = match &self.adapter {
             Adapter::Memory(_) => {
-                let memory = Memory::new(memory::Options { limits, ..memory::Options::default() });
+                let memory = Memory::new(embedded);
                 (Arc::new(memory.clone()), Adapter::Memory(memory))
             }
             Adapter::Redis(server, _) => {
-                let options = Options { url: server.url(), limits, ..Options::default() };
+                let options = Options { url: server.url(), ..options };
                 (Arc::new(Redis::connect(options).await.unwrap()), self.adapter.clone())
             }
         };

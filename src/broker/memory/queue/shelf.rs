@@ -111,6 +111,15 @@ impl Queue {
         true
     }
 
+    /// Drops dead letters that are older than `ttl`; how many.
+    pub(in crate::broker::memory) fn expire_dead(&mut self, ttl: Duration, now: Timestamp) -> u64 {
+        let before = self.dropped;
+        while self.dead.front().is_some_and(|oldest| oldest.buried_at().after(ttl) < now) {
+            self.drop_dead();
+        }
+        self.dropped - before
+    }
+
     /// Drops the oldest dead letter.
     pub(in crate::broker::memory) fn drop_dead(&mut self) -> bool {
         let oldest = self.dead.pop_front();

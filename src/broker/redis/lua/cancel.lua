@@ -2,6 +2,7 @@
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
 -- ARGV[1] what the channels of workers begin with   ARGV[2] time to live in ms
+-- ARGV[3] a name of this call, the same when its reply was lost and it is made again
 --
 -- Returns {verdict, the state before, worker or partition, run}; the verdict is
 --   cancelled   no attempt runs: `cancelled` is written under a new fence, where it was not before
@@ -9,20 +10,23 @@
 --   again       as `asked`, and it was noted before; the worker is told once more
 --   over        the run had ended before in another way
 --   unknown     there is no such record
--- Replay: answers as before and writes nothing.
+-- Replay: answers as before and writes nothing; under the same name as if it were the first time.
 local record, log = KEYS[1], KEYS[2]
 local r = redis.call('HMGET', record,
   'state', 'fence', 'attempt', 'worker', 'queue', 'custom_id', 'labels', 'cancel', 'run')
 local state, run = r[1] or 'waiting', tonumber(r[9]) or 1
 if redis.call('EXISTS', record) == 0 then return {'unknown', '', '', run} end
 if state == 'done' or state == 'failed' then return {'over', state, '', run} end
-if state == 'cancelled' then return {'cancelled', state, r[5] or '', run} end
+if state == 'cancelled' then
+  return {'cancelled', r[8] == ARGV[3] and 'waiting' or state, r[5] or '', run}
+end
 if state == 'running' then
+  local again = r[8] and r[8] ~= ARGV[3]
   -- The wish first, then the word: a worker that misses it reads the record.
-  redis.call('HSET', record, 'cancel', '1')
+  redis.call('HSET', record, 'cancel', again and r[8] or ARGV[3])
   local job = string.match(record, '{job:(.-)}')
   redis.pcall('PUBLISH', ARGV[1] .. (r[4] or ''), 'cancel ' .. job)
-  return {r[8] and 'again' or 'asked', state, r[4] or '', run}
+  return {again and 'again' or 'asked', state, r[4] or '', run}
 end
 
 local payload = '{"attempts":' .. (tonumber(r[3]) or 0)
@@ -35,7 +39,8 @@ local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
 local logged = top and tonumber(string.match(top[1], '^(%d+)')) or 0
 local fence = string.format('%.0f', math.max((tonumber(r[2]) or 0) + 1, logged + 1, now))
 redis.call('XADD', log, fence .. '-0', 'cancelled', payload)
-redis.call('HSET', record, 'state', 'cancelled', 'fence', fence, 'ended', string.format('%.0f', now))
+redis.call('HSET', record, 'state', 'cancelled', 'fence', fence, 'ended', string.format('%.0f', now),
+  'cancel', ARGV[3])
 -- Its entry must still find it, however long that takes; a schedule's time is longer still.
 local left = math.max(redis.call('PTTL', record), tonumber(ARGV[2]))
 redis.call('PEXPIRE', record, left)

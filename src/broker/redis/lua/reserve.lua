@@ -7,6 +7,8 @@
 -- is parked or ''}. Replay: the fields are written by the first call only.
 local r = redis.call('HMGET', KEYS[1], 'fp', 'added', 'state', 'not_before', 'due')
 if r[1] then
+  -- Whoever reserved it before may have died long ago.
+  if not r[2] and not r[3] and r[1] == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
   local due = not r[3] and r[4] or r[3] == 'parked' and r[5]
   return {r[1], (r[2] or r[3]) and 1 or 0, due or ''}
 end

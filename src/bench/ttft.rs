@@ -119,12 +119,12 @@ async fn call(model: &OpenAi, request: &ChatRequest) -> Result<Call, Error> {
 }
 
 async fn ask(model: &OpenAi, request: &ChatRequest) -> Result<Call, Error> {
-    let refused = |failure: crate::error::Failure| Error::Refused { said: failure.message };
     let begun = Instant::now();
-    let mut parts = model.answer(request, true).await.map_err(refused)?;
+    let asked = model.answer(request, true).await;
+    let mut parts = asked.map_err(|failure| Error::Refused { said: failure.message })?;
     let (mut first, mut is_whole) = (None, false);
     while let Some(part) = parts.next().await {
-        let part = part.map_err(refused)?;
+        let part = part.map_err(|failure| Error::Refused { said: failure.message })?;
         if first.is_none() && part.pieces.iter().any(Piece::speaks) {
             first = Some(begun.elapsed());
         }

@@ -349,7 +349,10 @@ impl Control for Memory {
 
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {
         let state = self.inner.lock();
-        let asked = |job: &&JobId| state.runs.get(*job).is_some_and(|run| run.cancel);
+        let asked = |job: &&JobId| {
+            let run = state.runs.get(*job);
+            run.is_some_and(|run| run.cancel && run.record.state == crate::state::State::Running)
+        };
         Ok(jobs.iter().filter(asked).copied().collect())
     }
 

@@ -57,12 +57,15 @@ impl Control for Redis {
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {
         let mut pipe = redis::pipe();
         for job in jobs {
-            pipe.cmd("HEXISTS").arg(self.keys.job(*job)).arg("cancel");
+            pipe.cmd("HMGET").arg(self.keys.job(*job)).arg(&["state", "cancel"]);
         }
         let mut found = Vec::new();
         for (job, reply) in jobs.iter().zip(self.pool.pipeline(&mut pipe).await?) {
             let value = reply.map_err(|e| self.pool.connector().classify(e))?;
-            if codec::read(value, "cancel")? {
+            let (state, wish): (Option<String>, Option<String>) = codec::read(value, "cancel")?;
+            // What stands in another record was carried out: a later run, which it does not know yet, is
+            // not meant.
+            if wish.is_some() && state.as_deref() == Some("running") {
                 found.push(*job);
             }
         }

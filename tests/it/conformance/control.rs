@@ -63,6 +63,7 @@ pub async fn a_parked_job_is_cancelled_and_unparked(s: &Subject) {
     assert_eq!(admin.cancel(id).await.unwrap(), Cancelled::Cancelled);
     assert_eq!(s.depth(&s.partition).await.unwrap().parked, 0);
     assert!(!s.unpark(&s.partition, id, 1).await.unwrap());
+    assert!(s.cancelled(&[id]).await.unwrap().is_empty());
     assert_eq!(admin.cancel(id).await.unwrap(), Cancelled::Over { state: State::Cancelled });
 }
 
@@ -114,6 +115,8 @@ pub async fn a_running_job_ends_as_cancelled_and_in_no_other_way(s: &Subject) {
     let record = s.job(id).await.unwrap().unwrap();
     assert_eq!((record.state, record.failures), (State::Cancelled, 0));
     assert_eq!(record.usage.unwrap()["completion_tokens"], 3);
+    // A wish that was carried out is none for a run to come.
+    assert!(s.cancelled(&[id]).await.unwrap().is_empty());
     assert_eq!(s.begin(&entry, &me).await.unwrap(), Begin::Remove);
     let (partition, run) = (Some(s.partition.clone()), 1);
     let before = Cancel::Cancelled { partition, run, again: true };

@@ -101,13 +101,17 @@ impl Redis {
         }
         let mut replies = self.pool.pipeline(&mut pipe).await?.into_iter();
         let mut swept = Swept { in_flight: sweep.ask.then_some(false), ..Swept::default() };
+        let mut found = Vec::new();
+        // All of them are looked at first: what is taken before an error would run nowhere.
         for lane in Lane::ALL {
-            let expired = self.pending_list(replies.next())?;
+            found.push((lane, self.pending_list(replies.next())?));
             if sweep.ask {
                 let summary = self.pending_list(replies.next())?;
                 let any = summary.first().is_some_and(|count| *count != Value::Int(0));
                 swept.in_flight = Some(swept.in_flight == Some(true) || any);
             }
+        }
+        for (lane, expired) in found {
             let room = sweep.most - swept.entries.len();
             if room == 0 || expired.is_empty() {
                 continue;

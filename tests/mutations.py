@@ -365,6 +365,9 @@ def mutate(name, path, old, new, tests):
 
 def main():
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    if set(sys.argv[1:]) - {*words, "--list"}:
+        print(__doc__)
+        return 0 if "--help" in sys.argv else 2
     chosen = [m for m in MUTATIONS if not words or any(word in m[0] for word in words)]
     if "--list" in sys.argv:
         print("\n".join(name for name, *_ in chosen))

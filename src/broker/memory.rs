@@ -349,11 +349,7 @@ impl Control for Memory {
 
     async fn cancelled(&self, jobs: &[JobId]) -> Result<Vec<JobId>> {
         let state = self.inner.lock();
-        let asked = |job: &&JobId| {
-            let run = state.runs.get(*job);
-            run.is_some_and(|run| run.cancel && run.record.state == crate::state::State::Running)
-        };
-        Ok(jobs.iter().filter(asked).copied().collect())
+        Ok(jobs.iter().copied().filter(|job| state.is_to_be_cancelled(*job)).collect())
     }
 
     async fn tell(&self, worker: &WorkerId, order: Order) -> Result<u64> {

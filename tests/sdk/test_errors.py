@@ -20,8 +20,11 @@ def refused(error, client, **request):
         client.chat.completions.create(**request)
     assert type(met.value) is error
     body = met.value.body
-    assert set(body) == {"message", "type", "param", "code"} and body["message"]
-    assert met.value.response.headers["x-request-id"]
+    headers = met.value.response.headers
+    waits = {"retry_after"} if "retry-after" in headers else set()
+    assert set(body) == {"message", "type", "param", "code"} | waits and body["message"]
+    assert str(body.get("retry_after", "")) == headers.get("retry-after", "")
+    assert headers["x-request-id"]
     return body["type"], body["code"], met.value.response
 
 

@@ -89,6 +89,12 @@ impl State {
         Ok(Reopened::Yes(Run { number, fresh: true }))
     }
 
+    /// Whether a job runs that is to be cancelled.
+    pub(super) fn is_to_be_cancelled(&self, job: JobId) -> bool {
+        let run = self.runs.get(&job);
+        run.is_some_and(|run| run.cancel && run.record.state == JobState::Running)
+    }
+
     /// Whether a letter has opened a run that has no entry yet.
     pub(super) fn is_unfinished(&self, letter: &DeadLetter) -> bool {
         self.runs.get(&letter.id).is_some_and(|run| {

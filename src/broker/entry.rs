@@ -153,6 +153,9 @@ pub struct Entry {
     /// Whether it was taken from a worker that let its lease run out, with nothing but the worker or
     /// the job to blame: the attempt that ran, if one did, is a crash.
     pub crashed: bool,
+    /// Whether this worker may have begun it before: what was written then, readers may have seen, though
+    /// the broker has forgotten it, so the next begin is never answered with the same fence.
+    pub begun_before: bool,
     /// What it counts against the queue's limits.
     pub load: Option<Load>,
     /// The entry's fields as they are, in order.
@@ -221,6 +224,7 @@ impl Entry {
             attempt: attempt.map_or(0, small),
             run: run.map_or(1, small).max(1),
             crashed: false,
+            begun_before: false,
             job: job.map_err(|error| unread.unwrap_or_else(|| invalid(error))),
             load: Load::read(&fields),
             place,

@@ -43,6 +43,8 @@ pub(super) async fn run(common: &Common, cx: &mut Context) -> Result<Exit, Error
         // The gateway tells the simulator's models, too.
         url.clone_into(&mut config.upstream.base_url);
     }
+    // What its worker serves, its gateway takes.
+    config.gateway.queues.extend(config.worker.queues.iter().cloned());
     let bound = gateway::build(&config, &broker, listener.clone())?.bind()?;
     introduce(&config, &engine, &bound, cx);
     let closing = CancellationToken::new();

@@ -105,8 +105,11 @@ impl Reader {
         let context = Arc::clone(&self.context);
         let opened = async {
             let mut claimer = context.broker.claimer(&self.partition, &context.id).await?;
-            // What a lost reply carried is still this worker's.
-            let pending = claimer.pending().await?;
+            // What a lost reply carried is still this worker's, and so is that whose end was forgotten.
+            let mut pending = claimer.pending().await?;
+            for entry in &mut pending {
+                entry.begun_before = true;
+            }
             Ok::<_, crate::broker::Error>((claimer, pending))
         };
         let (mut claimer, pending) = tokio::select! {

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Runs an entry to its end.
-pub(super) async fn run(context: &Context, entry: Entry) {
+pub(super) async fn run(context: &Context, mut entry: Entry) {
     let hold = context.hands.hold(&entry.place);
     let mut running = None;
     // Held until the end by a job that may be what its workers died of.
@@ -58,7 +58,7 @@ pub(super) async fn run(context: &Context, entry: Entry) {
             Some(Some((verdict, session))) => Owed::told(verdict, session),
         };
         match owed {
-            Owed::Again => {}
+            Owed::Again => entry.begun_before = true,
             Owed::Nothing => return,
             Owed::Step(step, session) => {
                 if settle(context, &entry, step, session).await {
@@ -66,6 +66,7 @@ pub(super) async fn run(context: &Context, entry: Entry) {
                 }
                 tracing::warn!(job = %entry.id, "asking again what the entry is owed");
                 told.store(true, Ordering::Relaxed);
+                entry.begun_before = true;
                 hold.doubt();
             }
             Owed::Unfinished => {

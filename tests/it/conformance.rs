@@ -268,6 +268,7 @@ behaviours! {
         whatever_entry_is_left_of_a_healed_job_is_buried_for_its_failure,
         whatever_entry_is_left_of_a_healed_job_runs_after_a_release,
         healing_gives_way_to_an_end_under_a_lower_fence,
+        a_worker_that_has_begun_before_gets_a_new_fence,
         a_healed_attempt_belongs_to_its_run,
         record_and_log_each_tell_of_a_higher_fence,
     }

@@ -35,7 +35,7 @@ pub(super) fn verdict(run: Option<&Run>, entry: &Entry, worker: Option<&WorkerId
     let mine = placed
         && worker.is_some_and(|id| run.record.worker.as_deref() == Some(id.as_str()))
         && run.is_fresh()
-        && !entry.crashed;
+        && !(entry.crashed || entry.begun_before);
     // A waiting job that has a place was given back, and is carried by the entry that it ran on:
     // whoever was told to remove another may be about to do so.
     let given_back = run.record.state == State::Waiting && run.place.is_some();

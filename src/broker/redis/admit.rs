@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 
 use super::{
     Redis, codec,
@@ -149,11 +149,12 @@ impl Redis {
             }
             Ok(())
         };
-        match tokio::try_join!(plain, try_join_all(keyed)) {
-            Ok(_) => self.have_woken(told),
-            Err(error) => {
-                tracing::warn!(%error, "records not written; a repeat under a key may add its job again");
-            }
+        let (plain, keyed): (Result<()>, Vec<Result<()>>) = tokio::join!(plain, join_all(keyed));
+        if plain.is_ok() {
+            self.have_woken(told);
+        }
+        if let Err(error) = keyed.into_iter().fold(plain, Result::and) {
+            tracing::warn!(%error, "records not written; a repeat under a key may add its job again");
         }
     }
 

@@ -53,7 +53,7 @@ impl Redis {
             .arg(place_text(&entry.place))
             .arg(entry.attempt)
             .arg(entry.run)
-            .arg(u8::from(entry.crashed))
+            .arg(if entry.crashed { 1 } else { 2 * u8::from(entry.begun_before) })
             .arg(millis(self.options.job_ttl))
             .arg(crashes.most)
             .arg(u8::from(crashes.alone))

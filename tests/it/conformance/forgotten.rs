@@ -137,3 +137,18 @@ pub async fn record_and_log_each_tell_of_a_higher_fence(s: &Subject) {
     assert_eq!(s.heal(&old, &[started(&old)]).await.unwrap(), Written::Fenced);
     assert_eq!(s.finish(&new, 1).await, Written::Yes);
 }
+
+/// The same worker is given the entry of an attempt whose words are forgotten: its fence is spent, as
+/// readers may have seen other words under it.
+pub async fn a_worker_that_has_begun_before_gets_a_new_fence(s: &Subject) {
+    let me = worker("a");
+    let (entry, attempt) = s.running(&me).await;
+    assert_eq!(begun(s.begin(&entry, &me).await.unwrap()), attempt, "a repeat for a lost reply");
+    let again = Entry { begun_before: true, ..entry };
+    let next = begun(s.begin(&again, &me).await.unwrap());
+    assert!(next.fence > attempt.fence);
+    assert_eq!((next.number, next.failures), (2, 0));
+    assert_eq!(s.job(attempt.job).await.unwrap().unwrap().crashes, 0);
+    assert_eq!(s.kinds(attempt.job).await, ["started", "started"]);
+    assert_eq!(s.finish(&attempt, 1).await, Written::Fenced);
+}

@@ -4,7 +4,8 @@
 -- ARGV[1] event name: `started`, `failed` or `cancelled`
 -- ARGV[2] payload; for `started` its JSON object without the opening brace and without `attempt`
 -- ARGV[3] worker   ARGV[4] place of the entry (`LANE ENTRY-ID`)   ARGV[5] the entry's attempt
--- ARGV[6] the entry's run   ARGV[7] `1` where its last worker let the lease run out, else `0`
+-- ARGV[6] the entry's run   ARGV[7] `1` where its last worker let the lease run out; `2` where this one
+-- has begun it before, and may have written under that fence; else `0`
 -- ARGV[8] time to live in ms   ARGV[9] most crashes   ARGV[10] `1` where no other suspect runs
 -- ARGV[11] not to begin after, or `0`   ARGV[12] failure as JSON, for `failed`
 -- ARGV[13…] field, value, …: immutable fields, written where the producer left no record

@@ -167,6 +167,10 @@ impl Case<'_> {
         while !victim.fate.steps().contains(&"append") && !victim.fate.dead.is_cancelled() {
             tokio::time::sleep(Duration::from_millis(3)).await;
         }
+        // What it is to die of is under way: hurried, it would drop that.
+        if victim.fate.is_due() {
+            return;
+        }
         match self.story {
             Story::Cancelled => {
                 Admin::new(self.broker().clone()).cancel(id).await.unwrap();
@@ -199,11 +203,11 @@ impl Case<'_> {
         let name = format!("{:?} {:?}", self.story, self.plan);
         let fate = victim.fate.clone();
         let over = async {
-            match self.story {
-                // It leaves; nobody else is there to end the job.
-                Story::Released => victim.ended.cancelled().await,
-                _ => self.settled(id).await,
+            // It leaves; nobody else is there to end the job, and nothing is under way behind it.
+            if self.story == Story::Released {
+                return victim.ended.cancelled().await;
             }
+            self.settled(id).await;
             // What it was to die of may be under way just now.
             if fate.is_due() {
                 fate.dead.cancelled().await;

@@ -168,7 +168,7 @@ impl Case<'_> {
             tokio::time::sleep(Duration::from_millis(3)).await;
         }
         // What it is to die of is under way: hurried, it would drop that.
-        if victim.fate.is_due() {
+        if self.story == Story::Released && victim.fate.is_due() {
             return;
         }
         match self.story {

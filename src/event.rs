@@ -10,9 +10,9 @@
 mod chunk;
 mod codec;
 
-#[cfg(feature = "gateway")]
-pub(crate) use chunk::TEXT_FIELDS;
 pub use chunk::{Chunk, Piece};
+#[cfg(feature = "gateway")]
+pub(crate) use chunk::{TEXT_FIELDS, text_of};
 pub use codec::{Codec, DecodeError, Frame};
 
 use std::{fmt, str::FromStr};

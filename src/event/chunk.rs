@@ -4,6 +4,8 @@
 //! probabilities, a vendor's field, a finish reason) stays a piece of its own, so that a reader
 //! can rebuild every upstream delta that means something.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -16,7 +18,8 @@ pub struct Chunk {
     /// What the choices said, in order.
     pub choices: Vec<Piece>,
     /// Fields of the upstream's chunks beside the choices, such as `system_fingerprint`; each is
-    /// here when it first comes and when it changes.
+    /// here when it first comes and when it changes. `model` is here where the model names itself
+    /// otherwise than the request did.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub extra: Map<String, Value>,
 }
@@ -114,12 +117,12 @@ impl Chunk {
         self.choices.is_empty() && self.extra.is_empty()
     }
 
-    /// The text of the first choice in this chunk.
+    /// The text of the first choice in this chunk; of content that is a list, that of its text parts.
     pub fn text(&self) -> String {
         self.choices
             .iter()
             .filter(|piece| piece.index == 0)
-            .filter_map(|piece| piece.delta.get("content")?.as_str())
+            .filter_map(|piece| piece.delta.get("content").map(text_of))
             .collect()
     }
 
@@ -131,6 +134,18 @@ impl Chunk {
         let pieces = self.choices.iter();
         pieces.map(|piece| 32 + fields(&piece.delta) + fields(&piece.extra)).sum::<usize>()
             + fields(&self.extra)
+    }
+}
+
+/// The text of a message's content: the content itself, or the text parts of a list.
+pub(crate) fn text_of(content: &Value) -> Cow<'_, str> {
+    match content {
+        Value::String(text) => Cow::Borrowed(text),
+        Value::Array(parts) => {
+            let texts = parts.iter().filter(|part| part["type"] == "text");
+            Cow::Owned(texts.filter_map(|part| part["text"].as_str()).collect())
+        }
+        _ => Cow::Borrowed(""),
     }
 }
 
@@ -187,6 +202,16 @@ mod tests {
         assert_eq!(chunk.choices.len(), 3);
         let joined = &chunk.choices[1].delta["tool_calls"][0]["function"]["arguments"];
         assert_eq!(joined, "{\"a\":1}");
+    }
+
+    /// Text parts of a list were no text to whoever prints an answer.
+    #[test]
+    fn the_text_of_a_list_is_that_of_its_text_parts() {
+        let mut chunk = Chunk::default();
+        let think = json!({"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]});
+        chunk.push(piece(json!({"delta": {"content": [think, {"type": "text", "text": "a"}]}})));
+        chunk.push(piece(json!({"delta": {"content": "b"}})));
+        assert_eq!(chunk.text(), "ab");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
     ws::frame,
 };
 use crate::{
-    event::{Body, Chunk, Codec, Done, Event, EventId, Frame, Requeued, Started},
+    event::{Body, Chunk, Codec, Done, Event, EventId, Frame, Requeued, Started, text_of},
     job::{Job, JobId, Tenant, Timestamp},
 };
 
@@ -140,7 +140,7 @@ fn content(chunk: &str) -> Option<String> {
     let choices = chunk["choices"].as_array().map_or(&[][..], Vec::as_slice);
     assert!(chunk["object"] == "chat.completion.chunk" && choices.len() <= 1);
     let choice = choices.first().filter(|choice| choice["index"] == 0)?;
-    choice["delta"]["content"].as_str().map(str::to_owned)
+    choice["delta"].get("content").map(|content| text_of(content).into_owned())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 pub(super) mod assemble;
 pub(super) mod chunk;
 mod field;
+mod parts;
 mod repeat;
 pub(super) mod splice;
 mod status;

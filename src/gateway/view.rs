@@ -142,7 +142,7 @@ impl WholeJob {
     pub(super) fn new(record: Record, answer: &Assembly, done: Option<&Done>) -> Self {
         Self {
             job: Job::brief(record),
-            text: answer.text().to_owned(),
+            text: answer.text().into_owned(),
             choices: answer.choices(),
             last_event_id: answer.last_event_id(),
             ttft_ms: done.and_then(|done| done.ttft_ms),

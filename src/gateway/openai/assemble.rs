@@ -1,11 +1,14 @@
 //! A job's events folded into the whole answer.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde_json::{Map, Value, json};
 
-use super::field::{Field, Slots, is_text, repeats};
-use crate::event::{Body, Chunk, Event, EventId, Piece};
+use super::{
+    field::{Field, Slots, is_text, repeats},
+    parts,
+};
+use crate::event::{Body, Chunk, Event, EventId, Piece, text_of};
 
 /// The answer as far as it has come. It is never larger than the log that it is made of.
 #[derive(Debug, Clone, Default)]
@@ -53,10 +56,10 @@ impl Assembly {
         self.extra.extend(chunk.extra.clone());
     }
 
-    /// The first choice's text.
-    pub fn text(&self) -> &str {
+    /// The first choice's text; of content that is a list, that of its text parts.
+    pub fn text(&self) -> Cow<'_, str> {
         let content = self.choices.get(&0).and_then(|choice| choice.message.fields.get("content"));
-        content.and_then(Value::as_str).unwrap_or_default()
+        content.map(text_of).unwrap_or_default()
     }
 
     /// Every choice by index: `{"index", "message", "logprobs", "finish_reason"}` and what else the
@@ -155,6 +158,8 @@ impl Message {
         match self.fields.get_mut(name) {
             Some(Value::String(whole)) if repeats(name, whole, text) => {}
             Some(Value::String(whole)) => whole.push_str(text),
+            Some(Value::Array(_)) if text.is_empty() => {}
+            Some(Value::Array(whole)) => parts::extend(whole, &[parts::text(text)]),
             _ => {
                 self.fields.insert(name.to_owned(), text.into());
             }
@@ -181,14 +186,23 @@ fn add(fields: &mut Map<String, Value>, more: &Map<String, Value>) {
 }
 
 /// Keeps a field that is no known text: arrays grow, of anything else the last value stands. Text
-/// is not replaced by what is none.
+/// becomes a part of a list, and is not replaced by anything else.
 fn gather(fields: &mut Map<String, Value>, name: &str, value: &Value) {
     match (fields.get_mut(name), value) {
         (_, Value::Null) => {
             fields.entry(name).or_insert(Value::Null);
         }
+        (Some(Value::Array(whole)), Value::Array(more)) if is_text(name) => {
+            parts::extend(whole, more);
+        }
         (Some(Value::Array(whole)), Value::Array(more)) => whole.extend_from_slice(more),
-        (Some(Value::String(_)), _) if is_text(name) => {}
+        (Some(Value::String(said)), Value::Array(more)) if is_text(name) => {
+            let mut whole: Vec<Value> = Vec::new();
+            whole.extend((!said.is_empty()).then(|| parts::text(said)));
+            parts::extend(&mut whole, more);
+            fields.insert(name.to_owned(), whole.into());
+        }
+        (Some(Value::String(_) | Value::Array(_)), _) if is_text(name) => {}
         _ => {
             fields.insert(name.to_owned(), value.clone());
         }
@@ -281,12 +295,27 @@ mod tests {
         assert_eq!(pieces(json!([piece])).choices()[0]["message"], message);
     }
 
+    /// A list was replaced by the text behind it, and one behind text was dropped.
     #[test]
-    fn text_is_not_lost_to_what_is_none() {
-        let contents =
-            [json!([{"type": "thinking"}]), json!("a"), json!([1]), json!(null), json!("b")];
-        let deltas = contents.map(|content| json!({"delta": {"content": content}}));
-        assert_eq!(pieces(json!(deltas)).text(), "ab");
+    fn content_that_is_a_list_is_kept_beside_text() {
+        let content = |contents: Value| {
+            let contents = contents.as_array().unwrap().iter();
+            let deltas: Vec<_> =
+                contents.map(|content| json!({"delta": {"content": content}})).collect();
+            let assembly = pieces(json!(deltas));
+            let content = assembly.choices()[0]["message"]["content"].clone();
+            (content, assembly.text().into_owned())
+        };
+        let think = |text: &str| json!({"type": "thinking", "thinking": text});
+        let (kept, text) =
+            content(json!(["", [think("h")], [think("m")], "a", "b", null, "", 7, {"x": 1}]));
+        assert_eq!(kept, json!([think("hm"), {"type": "text", "text": "ab"}]));
+        assert_eq!(text, "ab");
+        let (kept, text) = content(json!(["a", [think("h")], "b", [1]]));
+        let parts = |text: &str| json!({"type": "text", "text": text});
+        assert_eq!(kept, json!([parts("a"), think("h"), parts("b"), 1]));
+        assert_eq!(text, "ab");
+        assert_eq!(content(json!(["a", 7, "b"])), (json!("ab"), "ab".to_owned()));
     }
 
     #[test]

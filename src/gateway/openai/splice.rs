@@ -12,7 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
-use super::field::{Field, Slots, repeats};
+use super::{
+    field::{Field, Slots, is_text, repeats},
+    parts,
+};
 use crate::event::{Body, Chunk, Piece};
 
 /// What has been sent of a job's answer.
@@ -181,9 +184,36 @@ impl Sent {
                     let calls = self.rest_of_calls(calls, closed)?;
                     (!calls.is_empty()).then_some(calls.into())
                 }
+                Field::Other(Value::Array(parts)) if is_text(name) => {
+                    let parts = self.rest_of_parts(name, parts, closed)?;
+                    (!parts.is_empty()).then_some(parts.into())
+                }
                 Field::Other(value) => self.others.entry(name.clone()).or_default().rest_of(value),
             };
             rest.extend(value.map(|value| (name.clone(), value)));
+        }
+        Ok(rest)
+    }
+
+    /// Of content that is a list, the text parts are compared as text is that comes without a list.
+    fn rest_of_parts(
+        &mut self,
+        name: &str,
+        parts: &[Value],
+        closed: bool,
+    ) -> Result<Vec<Value>, Differs> {
+        let mut rest = Vec::new();
+        for part in parts {
+            if let Some(text) = parts::text_in(part) {
+                let sent = self.texts.entry(name.to_owned()).or_default();
+                if let Some(text) = sent.rest_of(name, text, closed)? {
+                    let mut part = part.clone();
+                    part["text"] = text;
+                    rest.push(part);
+                }
+            } else if self.others.entry(name.to_owned()).or_default().passes(part) {
+                rest.push(part.clone());
+            }
         }
         Ok(rest)
     }

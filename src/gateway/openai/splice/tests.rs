@@ -182,3 +182,21 @@ fn fields_beside_the_choices_are_sent_when_they_change() {
     };
     assert_eq!([sent("a"), sent("a"), sent("b")], [1, 0, 1]);
 }
+
+/// Of content that is a list, a new attempt's text was withheld by its number of parts, whatever it said.
+#[test]
+fn text_in_a_list_of_parts_is_compared_as_text() {
+    let mut splice = Splice::default();
+    let think = json!({"type": "thinking", "thinking": []});
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let list = |parts: Value| json!([{"index": 0, "delta": {"content": parts}}]);
+    let first = list(json!([think, text("Hel")]));
+    assert_eq!(push(&mut splice, first.clone()), Ok(first));
+    assert_eq!(say(&mut splice, "lo"), Ok(said("lo")));
+    again(&mut splice);
+    assert_eq!(say(&mut splice, "Hell"), Ok(nothing()));
+    let more = list(json!([think, text("o!")]));
+    assert_eq!(push(&mut splice, more), Ok(list(json!([text("!")]))));
+    again(&mut splice);
+    assert_eq!(push(&mut splice, list(json!([text("Hi")]))), DIVERGED);
+}

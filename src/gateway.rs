@@ -52,12 +52,12 @@ pub mod ws;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-pub use app::ModelSource;
 pub use auth::{Caller, Right, generate_key};
 use axum::response::IntoResponse;
 pub use counters::Counters;
 pub use door::Door;
 pub use error::Refusal;
+pub use models::{Model, ModelSource};
 pub use options::{Limits, OnDisconnect, Options};
 pub use serve::{Bound, Stopped};
 use tokio::sync::mpsc;
@@ -143,7 +143,7 @@ impl Gateway {
 
     /// Asks `source` for the models where [`Options::models`] names none.
     pub fn models_from(&self, source: ModelSource) {
-        self.app.models.set(source).ok();
+        self.app.models.ask_at(source);
     }
 
     /// Every route. What they need goes on for as long as there is such a router, or this gateway. Nested below a

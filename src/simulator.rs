@@ -52,6 +52,7 @@
 //! | `ttft=MS` | milliseconds until the first token |
 //! | `burst=N` | tokens per chunk, 1 without it |
 //! | `fault=SPEC` | what goes wrong, see [`Fault`] |
+//! | `alias=1` | the answer comes from `NAME-0`, as where a model's name stands for its newest version |
 //! | `extra=1` | vendor fields: `x_vendor` on every chunk, `reasoning_content` before the text |
 //!
 //! # Pace

@@ -26,6 +26,17 @@ pub struct Part {
     pub extra: Map<String, Value>,
 }
 
+/// A model that an upstream serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Model {
+    /// Its name in requests.
+    pub id: String,
+    /// When it was made, in seconds since the epoch; 0 where that is not told.
+    pub created: u64,
+    /// Whose it is; empty where that is not told.
+    pub owned_by: String,
+}
+
 /// An answer as it comes. Dropping it drops the call.
 pub type Parts = Pin<Box<dyn Stream<Item = Result<Part, Failure>> + Send>>;
 
@@ -36,8 +47,8 @@ pub trait Upstream: Send + Sync {
     /// A stream that ends without an error may still have been cut: look for a finish reason.
     async fn answer(&self, request: &ChatRequest, stream: bool) -> Result<Parts, Failure>;
 
-    /// The names of the models that it serves; none where it does not tell.
-    async fn models(&self) -> Result<Vec<String>, Failure> {
+    /// The models that it serves; none where it does not tell.
+    async fn models(&self) -> Result<Vec<Model>, Failure> {
         Ok(Vec::new())
     }
 }

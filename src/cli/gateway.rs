@@ -16,8 +16,9 @@ use super::{
 };
 use crate::{
     config::{Config, Flag},
-    gateway::{Door, Gateway, Stopped},
+    gateway::{self, Door, Gateway, Stopped},
     listener::Listener,
+    upstream::Model,
 };
 
 /// Serve jobs, their events, and OpenAI-compatible routes over HTTP until SIGTERM
@@ -101,7 +102,12 @@ pub(super) fn build(
         let upstream = parts::upstream(config)?;
         gateway.models_from(std::sync::Arc::new(move || {
             let upstream = std::sync::Arc::clone(&upstream);
-            Box::pin(async move { upstream.models().await.map_err(|failure| failure.to_string()) })
+            Box::pin(async move {
+                let models = upstream.models().await.map_err(|failure| failure.to_string())?;
+                let model =
+                    |Model { id, created, owned_by }| gateway::Model { id, created, owned_by };
+                Ok(models.into_iter().map(model).collect())
+            })
         }));
     }
     Ok(gateway)

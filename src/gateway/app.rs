@@ -1,17 +1,13 @@
 //! What the handlers share.
 
-use std::{
-    fmt,
-    sync::{Arc, OnceLock},
-};
+use std::fmt;
 
-use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Error, Options, auth::Keys, breaker::Breaker, cache::Cache, counters::Counters, error::Refusal,
-    slots::Slots,
+    models::Catalogue, slots::Slots,
 };
 use crate::{
     admin::Admin,
@@ -20,10 +16,6 @@ use crate::{
     listener::Listener,
     producer::{self, Producer},
 };
-
-/// Tells the names of the models there are.
-pub type ModelSource =
-    Arc<dyn Fn() -> BoxFuture<'static, Result<Vec<String>, String>> + Send + Sync>;
 
 pub(super) struct App {
     pub(super) options: Options,
@@ -36,7 +28,7 @@ pub(super) struct App {
     pub(super) cache: Cache,
     pub(super) slots: Slots,
     pub(super) counters: Counters,
-    pub(super) models: OnceLock<ModelSource>,
+    pub(super) models: Catalogue,
     /// Event streams end, with a hint to come back.
     pub(super) closing: CancellationToken,
     /// Every answer ends, whole or not.
@@ -70,7 +62,7 @@ impl App {
             cache: Cache::new(options.cache_bytes),
             slots: Slots::new(&options.limits),
             counters: Counters::default(),
-            models: OnceLock::new(),
+            models: Catalogue::default(),
             closing: CancellationToken::new(),
             producer: Producer::new(broker.clone(), producer),
             admin: Admin::new(broker.clone()),

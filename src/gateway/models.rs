@@ -1,6 +1,13 @@
 //! `/v1/models`.
+//!
+//! Where none are configured, the gateway's upstream is asked: once for all who wait, for so long and no longer,
+//! and what it tells is kept for every route. That it does not answer is kept as well, for a shorter time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::{
     Json as Reply,
@@ -8,7 +15,12 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
+use futures_util::future::BoxFuture;
 use serde::Serialize;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 use utoipa::ToSchema;
 
 use super::{
@@ -22,40 +34,118 @@ use super::{
 /// How long the list is kept.
 const LIFETIME: Duration = Duration::from_secs(60);
 
+/// How long it is kept that there is no list.
+const RESPITE: Duration = Duration::from_secs(5);
+
+/// How long the upstream may take to tell its models.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A model, as whoever serves it tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Model {
+    /// Its name in requests.
+    pub id: String,
+    /// When it was made, in seconds since the epoch; 0 where that is not known.
+    pub created: u64,
+    /// Whose it is.
+    pub owned_by: String,
+}
+
+impl Model {
+    /// A model of which only the name is known.
+    pub fn named(id: impl Into<String>) -> Self {
+        Self { id: id.into(), created: 0, owned_by: "millstream".to_owned() }
+    }
+}
+
+/// Tells the models there are.
+pub type ModelSource =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<Vec<Model>, String>> + Send + Sync>;
+
+/// The models that are known, and where they are asked for.
+#[derive(Default)]
+pub(super) struct Catalogue {
+    source: OnceLock<ModelSource>,
+    told: Mutex<Option<Told>>,
+}
+
+/// What the source told, and until when that counts.
+#[derive(Clone)]
+struct Told {
+    models: Option<Arc<[Model]>>,
+    until: Instant,
+}
+
+impl fmt::Debug for Catalogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Catalogue").finish_non_exhaustive()
+    }
+}
+
+impl Catalogue {
+    /// The first source stays.
+    pub(super) fn ask_at(&self, source: ModelSource) {
+        self.source.set(source).ok();
+    }
+
+    /// The models, and for how long that counts.
+    async fn models(&self, configured: &[String]) -> Result<(Arc<[Model]>, Duration), Refusal> {
+        let source = self.source.get().filter(|_| configured.is_empty());
+        let Some(source) = source else {
+            return Ok((configured.iter().map(Model::named).collect(), LIFETIME));
+        };
+        let told = timeout(PATIENCE, self.told(source)).await.ok();
+        let known = told.and_then(|told| Some((told.models?, told.until)));
+        known.map(|(models, until)| (models, until - Instant::now())).ok_or_else(|| {
+            let text = "the model's endpoint does not tell its models now; set gateway.models to name them";
+            Refusal::new(StatusCode::BAD_GATEWAY, "models_unknown", text)
+        })
+    }
+
+    /// One asks, the others wait for its answer.
+    async fn told(&self, source: &ModelSource) -> Told {
+        let mut last = self.told.lock().await;
+        if let Some(told) = last.clone().filter(|told| told.until > Instant::now()) {
+            return told;
+        }
+        // Kept before it is known: whoever waits behind a source that hangs is not to wait as long again.
+        *last = Some(Told { models: None, until: Instant::now() + PATIENCE + RESPITE });
+        let models = match source().await {
+            Ok(models) => Some(models.into()),
+            Err(error) => {
+                tracing::warn!(error, "models not known");
+                None
+            }
+        };
+        let lifetime = if models.is_some() { LIFETIME } else { RESPITE };
+        last.insert(Told { models, until: Instant::now() + lifetime }).clone()
+    }
+}
+
 /// The models there are.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Models {
     /// `list`.
     object: &'static str,
-    data: Vec<Model>,
+    data: Vec<Shown>,
 }
 
 /// A model.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Model {
+#[schema(as = Model)]
+pub(super) struct Shown {
     id: String,
     /// `model`.
     object: &'static str,
-    /// Not known: 0.
+    /// As its endpoint tells, in seconds since the epoch; 0 where that is not known.
     created: u64,
-    owned_by: &'static str,
+    owned_by: String,
 }
 
-impl Model {
-    fn of(id: String) -> Self {
-        Self { id, object: "model", created: 0, owned_by: "millstream" }
-    }
-}
-
-async fn names(app: &App) -> Result<Vec<String>, Refusal> {
-    let configured = &app.options.models;
-    match app.models.get() {
-        Some(source) if configured.is_empty() => source().await.map_err(|error| {
-            tracing::warn!(error, "models not known");
-            let text = "the model's endpoint does not tell its models now; set gateway.models to name them";
-            Refusal::new(StatusCode::BAD_GATEWAY, "models_unknown", text)
-        }),
-        _ => Ok(configured.clone()),
+impl From<&Model> for Shown {
+    fn from(model: &Model) -> Self {
+        let Model { id, created, owned_by } = model.clone();
+        Self { id, object: "model", created, owned_by }
     }
 }
 
@@ -73,8 +163,9 @@ pub(super) async fn list(
 ) -> Result<Response, Refusal> {
     caller.needs(Right::Read)?;
     let find = async {
-        let data = names(&app).await?.into_iter().map(Model::of).collect();
-        Ok(Answer::new(&Models { object: "list", data }, LIFETIME, false))
+        let (models, lifetime) = app.models.models(&app.options.models).await?;
+        let data = models.iter().map(Shown::from).collect();
+        Ok(Answer::new(&Models { object: "list", data }, lifetime, false))
     };
     Ok(app.cache.get(Key::Models, &app.counters, find).await?.respond(&headers))
 }
@@ -82,17 +173,71 @@ pub(super) async fn list(
 /// One model
 #[utoipa::path(get, path = "/v1/models/{model}", operation_id = "show_model", tag = "openai",
     params(("model" = String, Path, description = "The model's name")),
-    responses((status = 200, description = "The model", body = Model),
+    responses((status = 200, description = "The model", body = Shown),
         (status = 502, description = "The model's endpoint does not tell", body = super::error::ErrorBody)))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     Known(caller): Known,
     Named(id): Named,
-) -> Result<Reply<Model>, Refusal> {
+) -> Result<Reply<Shown>, Refusal> {
     caller.needs(Right::Read)?;
-    if names(&app).await?.contains(&id) {
-        return Ok(Reply(Model::of(id)));
+    let (models, _) = app.models.models(&app.options.models).await?;
+    if let Some(model) = models.iter().find(|model| model.id == id) {
+        return Ok(Reply(model.into()));
     }
     let text = format!("there is no model `{id}`; GET /v1/models lists those there are");
     Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", text).at("model"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// Counts how often it is asked; never answers while `hang`.
+    fn source(asked: &Arc<AtomicU32>, hang: bool) -> ModelSource {
+        let asked = Arc::clone(asked);
+        Arc::new(move || {
+            asked.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async move {
+                if hang {
+                    std::future::pending::<()>().await;
+                }
+                Ok(vec![Model { id: "a".to_owned(), created: 7, owned_by: "b".to_owned() }])
+            })
+        })
+    }
+
+    /// Of an endpoint that never answers, everybody who asked for models waited for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_hangs_is_waited_for_once_and_not_for_ever() {
+        let (asked, catalogue) = (Arc::default(), Catalogue::default());
+        catalogue.ask_at(source(&asked, true));
+        let began = Instant::now();
+        let ask = || async { catalogue.models(&[]).await.unwrap_err().error.code };
+        assert_eq!(tokio::join!(ask(), ask()), ("models_unknown".into(), "models_unknown".into()));
+        assert_eq!(ask().await, "models_unknown");
+        assert_eq!((began.elapsed(), asked.load(Ordering::Relaxed)), (PATIENCE, 1));
+        tokio::time::advance(RESPITE).await;
+        assert_eq!(ask().await, "models_unknown");
+        assert_eq!((began.elapsed(), asked.load(Ordering::Relaxed)), (PATIENCE * 2 + RESPITE, 2));
+    }
+
+    /// Each request for one model asked the endpoint again.
+    #[tokio::test(start_paused = true)]
+    async fn what_the_source_tells_is_kept_whole_for_its_time() {
+        let (asked, catalogue) = (Arc::default(), Catalogue::default());
+        catalogue.ask_at(source(&asked, false));
+        for wait in [0, 40, 15] {
+            tokio::time::advance(Duration::from_secs(wait)).await;
+            let (models, left) = catalogue.models(&[]).await.unwrap();
+            assert_eq!((models[0].created, &*models[0].owned_by), (7, "b"));
+            assert!(left + Duration::from_secs(wait) <= LIFETIME);
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        catalogue.models(&[]).await.unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+        assert_eq!(catalogue.models(&["x".to_owned()]).await.unwrap().0[0], Model::named("x"));
+    }
 }

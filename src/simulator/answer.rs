@@ -77,7 +77,11 @@ impl Answer {
             ttft: directives.ttft.unwrap_or(options.ttft).min(LONGEST),
             rate: directives.rate.unwrap_or(options.rate),
             tool: request.tool,
-            model: request.model,
+            model: if directives.alias == Some(true) {
+                format!("{}-0", request.model.split('?').next().unwrap_or_default())
+            } else {
+                request.model
+            },
         })
     }
 

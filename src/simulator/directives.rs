@@ -20,6 +20,8 @@ pub(super) struct Directives {
     pub(super) burst: Option<u32>,
     pub(super) fault: Option<Fault>,
     pub(super) extra: Option<bool>,
+    /// Whether the model's name is another's alias.
+    pub(super) alias: Option<bool>,
 }
 
 impl Directives {
@@ -59,12 +61,15 @@ impl Directives {
             "extra" => {
                 self.extra = Some(read(key, value, "0 or 1", |extra: &u8| *extra <= 1)? == 1);
             }
+            "alias" => {
+                self.alias = Some(read(key, value, "0 or 1", |alias: &u8| *alias <= 1)? == 1);
+            }
             "fault" => {
                 self.fault = Some(value.parse().map_err(|error: super::Error| error.to_string())?);
             }
             _ => {
                 return Err(format!(
-                    "unknown directive `{key}`; allowed are tokens, rate, ttft, burst, fault, extra"
+                    "unknown directive `{key}`; allowed are tokens, rate, ttft, burst, fault, extra, alias"
                 ));
             }
         }
@@ -80,6 +85,7 @@ impl Directives {
             burst: self.burst.or(weaker.burst),
             fault: self.fault.or(weaker.fault),
             extra: self.extra.or(weaker.extra),
+            alias: self.alias.or(weaker.alias),
         }
     }
 }
@@ -120,6 +126,7 @@ mod tests {
             ("rate=NaN", "`NaN`"),
             ("burst=0", "`burst`"),
             ("extra=2", "0 or 1"),
+            ("alias=", "`alias`"),
             ("fault=rain", "`rain`"),
             ("ttft", "`ttft`"),
         ] {

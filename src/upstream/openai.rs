@@ -19,7 +19,7 @@ use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{Part, Parts, Upstream, gate::Gate};
+use super::{Model, Part, Parts, Upstream, gate::Gate};
 use crate::{
     error::{Code, Failure},
     event::Piece,
@@ -118,21 +118,33 @@ impl Upstream for OpenAi {
         Ok(Box::pin(stream::iter([part])))
     }
 
-    async fn models(&self) -> Result<Vec<String>, Failure> {
+    async fn models(&self) -> Result<Vec<Model>, Failure> {
         let models: Models = self.client.models().list_byot().await.map_err(failure)?;
-        Ok(models.data.into_iter().map(|model| model.id).collect())
+        Ok(models.data.into_iter().map(Model::from).collect())
     }
 }
 
 /// A list of models.
 #[derive(Deserialize)]
 struct Models {
-    data: Vec<Model>,
+    data: Vec<Listed>,
 }
 
+/// A model of a list. Endpoints agree on the name alone.
 #[derive(Deserialize)]
-struct Model {
+struct Listed {
     id: String,
+    #[serde(default)]
+    created: Value,
+    #[serde(default)]
+    owned_by: Value,
+}
+
+impl From<Listed> for Model {
+    fn from(listed: Listed) -> Self {
+        let owned_by = listed.owned_by.as_str().unwrap_or_default().to_owned();
+        Self { id: listed.id, created: listed.created.as_u64().unwrap_or_default(), owned_by }
+    }
 }
 
 /// The request with the fields that decide streaming set, and every other field as it came.
@@ -188,8 +200,8 @@ fn part(raw: &RawValue) -> Result<Part, Failure> {
         extra: choice.extra,
     });
     Ok(Part {
-        id: wire.id,
-        model: wire.model,
+        id: wire.id.filter(|id| !id.is_empty()),
+        model: wire.model.filter(|model| !model.is_empty()),
         pieces: pieces.collect(),
         usage: wire.usage.filter(|usage| !usage.is_null()),
         extra,
@@ -369,6 +381,18 @@ mod tests {
         assert!(text.contains("123456789012345678901") && text.contains(r#""stream":true"#));
         let text = serde_json::to_string(&shaped(&request, false)).unwrap();
         assert!(!text.contains("stream_options"), "{text}");
+    }
+
+    /// Their age and owner were lost, and one odd field would have hidden all.
+    #[test]
+    fn models_keep_what_is_told_of_them() {
+        let list = json!({"data": [{"id": "a", "created": 7, "owned_by": "b", "x": 1},
+            {"id": "c", "created": null, "owned_by": ["d"]}]});
+        let list: Models = serde_json::from_value(list).unwrap();
+        let [full, bare] = list.data.try_into().ok().unwrap();
+        let expected = Model { id: "a".to_owned(), created: 7, owned_by: "b".to_owned() };
+        assert_eq!(Model::from(full), expected);
+        assert_eq!(Model::from(bare), Model { id: "c".to_owned(), ..Model::default() });
     }
 
     #[test]

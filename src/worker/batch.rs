@@ -21,11 +21,14 @@ pub(super) struct Batch {
     flushed: Instant,
     /// Chunk-level fields as they were last sent.
     extra: Map<String, Value>,
+    /// The model that answers, as far as readers know: the one that was asked for, or as it names itself.
+    model: String,
 }
 
 impl Batch {
-    pub(super) fn new(interval: Duration, most: usize) -> Self {
+    pub(super) fn new(interval: Duration, most: usize, model: String) -> Self {
         Self {
+            model,
             chunk: Chunk::default(),
             first: true,
             spoke: false,
@@ -41,6 +44,10 @@ impl Batch {
         for piece in part.pieces.drain(..) {
             self.spoke |= piece.speaks();
             self.chunk.push(piece);
+        }
+        if let Some(model) = part.model.take().filter(|model| *model != self.model) {
+            self.chunk.extra.insert("model".to_owned(), model.as_str().into());
+            self.model = model;
         }
         for (name, value) in std::mem::take(&mut part.extra) {
             if self.extra.get(&name) != Some(&value) {
@@ -132,7 +139,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_first_goes_at_once_then_by_interval_or_size() {
-        let mut batch = Batch::new(Duration::from_millis(100), 100);
+        let mut batch = Batch::new(Duration::from_millis(100), 100, String::new());
         let role = json!({"index": 0, "delta": {"role": "assistant", "content": ""}});
         batch.push(&mut Part {
             pieces: vec![serde_json::from_value(role).unwrap()],
@@ -151,11 +158,23 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_field_beside_the_choices_goes_out_once() {
-        let mut batch = Batch::new(Duration::ZERO, 1);
+        let mut batch = Batch::new(Duration::ZERO, 1, "m".to_owned());
         batch.push(&mut part("a"));
         assert_eq!(batch.take().unwrap().extra.len(), 1);
         batch.push(&mut part("b"));
         assert!(batch.take().unwrap().extra.is_empty());
+    }
+
+    /// The name behind an alias was told at the end alone, when a stream had named the alias throughout.
+    #[tokio::test(start_paused = true)]
+    async fn the_model_behind_another_name_is_told_with_the_first_words() {
+        let mut batch = Batch::new(Duration::ZERO, 1, "m".to_owned());
+        for (named, told) in [("m", json!(null)), ("m-1", json!("m-1")), ("m-1", json!(null))] {
+            let mut part = Part { model: Some(named.to_owned()), ..part("a") };
+            batch.push(&mut part);
+            let chunk = batch.take().unwrap();
+            assert_eq!(chunk.extra.get("model").unwrap_or(&Value::Null), &told);
+        }
     }
 
     #[test]

@@ -71,12 +71,13 @@ impl<'a> Generation<'a> {
     ) -> Self {
         let now = Instant::now();
         let options = &context.options;
+        let model = job.request.model();
         Self {
             context,
             job,
             stop,
             pen: Pen::Idle(Box::new(publisher)),
-            batch: Batch::new(options.flush_interval, options.flush_bytes),
+            batch: Batch::new(options.flush_interval, options.flush_bytes, model),
             summary: Summary::default(),
             began: now,
             ttft: None,

@@ -27,7 +27,9 @@ const CHOICES: u32 = 128;
 pub struct Writer {
     id: String,
     created: u64,
+    /// The model that was asked for, until it names itself.
     model: String,
+    named: bool,
     include_usage: bool,
     /// Choices that have been mentioned.
     opened: BTreeSet<u32>,
@@ -40,13 +42,17 @@ impl Writer {
     /// A stream of one job; `created` is in seconds.
     pub fn new(id: String, created: u64, model: String, include_usage: bool) -> Self {
         let (opened, lasting, waiting) = Default::default();
-        Self { id, created, model, include_usage, opened, lasting, waiting }
+        Self { id, created, model, named: false, include_usage, opened, lasting, waiting }
     }
 
     /// The chunks that tell this, each the data of one event.
     pub fn write(&mut self, chunk: Chunk) -> Vec<String> {
         for (name, value) in chunk.extra {
-            if LASTING.contains(&name.as_str()) {
+            if let Some(model) = value.as_str().filter(|_| name == "model" && !self.named) {
+                // Another attempt may be answered by another model: a stream has one name.
+                model.clone_into(&mut self.model);
+                self.named = true;
+            } else if LASTING.contains(&name.as_str()) {
                 self.lasting.insert(name, value);
             } else if !OWN.contains(&name.as_str()) {
                 self.waiting.insert(name, value);
@@ -191,6 +197,19 @@ mod tests {
         assert_eq!(chunks[2]["choices"][0]["logprobs"], json!({"content": []}));
         let far = json!({"choices": [{"index": u32::MAX, "delta": {"content": "x"}}]});
         assert_eq!(written(&mut writer, far).len(), 1);
+    }
+
+    /// A stream named the model that was asked for, the whole answer the one that answered.
+    #[test]
+    fn a_stream_has_the_name_that_the_model_gives_itself() {
+        let mut writer = writer(false);
+        let piece = json!({"index": 0, "delta": {"content": "a"}});
+        for (told, named) in
+            [(json!({"model": "m-1"}), "m-1"), (json!({}), "m-1"), (json!({"model": "m-2"}), "m-1")]
+        {
+            let chunks = written(&mut writer, json!({"choices": [piece], "extra": told}));
+            assert_eq!(chunks[0]["model"], named);
+        }
     }
 
     #[test]

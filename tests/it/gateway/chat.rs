@@ -125,6 +125,43 @@ async fn an_answer_is_a_jobs() {
     assert_eq!(before[0]["choices"][0]["delta"]["role"], "assistant");
 }
 
+/// The job showed the text alone, where its stream had begun with a list of what the model thinks.
+#[tokio::test]
+async fn a_job_shows_the_list_of_parts_that_its_stream_has() {
+    let broker = embedded();
+    let web = Web::start(&broker, options());
+    let asked = tokio::spawn(Sse::open(web.posted(PATH, &streamed("chunks"))));
+    let mut hand = Hand::begin(&broker).await;
+    let think = json!({"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]});
+    hand.piece(json!({"delta": {"content": [think]}})).await;
+    hand.say("Be").await;
+    hand.say("cause").await;
+    hand.done().await;
+    let stream = asked.await.unwrap();
+    let id = stream.headers["x-millstream-job"].to_str().unwrap().to_owned();
+    let chunks = chunks(stream).await;
+    assert_eq!(chunks[0]["choices"][0]["delta"]["content"], json!([think]));
+    assert_eq!(said(&chunks, 0), "Because");
+    let shown = job(&web, &id).await;
+    let text = json!({"type": "text", "text": "Because"});
+    assert_eq!(shown["choices"][0]["message"]["content"], json!([think, text]));
+    assert_eq!(shown["text"], "Because");
+}
+
+/// A stream named the model that was asked for, the whole answer the one that answered.
+#[tokio::test]
+async fn a_stream_and_a_whole_answer_name_the_same_model() {
+    let broker = embedded();
+    let web = Web::start(&broker, options());
+    let _working = working(&broker, &web, instant(), tries(1)).await;
+    let mut request = chat("alias");
+    request["model"] = "m?alias=1".into();
+    assert_eq!(web.post(PATH, &request).await.json()["model"], "m-0");
+    request["stream"] = true.into();
+    let chunks = chunks(stream(&web, &request).await).await;
+    assert!(chunks.len() > 1 && chunks.iter().all(|chunk| chunk["model"] == "m-0"), "{chunks:?}");
+}
+
 #[tokio::test]
 async fn choices_tools_and_what_is_unknown_pass_through() {
     let broker = embedded();

@@ -45,6 +45,16 @@ impl EventId {
     pub fn precedes(self, next: Self) -> bool {
         self.fence == next.fence && self.seq.checked_add(1) == Some(next.seq)
     }
+
+    /// The greatest ID below this one.
+    #[must_use]
+    pub(crate) fn before(self) -> Self {
+        match (self.fence, self.seq.checked_sub(1)) {
+            (fence, Some(seq)) => Self { fence, seq },
+            (0, None) => Self::START,
+            (fence, None) => Self { fence: fence - 1, seq: u64::MAX },
+        }
+    }
 }
 
 impl fmt::Display for EventId {

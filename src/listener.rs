@@ -5,6 +5,7 @@
 //! messages; whenever these may have a gap it reads the log again from its cursor. The log is the
 //! truth: what a reader sees is exactly what the log holds, in order, once.
 
+mod doubt;
 mod follow;
 mod hub;
 mod text;
@@ -36,6 +37,10 @@ pub struct Options {
     /// How long a reader waits for the next event, unless it says otherwise.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
+    /// How long a job's record may be missing before its readers are told that the job is forgotten. A
+    /// worker that runs the job writes the record again together with its next words.
+    #[serde(with = "humantime_serde")]
+    pub forgotten_after: Duration,
 }
 
 impl Default for Options {
@@ -45,6 +50,7 @@ impl Default for Options {
             buffer: 256,
             page: 512,
             idle_timeout: Duration::from_secs(120),
+            forgotten_after: Duration::from_secs(30),
         }
     }
 }
@@ -56,6 +62,19 @@ pub enum Error {
     /// There is no such job, or it has expired.
     #[error("no job {0}: it never existed, or its record has expired")]
     NotFound(JobId),
+    /// The job's record was there, and is gone before the job has come to an end: the broker has lost or
+    /// evicted it, or has come back without it. A reader looks for the record whenever it connects again
+    /// and whenever the log has nothing more for it; it waits `forgotten_after` for a worker that
+    /// still runs the job and writes it again. Every way of reading ends with this error
+    /// ([`Listen::events`], [`Listen::text`], [`Listen::answer`]).
+    #[error(
+        "job {0} is forgotten: its record is gone before the job has ended, and no worker has written \
+         it again; enqueue the job once more"
+    )]
+    Forgotten(JobId),
+    /// The job has ended, and its events are gone before this reader has read them all.
+    #[error("the events of job {0} have expired before they were read to the end")]
+    Expired(JobId),
     /// No event came for that long.
     #[error("no event for {}; the job goes on, listen again to follow it", secs(*.0))]
     Idle(Duration),
@@ -76,6 +95,8 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NotFound(_) => "job_not_found",
+            Self::Forgotten(_) => "job_forgotten",
+            Self::Expired(_) => "events_expired",
             Self::Idle(_) => "listen_idle",
             Self::Timeout(_) => "listen_timeout",
             Self::Broker(error) => error.code(),
@@ -114,6 +135,7 @@ impl Listener {
             page: self.options.page,
             idle_timeout: Some(self.options.idle_timeout),
             timeout: None,
+            forgotten_after: self.options.forgotten_after,
             expected: false,
             tenant: None,
         }
@@ -130,6 +152,7 @@ pub struct Listen {
     page: usize,
     idle_timeout: Option<Duration>,
     timeout: Option<Duration>,
+    forgotten_after: Duration,
     expected: bool,
     tenant: Option<Tenant>,
 }

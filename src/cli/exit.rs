@@ -196,6 +196,11 @@ impl From<listener::Error> for Error {
             listener::Error::NotFound(_) => {
                 (Exit::Usage, "check the ID, REDIS_URL and redis.prefix")
             }
+            listener::Error::Forgotten(_) => (Exit::Broker, ""),
+            listener::Error::Expired(_) => (
+                Exit::Usage,
+                "`millstream jobs show` tells how it ended, if its record is still there",
+            ),
             listener::Error::Idle(_) => {
                 (Exit::Broker, "`millstream workers` shows whether any is alive")
             }

@@ -157,6 +157,7 @@ fn clients(c: &Config) -> Vec<Rule> {
         within("listener.buffer", c.listener.buffer, 1, 1_000_000),
         within("listener.page", c.listener.page, 1, 100_000),
         span("listener.idle_timeout", c.listener.idle_timeout, 100 * MS, YEAR),
+        span("listener.forgotten_after", c.listener.forgotten_after, 100 * MS, HOUR),
         text(
             "log.filter",
             filter,

@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 93] = [
+const OTHERS: [(&str, &str); 94] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
@@ -67,6 +67,7 @@ const OTHERS: [(&str, &str); 93] = [
     ("listener.buffer", "3"),
     ("listener.page", "9"),
     ("listener.idle_timeout", "5s"),
+    ("listener.forgotten_after", "3s"),
     ("gateway.listen", "127.0.0.1:0"),
     ("gateway.keys", "keys.toml"),
     ("gateway.secret", "0123456789abcdef0123456789abcdef"),

@@ -195,6 +195,12 @@ impl From<listener::Error> for Refusal {
         match error {
             listener::Error::NotFound(id) => Self::no_job(id),
             listener::Error::Broker(error) => error.into(),
+            listener::Error::Forgotten(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.code(), error.to_string())
+            }
+            listener::Error::Expired(_) => {
+                Self::new(StatusCode::GONE, error.code(), error.to_string())
+            }
             other => Self::new(StatusCode::GATEWAY_TIMEOUT, other.code(), other.to_string()),
         }
     }

@@ -1,17 +1,24 @@
 //! One reader's way through a job's log: replay, then live, and back to the log whenever the live
 //! messages may have a gap.
+//!
+//! A log that has nothing more is not enough to wait for live messages: on a new connection, and wherever
+//! a read comes back empty, the reader looks at the record too. One that is over, or gone, sends nothing.
+
+mod look;
 
 use std::{collections::VecDeque, time::Duration};
 
 use futures_util::{Stream, stream};
+use look::{Claim, Known};
 use tokio::time::Instant;
 
 use super::{
     Error, Listen,
+    doubt::Doubt,
     hub::{Heard, Link, Subscription},
 };
 use crate::{
-    broker::{self, Record, Topic},
+    broker::{Record, Topic},
     event::{Event, EventId},
     retry::Backoff,
 };
@@ -23,6 +30,10 @@ enum Phase {
     Open,
     /// From the log, until a page is not full.
     Replay,
+    /// From the record and the log: whether anything is to be waited for.
+    Look,
+    /// From the log's last event: whether the reader's cursor is one of its IDs.
+    Judge,
     /// From live messages.
     Live,
     /// From the log with backoff, because nothing arrives live.
@@ -42,6 +53,12 @@ pub(super) struct Follow {
     synced: u64,
     /// The event behind which the log had a gap at the last read.
     gap: Option<EventId>,
+    /// The cursor, as long as the log does not hold it.
+    cursor: Option<Claim>,
+    /// Where the job stood at the last look; `None` until its record or an event was seen.
+    known: Option<Known>,
+    /// Since when its record is missing.
+    missing: Option<Instant>,
     backoff: Backoff,
     /// The last event handed out ended a run.
     over: bool,
@@ -61,6 +78,9 @@ impl Follow {
             queue: VecDeque::new(),
             synced: 0,
             gap: None,
+            cursor: None,
+            known: None,
+            missing: None,
             backoff: Backoff::reading(),
             over: false,
             ended: false,
@@ -128,18 +148,35 @@ impl Follow {
             Phase::Open => self.open().await.map(|_| ()),
             Phase::Replay => {
                 let read = self.read().await;
-                match read {
-                    Ok(full) => self.settle(full),
-                    Err(error) if error.is_transient() => self.phase = Phase::Fallback,
-                    Err(error) => return Err(error.into()),
-                }
-                Ok(())
+                self.tried(read)
+            }
+            Phase::Look => {
+                let look = self.look().await;
+                self.tried(look)
+            }
+            Phase::Judge => {
+                let judged = self.judge().await;
+                self.tried(judged.map_err(Error::from))
             }
             Phase::Live => {
                 self.hear().await;
                 Ok(())
             }
             Phase::Fallback => self.poll().await,
+        }
+    }
+
+    /// Goes on by the backoff where the broker cannot be reached.
+    fn tried(&mut self, result: Result<(), Error>) -> Result<(), Error> {
+        match result {
+            Err(Error::Broker(error)) if error.is_transient() => {
+                tracing::debug!(%error, "log not read; trying again");
+                // Whether the record is there is asked anew: its writer has to come back, too.
+                self.missing = None;
+                self.phase = Phase::Fallback;
+                Ok(())
+            }
+            result => result,
         }
     }
 
@@ -160,12 +197,11 @@ impl Follow {
         {
             return Err(Error::NotFound(job));
         }
-        if opened.record.as_ref().is_some_and(|record| record.fence < self.read_to.fence) {
-            // No event bears that fence yet: what comes from here on is what the reader lacks.
-            self.read_to = self.listen.broker.last(job).await?.unwrap_or(EventId::START);
+        self.note(opened.record.as_ref());
+        if opened.events.is_empty() {
+            self.ended = self.known == Some(Known::Over);
+            self.cursor = (self.read_to != EventId::START).then(Claim::default);
         }
-        let over = opened.record.as_ref().is_some_and(|record| record.state.is_terminal());
-        self.ended = over && opened.events.is_empty();
         let full = self.take(opened.events);
         self.settle(full);
         Ok(opened.record)
@@ -176,11 +212,17 @@ impl Follow {
         self.ended && self.queue.is_empty()
     }
 
-    /// Reads a page of the log; whether there may be more.
-    async fn read(&mut self) -> broker::Result<bool> {
+    /// Reads a page of the log.
+    async fn read(&mut self) -> Result<(), Error> {
         let Listen { job, page, .. } = self.listen;
         let events = self.listen.broker.read(job, self.read_to, page).await?;
-        Ok(self.take(events))
+        if events.is_empty() {
+            self.phase = Phase::Look;
+        } else {
+            let full = self.take(events);
+            self.settle(full);
+        }
+        Ok(())
     }
 
     /// Queues a page of the log; whether to read on. A page with a gap is read a second time, in
@@ -205,6 +247,8 @@ impl Follow {
         let full = events.len() >= self.listen.page;
         if let Some(last) = events.last() {
             self.read_to = last.id;
+            self.cursor = None;
+            self.known.get_or_insert(Known::Open);
         }
         self.queue.extend(events);
         full
@@ -213,10 +257,11 @@ impl Follow {
     fn settle(&mut self, more: bool) {
         self.phase = match self.link() {
             _ if more => Phase::Replay,
+            _ if self.missing.is_some() => Phase::Fallback,
             Link::Live(number) if number == self.synced => Phase::Live,
             Link::Live(number) => {
                 self.synced = number;
-                Phase::Replay
+                Phase::Look
             }
             Link::Pending | Link::Down => Phase::Fallback,
         };
@@ -243,9 +288,20 @@ impl Follow {
         // Subscribed before the log was found empty: a first event has nothing before it.
         let first = self.read_to == EventId::START && event.id.seq == 0;
         if event.id <= self.read_to {
-            self.ended |= event.body.is_terminal() && event.id.fence == self.read_to.fence;
+            // Read from the log already, unless the log does not reach up to the cursor.
+            if let Some(claim) = &mut self.cursor {
+                if event.body.is_terminal() || event.id.fence < self.read_to.fence {
+                    let from = claim.doubt.map_or(event.id.before(), Doubt::from);
+                    self.go_back(from);
+                } else {
+                    claim.heard.get_or_insert(event.id);
+                    self.phase = Phase::Judge;
+                }
+            }
         } else if first || self.read_to.precedes(event.id) {
             self.read_to = event.id;
+            self.cursor = None;
+            self.known = Some(Known::Open);
             self.queue.push_back(event);
         } else {
             self.phase = Phase::Replay;
@@ -254,22 +310,18 @@ impl Follow {
 
     /// Waits longer and longer between reads, until data or the connection comes back.
     async fn poll(&mut self) -> Result<(), Error> {
-        let delay = self.backoff.next_delay();
+        let mut delay = self.backoff.next_delay();
+        if let Some(since) = self.missing {
+            delay = delay.min(self.listen.forgotten_after.saturating_sub(since.elapsed()));
+        }
         let Some(subscription) = &mut self.subscription else { return Ok(()) };
         tokio::select! {
             () = tokio::time::sleep(delay) => {
-                match self.read().await {
-                    Ok(more) => {
-                        if !self.queue.is_empty() {
-                            self.backoff.reset();
-                        }
-                        // Only a read had failed, perhaps, and messages arrive all the same.
-                        self.settle(more);
-                    }
-                    Err(error) if error.is_transient() => {
-                        tracing::debug!(%error, "log not read; trying again");
-                    }
-                    Err(error) => return Err(error.into()),
+                // Only a read had failed, perhaps, and messages arrive all the same.
+                let look = self.look().await;
+                self.tried(look)?;
+                if !self.queue.is_empty() {
+                    self.backoff.reset();
                 }
             }
             _ = subscription.next_link() => {

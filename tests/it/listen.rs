@@ -18,6 +18,8 @@ use millstream::{
 use crate::support::{
     redis::Server,
     stack::{Stack, connect, expected, instant, paced},
+    subject::soon,
+    web::Hand,
 };
 
 async fn all(events: impl Stream<Item = Result<Event, Error>>) -> Vec<Event> {
@@ -188,6 +190,140 @@ async fn an_event_that_was_never_published_is_read_from_the_log() {
     assert_eq!(stack.broker.append(&attempt, &[frame(3, "c")]).await.unwrap(), Written::Yes);
     for seq in [2, 3] {
         assert_eq!(events.next().await.unwrap().unwrap().id.seq, seq);
+    }
+}
+
+/// A cursor that no event has, in the fence that runs: the reader heard nothing, and its stream ended
+/// without the job's end.
+#[tokio::test]
+async fn a_cursor_above_the_last_event_of_the_running_fence_is_told_what_comes() {
+    let stack = Stack::start(instant()).await;
+    let id = stack.ask("m", "above").await;
+    let mut hand = Hand::begin(&stack.broker).await;
+    hand.say("old ").await;
+    let after = EventId { fence: hand.attempt.fence, seq: 900 };
+    let listener = stack.listener();
+    let above = async || listener.listen(id).after(after).open().await.unwrap().events();
+    let (first, second) = (above().await, above().await);
+    stack.reset_counts();
+    let first = tokio::spawn(all(first.take(2)));
+    hand.say("a").await;
+    // The first event may have been written again; the second tells.
+    while !stack.command_counts().contains_key("xrevrange") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    hand.say("b").await;
+    let seen = soon(first).await.unwrap();
+    assert_eq!(text(&seen), "ab", "{seen:?}");
+    hand.say("c").await;
+    hand.done().await;
+    let seen = soon(all(second)).await;
+    assert_eq!(text(&seen), "abc", "{seen:?}");
+    assert!(seen.last().unwrap().body.is_terminal());
+}
+
+/// The same where the next event is the end, and where nothing arrives live.
+#[tokio::test]
+async fn a_cursor_above_the_last_event_is_told_the_end() {
+    let stack = Stack::start(instant()).await;
+    let rules =
+        ["ACL", "SETUSER", "reader", "on", ">pw", "~*", "resetchannels", "+@all", "-subscribe"];
+    stack.server.command(&rules);
+    let url = stack.server.url().replace("://", "://reader:pw@");
+    let deaf = Listener::new(connect(&url).await, listener::Options::default());
+    for listener in [stack.listener(), deaf] {
+        let id = stack.ask("m", "above").await;
+        let mut hand = Hand::begin(&stack.broker).await;
+        let after = EventId { fence: hand.attempt.fence, seq: 900 };
+        let events = listener.listen(id).after(after).open().await.unwrap().events();
+        hand.done().await;
+        let seen = soon(all(events)).await;
+        assert!(seen.last().unwrap().body.is_terminal(), "{seen:?}");
+    }
+}
+
+/// The broker has forgotten the log's tail, which the reader has seen, and its worker writes it again.
+#[tokio::test]
+async fn what_is_written_again_is_not_told_again() {
+    let stack = Stack::start(instant()).await;
+    let id = stack.ask("m", "again").await;
+    let mut hand = Hand::begin(&stack.broker).await;
+    for word in ["a", "b", "c"] {
+        hand.say(word).await;
+    }
+    let cursor = EventId { fence: hand.attempt.fence, seq: 3 };
+    let log = format!("ms:{{job:{id}}}:log");
+    let kept: Vec<Frame> = all(stack.listener().listen(id).events().take(4))
+        .await
+        .iter()
+        .map(|event| Frame::new(event.id.seq, &event.body, Codec::Json).unwrap())
+        .collect();
+    for seq in [2, 3] {
+        stack.server.command(&["XDEL", &log, &format!("{}-{seq}", cursor.fence)]);
+    }
+    stack.server.command(&["XSETID", &log, &format!("{}-1", cursor.fence)]);
+    let events = stack.listener().listen(id).after(cursor).open().await.unwrap().events();
+    assert_eq!(stack.broker.heal(&hand.attempt, &kept[..3]).await.unwrap(), Written::Yes);
+    // The reply of the last one was lost, and the reader had it.
+    assert_eq!(stack.broker.append(&hand.attempt, &kept[3..]).await.unwrap(), Written::Yes);
+    hand.say("d").await;
+    hand.done().await;
+    let seen = soon(all(events)).await;
+    assert_eq!(text(&seen), "d", "{seen:?}");
+}
+
+/// A job whose record and log are gone with Redis: its reader waited for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_of_a_job_that_redis_has_forgotten_is_told_so() {
+    let mut stack = Stack::start(instant()).await;
+    let forgotten_after = Duration::from_millis(300);
+    let options = listener::Options { forgotten_after, ..listener::Options::default() };
+    let listener = Listener::new(stack.broker.clone(), options);
+    let id = stack.ask("m", "gone").await;
+    let reader = tokio::spawn(listener.listen(id).idle_timeout(None).answer());
+    // A plain XADD has no record before it begins: nothing is missing.
+    let own = listener.listen(JobId::new()).expected().idle_timeout(Duration::from_secs(3));
+    let own = tokio::spawn(own.answer());
+    while listener.hub().topics() < 2 || stack.command_counts().get("xrange") != Some(&2) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stack.server.stop();
+    stack.server.restart().await;
+    let error = soon(reader).await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Forgotten(job) if job == id), "{error}");
+    assert_eq!(error.code(), "job_forgotten");
+    let error = soon(own).await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Idle(_)), "{error}");
+}
+
+/// A log that expires while a reader is still at its pages: the reader waited for ever.
+#[tokio::test]
+async fn a_log_that_expires_in_mid_replay_ends_its_reader_with_the_reason() {
+    let stack = Stack::start(instant()).await;
+    let id = stack.ask("m", "expires").await;
+    let mut hand = Hand::begin(&stack.broker).await;
+    hand.say("a").await;
+    hand.say("b").await;
+    hand.done().await;
+    for record_too in [true, false] {
+        let options = listener::Options { page: 2, ..listener::Options::default() };
+        let listener = Listener::new(stack.broker.clone(), options);
+        let mut events = listener.listen(id).idle_timeout(None).events();
+        events.next().await.unwrap().unwrap();
+        let record = format!("ms:{{job:{id}}}");
+        stack.server.command(&["COPY", &format!("{record}:log"), &format!("{record}:kept")]);
+        stack.server.command(&["DEL", &format!("{record}:log")]);
+        if record_too {
+            stack.server.command(&["RENAME", &record, &format!("{record}:record")]);
+        }
+        events.next().await.unwrap().unwrap();
+        let error = soon(events.next()).await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::Expired(job) if job == id), "{error}");
+        assert!(events.next().await.is_none());
+        stack.server.command(&["RENAME", &format!("{record}:kept"), &format!("{record}:log")]);
+        if record_too {
+            stack.server.command(&["RENAME", &format!("{record}:record"), &record]);
+        }
     }
 }
 

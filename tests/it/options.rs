@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 93] = [
+const PROVEN: [(&str, &str); 94] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
     ("redis.connect_timeout", "a_server_that_takes_no_connection_is_given_up"),
@@ -61,6 +61,7 @@ const PROVEN: [(&str, &str); 93] = [
     ("listener.buffer", "a_reader_reads_the_log_again_once_its_buffer_is_passed"),
     ("listener.page", "a_log_is_read_page_by_page"),
     ("listener.idle_timeout", "a_reader_waits_as_long_as_its_listener_says"),
+    ("listener.forgotten_after", "a_job_is_forgotten_once_its_record_has_been_missing_for_so_long"),
     ("gateway.listen", "a_gateway_that_would_let_everybody_in_does_not_start"),
     ("gateway.keys", "a_key_is_asked_for_and_named_by_whoami"),
     ("gateway.secret", "keys_and_tokens_are_good_under_their_secret_only"),

@@ -126,6 +126,24 @@ async fn a_reader_waits_as_long_as_its_listener_says() {
     }
 }
 
+#[tokio::test]
+async fn a_job_is_forgotten_once_its_record_has_been_missing_for_so_long() {
+    for forgotten_after in [Duration::from_millis(100), Duration::from_millis(600)] {
+        let mut stack = Stack::start(instant()).await;
+        let id = stack.ask("m", "forgotten").await;
+        let options = listener::Options { forgotten_after, ..listener::Options::default() };
+        let listener = Listener::new(stack.broker.clone(), options);
+        let mut events = listener.listen(id).events();
+        assert!(tokio::time::timeout(Duration::from_millis(100), events.next()).await.is_err());
+        stack.server.stop();
+        stack.server.restart().await;
+        let began = Instant::now();
+        let error = events.next().await.unwrap().unwrap_err();
+        assert!(matches!(error, listener::Error::Forgotten(job) if job == id), "{error}");
+        assert!(began.elapsed() >= forgotten_after);
+    }
+}
+
 /// Carries the job out with many events.
 async fn at_length(stack: &Stack) {
     let mut hand = Hand::begin(&stack.broker).await;

@@ -1,0 +1,115 @@
+//! Whether anything is to be waited for: the record beside the log, and the reader's cursor.
+
+use tokio::time::Instant;
+
+use super::{
+    super::{
+        Error, Listen,
+        doubt::{self, Doubt, Verdict},
+    },
+    Follow, Phase,
+};
+use crate::{
+    broker::{self, Record},
+    event::EventId,
+};
+
+/// A cursor above the log's last event.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Claim {
+    pub(super) doubt: Option<Doubt>,
+    /// The live event that is the reason to look.
+    pub(super) heard: Option<EventId>,
+}
+
+/// A job that was there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    Open,
+    Over,
+}
+
+impl Follow {
+    pub(super) fn note(&mut self, record: Option<&Record>) {
+        if let Some(record) = record {
+            self.missing = None;
+            self.known = Some(if record.state.is_terminal() { Known::Over } else { Known::Open });
+        }
+    }
+
+    /// Reads a page of the log, or finds out why there is none.
+    pub(super) async fn look(&mut self) -> Result<(), Error> {
+        let Listen { job, page, forgotten_after, .. } = self.listen;
+        let opened = self.listen.broker.open(job, self.read_to, page).await?;
+        self.note(opened.record.as_ref());
+        if !opened.events.is_empty() {
+            self.missing = None;
+            let full = self.take(opened.events);
+            self.settle(full);
+            return Ok(());
+        }
+        match (opened.record, self.known) {
+            (Some(_), Some(Known::Over)) => return self.finish().await,
+            (None, Some(Known::Over)) => return Err(Error::Expired(job)),
+            (None, Some(Known::Open)) => {
+                let since = *self.missing.get_or_insert_with(Instant::now);
+                if since.elapsed() >= forgotten_after {
+                    return Err(Error::Forgotten(job));
+                }
+            }
+            // One that is expected has no record before it begins.
+            (Some(_), _) | (None, None) => {}
+        }
+        self.settle(false);
+        if self.phase == Phase::Fallback && self.cursor.is_some() {
+            self.judge().await?;
+        }
+        Ok(())
+    }
+
+    /// The job is over, and the log has nothing behind the cursor: its end, where the log still has it,
+    /// lies at the cursor or below. A broker may have forgotten what the reader saw of a later attempt.
+    async fn finish(&mut self) -> Result<(), Error> {
+        let job = self.listen.job;
+        if let Some(last) = self.listen.broker.last(job).await? {
+            let events = self.listen.broker.read(job, last.before(), 1).await?;
+            if let Some(end) = events.into_iter().find(|event| event.body.is_terminal()) {
+                self.queue.push_back(end);
+                self.phase = Phase::Live;
+                return Ok(());
+            }
+        }
+        Err(Error::Expired(job))
+    }
+
+    /// Whether the log holds the reader's cursor; where it never did, the reader goes on from what has come
+    /// since.
+    pub(super) async fn judge(&mut self) -> broker::Result<()> {
+        let Some(Claim { doubt, heard }) = self.cursor else {
+            self.settle(true);
+            return Ok(());
+        };
+        let last = self.listen.broker.last(self.listen.job).await?;
+        match doubt::judge(self.read_to, doubt, last, heard) {
+            Verdict::True => {
+                self.cursor = None;
+                self.settle(true);
+            }
+            Verdict::False(from) => {
+                self.go_back(from);
+            }
+            Verdict::Open(doubt) => {
+                self.cursor = Some(Claim { doubt: Some(doubt), heard: None });
+                self.settle(false);
+            }
+        }
+        Ok(())
+    }
+
+    /// The cursor is no event's: reads from there.
+    pub(super) fn go_back(&mut self, to: EventId) {
+        self.cursor = None;
+        self.read_to = to;
+        self.phase = Phase::Replay;
+    }
+}

@@ -4,8 +4,8 @@
 //! reads the upstream, `batch` gathers deltas, `publish` writes events under the fence, `owed` takes the
 //! step that ends an entry, `settle` acknowledges in batches, `lease` renews what is held, `sweeper` takes over what ran out of lease, `promoter` moves parked
 //! jobs to their lanes, `control` hears what this worker is told, `janitor` forgets workers that are
-//! gone. `hands` is what they share: the entries in this worker's hands. `watch` ends the worker when
-//! one of the tasks ends before it.
+//! gone. They share `hands`, the entries in this worker's hands, and `slots`, the room for their jobs.
+//! `watch` ends the worker when one of the tasks ends before it.
 
 mod batch;
 mod claim;
@@ -19,6 +19,7 @@ mod owed;
 mod promoter;
 mod publish;
 mod settle;
+mod slots;
 mod sweeper;
 mod watch;
 
@@ -33,12 +34,10 @@ use std::{
 
 use futures_util::future::join_all;
 use hands::{Hands, Wakes};
+use slots::{Slot, Slots};
 
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinHandle,
-};
+use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use watch::Task;
 use watch::Watch;
@@ -193,16 +192,18 @@ struct Context {
     broker: Shared,
     upstream: Arc<dyn Upstream>,
     options: Options,
-    slots: Arc<Semaphore>,
+    slots: Arc<Slots>,
     /// One permit: for a job that may be what its workers died of.
     suspect: Arc<Semaphore>,
+    /// Room for jobs that wait for that permit.
+    suspects: Arc<Semaphore>,
     hands: Hands,
     wakes: Wakes,
     acks: settle::Sender,
     finished: AtomicU64,
     fenced: AtomicU64,
     taken_over: AtomicU64,
-    /// Jobs given back.
+    /// Jobs given back at the end.
     released: Mutex<Vec<JobId>>,
     /// Nothing more is claimed.
     stop: CancellationToken,
@@ -211,12 +212,10 @@ struct Context {
 }
 
 /// Runs an entry in a task of its own, in this slot.
-fn start(context: &Arc<Context>, jobs: &TaskTracker, entry: Entry, slot: OwnedSemaphorePermit) {
+fn start(context: &Arc<Context>, jobs: &TaskTracker, entry: Entry, mut slot: Slot) {
     let context = Arc::clone(context);
-    jobs.spawn(async move {
-        execute::run(&context, entry).await;
-        drop(slot);
-    });
+    slot.run();
+    jobs.spawn(async move { execute::run(&context, entry, slot).await });
 }
 
 impl Context {
@@ -230,7 +229,10 @@ impl Context {
             Ok(Err(error)) => tracing::warn!(%job, %error, "not released; its lease runs out"),
             Err(_) => tracing::warn!(%job, "not released in time; its lease runs out"),
         }
-        self.released.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+        // A worker that goes on may be given it again.
+        if self.stop.is_cancelled() || self.abandon.is_cancelled() {
+            self.released.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+        }
     }
 }
 
@@ -243,8 +245,9 @@ impl Worker {
             id,
             broker,
             upstream,
-            slots: Arc::new(Semaphore::new(options.concurrency.max(1))),
+            slots: Slots::new(options.concurrency),
             suspect: Arc::new(Semaphore::new(1)),
+            suspects: Arc::new(Semaphore::new(options.concurrency)),
             options,
             hands: Hands::default(),
             wakes: Wakes::default(),

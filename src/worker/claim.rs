@@ -3,10 +3,10 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Context, start};
+use super::{Context, slots::Slot, start};
 use crate::{
     broker::{Claimer, Entry, Partition, Result, Wake},
     job::Lane,
@@ -65,8 +65,8 @@ pub(super) struct Reader {
     open: [bool; 3],
     /// Jobs started since all lanes were last looked at.
     started: usize,
-    /// Claimed and not started; they go before anything else.
-    surplus: VecDeque<Entry>,
+    /// Claimed and not started, and since when; they go before anything else.
+    surplus: VecDeque<(Entry, Instant)>,
 }
 
 impl Reader {
@@ -76,7 +76,8 @@ impl Reader {
         Self { context, partition, jobs, weights, open, started: 0, surplus }
     }
 
-    /// Claims and starts jobs until `stop`. What is claimed by then is started.
+    /// Claims and starts jobs until `stop`. An entry that is claimed by then is started where a slot is
+    /// free, and else given back.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::connecting();
         while !stop.is_cancelled() {
@@ -87,17 +88,35 @@ impl Reader {
                 () = stop.cancelled() => {}
             }
         }
-        while let Some(entry) = self.surplus.pop_front() {
-            tokio::select! {
-                slot = Arc::clone(&self.context.slots).acquire_owned() => match slot {
-                    Ok(slot) => self.start(entry, slot),
-                    Err(_) => return,
-                },
-                () = self.context.abandon.cancelled() => {
+        while let Some((entry, _)) = self.surplus.pop_front() {
+            match self.context.slots.try_take() {
+                Some(slot) => self.start(entry, slot),
+                None => {
                     drop(self.context.hands.hold(&entry.place));
                     self.context.release(&entry.place, entry.id, None).await;
                 }
             }
+        }
+    }
+
+    /// Waits until the oldest surplus entry has found no slot for as long as a sweep takes to come:
+    /// longer it must not keep a job from workers that have room.
+    async fn out_of_patience(&self) {
+        match self.surplus.front() {
+            Some((_, since)) => {
+                tokio::time::sleep_until(*since + self.context.options.sweep).await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Gives back the entries that have waited so long.
+    async fn give_back(&mut self) {
+        let patience = self.context.options.sweep;
+        while let Some((entry, _)) = self.surplus.pop_front_if(|(_, at)| at.elapsed() >= patience) {
+            tracing::debug!(job = %entry.id, "given back: no slot has come free");
+            drop(self.context.hands.hold(&entry.place));
+            self.context.release(&entry.place, entry.id, None).await;
         }
     }
 
@@ -122,11 +141,14 @@ impl Reader {
             let slot = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                slot = Arc::clone(&context.slots).acquire_owned() => slot,
+                slot = context.slots.take() => slot,
+                () = self.out_of_patience() => {
+                    self.give_back().await;
+                    continue;
+                }
             };
-            let Ok(slot) = slot else { return Ok(()) };
             backoff.reset();
-            if let Some(entry) = self.surplus.pop_front() {
+            if let Some((entry, _)) = self.surplus.pop_front() {
                 self.start(entry, slot);
             } else if self.open.contains(&true) {
                 // A lane that was empty is looked at again, however busy the others are.
@@ -137,38 +159,61 @@ impl Reader {
                 self.read(claimer.as_mut(), slot).await?;
             } else {
                 drop(slot);
-                let wait = claimer.wait(context.options.block, stop);
-                let (entries, since) = dated(wait, context.options.lease / 8).await;
-                let entries = entries?;
-                for entry in &entries {
-                    self.open[entry.place.lane.index()] = true;
-                }
-                self.keep(entries, Some(since)).await;
+                self.wait(claimer.as_mut(), stop).await?;
             }
         }
     }
 
-    /// One round over the lanes, for every slot that is free.
-    async fn read(&mut self, claimer: &mut dyn Claimer, slot: OwnedSemaphorePermit) -> Result<()> {
-        let slots = &self.context.slots;
+    /// One blocking read over all lanes. It ends with the last slot: an entry that came later would wait
+    /// here for a job of another queue to end, while other workers have room.
+    async fn wait(&mut self, claimer: &mut dyn Claimer, stop: &CancellationToken) -> Result<()> {
+        let context = Arc::clone(&self.context);
+        let end = stop.child_token();
+        let (entries, since) = {
+            let wait = claimer.wait(context.options.block, &end);
+            let reply = dated(wait, context.options.lease / 8);
+            tokio::pin!(reply);
+            tokio::select! {
+                biased;
+                reply = &mut reply => reply,
+                () = context.slots.full() => {
+                    end.cancel();
+                    reply.await
+                }
+            }
+        };
+        let entries = entries?;
+        for entry in &entries {
+            self.open[entry.place.lane.index()] = true;
+        }
+        // Entries may have come since, and no blocking read tells of them.
+        if end.is_cancelled() {
+            self.open = [true; 3];
+        }
+        self.keep(entries, Some(since)).await;
+        Ok(())
+    }
+
+    /// Reads lanes until every free slot has an entry or no lane has more.
+    async fn read(&mut self, claimer: &mut dyn Claimer, slot: Slot) -> Result<()> {
         let mut free = vec![slot];
-        while let Ok(more) = Arc::clone(slots).try_acquire_owned() {
+        while let Some(more) = self.context.slots.try_take() {
             free.push(more);
         }
-        let shares = self.weights.share(free.len(), self.open);
-        for (lane, share) in Lane::ALL.into_iter().zip(shares).filter(|(_, share)| *share > 0) {
-            let asked = Instant::now();
-            let entries = claimer.read(lane, share).await?;
-            self.open[lane.index()] = entries.len() >= share;
-            self.keep(entries, Some(asked)).await;
-        }
-        while let Some(entry) = self.surplus.pop_front() {
-            match free.pop() {
-                Some(slot) => self.start(entry, slot),
-                None => {
-                    self.surplus.push_front(entry);
+        while !free.is_empty() && self.open.contains(&true) {
+            let shares = self.weights.share(free.len(), self.open);
+            for (lane, share) in Lane::ALL.into_iter().zip(shares).filter(|(_, share)| *share > 0) {
+                let asked = Instant::now();
+                let entries = claimer.read(lane, share).await?;
+                self.open[lane.index()] = entries.len() >= share;
+                self.keep(entries, Some(asked)).await;
+            }
+            while let Some(slot) = free.pop() {
+                let Some((entry, _)) = self.surplus.pop_front() else {
+                    free.push(slot);
                     break;
-                }
+                };
+                self.start(entry, slot);
             }
         }
         Ok(())
@@ -182,9 +227,10 @@ impl Reader {
             return;
         }
         let idle = !self.context.hands.any_of(&self.partition);
+        let now = Instant::now();
         for entry in entries {
             if self.context.hands.take(&entry, since) {
-                self.surplus.push_back(entry);
+                self.surplus.push_back((entry, now));
             }
         }
         // Told just now by the one who added it: they look after this.
@@ -197,7 +243,7 @@ impl Reader {
         }
     }
 
-    fn start(&mut self, entry: Entry, slot: OwnedSemaphorePermit) {
+    fn start(&mut self, entry: Entry, slot: Slot) {
         self.started += 1;
         start(&self.context, &self.jobs, entry, slot);
     }

@@ -22,6 +22,7 @@ use super::{
     hands::Hold,
     owed::{Owed, Step, settle},
     publish::{Over, Publisher},
+    slots::Slot,
 };
 use crate::{
     broker::{self, Attempt, Begin, Crashes, Entry, Outcome, Refusal, Refused},
@@ -31,8 +32,9 @@ use crate::{
     retry::Backoff,
 };
 
-/// Runs an entry to its end.
-pub(super) async fn run(context: &Context, mut entry: Entry) {
+/// Runs an entry to its end in this slot.
+pub(super) async fn run(context: &Context, mut entry: Entry, slot: Slot) {
+    let mut slot = Some(slot);
     let hold = context.hands.hold(&entry.place);
     let mut running = None;
     // Held until the end by a job that may be what its workers died of.
@@ -43,10 +45,13 @@ pub(super) async fn run(context: &Context, mut entry: Entry) {
         let owed = match persist(context, "begin", open).await {
             None => Owed::Unfinished,
             Some(None) => Owed::Nothing,
-            Some(Some((Begin::Alone, _))) => {
-                alone = only_suspect(context).await;
-                if alone.is_some() { Owed::Again } else { Owed::Unfinished }
-            }
+            Some(Some((Begin::Alone, _))) => match only_suspect(context, &mut slot).await {
+                Ok(permit) => {
+                    alone = Some(permit);
+                    Owed::Again
+                }
+                Err(owed) => owed,
+            },
             Some(Some((Begin::Begun(attempt), _))) => match &entry.job {
                 Ok(job) => {
                     hold.begun(attempt.fence);
@@ -79,11 +84,37 @@ pub(super) async fn run(context: &Context, mut entry: Entry) {
 }
 
 /// A job that was lost with its workers more than once runs with no other such job beside it: the
-/// guilty one dies alone, and the others are not held to have done it.
-async fn only_suspect(context: &Context) -> Option<OwnedSemaphorePermit> {
+/// guilty one dies alone, and the others are not held to have done it. It waits for its turn without a
+/// slot, and after a lease leaves it to whichever worker takes it over: given back, it would lose the
+/// mark that its last worker died with it. Of those that wait, as many as there are slots go without.
+async fn only_suspect(
+    context: &Context,
+    slot: &mut Option<Slot>,
+) -> Result<OwnedSemaphorePermit, Owed> {
+    let turn = async {
+        let free = Arc::clone(&context.suspect).try_acquire_owned().ok();
+        if free.is_some() {
+            return free;
+        }
+        let room = Arc::clone(&context.suspects).try_acquire_owned();
+        if room.is_ok() {
+            *slot = None;
+        }
+        let permit = Arc::clone(&context.suspect).acquire_owned().await.ok();
+        if slot.is_none() {
+            let mut taken = context.slots.take().await;
+            taken.run();
+            *slot = Some(taken);
+        }
+        permit
+    };
     tokio::select! {
-        permit = Arc::clone(&context.suspect).acquire_owned() => permit.ok(),
-        () = context.abandon.cancelled() => None,
+        biased;
+        permit = tokio::time::timeout(context.options.lease, turn) => {
+            permit.ok().flatten().ok_or(Owed::Nothing)
+        }
+        () = context.stop.cancelled() => Err(Owed::Unfinished),
+        () = context.abandon.cancelled() => Err(Owed::Unfinished),
     }
 }
 

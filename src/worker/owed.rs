@@ -12,7 +12,7 @@ use crate::{
 pub(super) enum Owed {
     /// A step that rests on what was seen under this session of the broker.
     Step(Step, u64),
-    /// It belongs to another worker.
+    /// It belongs to another worker, or soon will.
     Nothing,
     /// The job has to start again, by this worker.
     Again,

@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Context, start};
+use super::{Context, slots::Slot, start};
 use crate::{
     broker::{Entry, Partition, Sweep, Topic, Wake},
     listener::{Heard, Hub, Link, Subscription},
@@ -91,13 +91,12 @@ async fn sweep(
     // In turn with the reader: a worker that is never idle takes over, too.
     // Only the wait for a slot is given up: what was claimed by then must be started.
     let first = tokio::select! {
-        first = Arc::clone(&context.slots).acquire_owned() => first,
+        first = context.slots.take() => first,
         () = stop.cancelled() => return false,
     };
-    let Ok(first) = first else { return false };
     let mut slots = vec![first];
     while slots.len() < BATCH
-        && let Ok(slot) = Arc::clone(&context.slots).try_acquire_owned()
+        && let Some(slot) = context.slots.try_take()
     {
         slots.push(slot);
     }
@@ -138,7 +137,7 @@ fn take_over(
     context: &Arc<Context>,
     jobs: &TaskTracker,
     (mut entry, asked): (Entry, Instant),
-    slot: Option<OwnedSemaphorePermit>,
+    slot: Option<Slot>,
 ) {
     let Some(slot) = slot else { return };
     // It may have been this worker's own.

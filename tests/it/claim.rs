@@ -1,15 +1,28 @@
 //! Claiming under load: no lane starves, and a broker that refuses drains no queue.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use millstream::{
-    broker::WorkerId,
+    broker::{
+        Crashes, Partition, Shared, Sweep, WorkerId,
+        memory::{self, Memory},
+    },
     job::{ChatRequest, Job, JobId, Lane},
-    simulator, worker,
+    listener::{self, Listener},
+    producer::{self, Producer},
+    simulator,
+    state::State,
+    upstream::openai::{self, OpenAi},
+    worker::{self, Stopped, Worker},
 };
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::support::stack::{Stack, expected, instant, paced};
+use crate::support::{
+    stack::{Stack, expected, instant, paced, simulate},
+    subject::{begun, soon},
+};
 
 async fn enqueue(stack: &Stack, lane: Lane, count: usize) -> Vec<JobId> {
     let job = |n| Job { lane, ..Job::new(ChatRequest::ask("m?tokens=1", &format!("{lane} {n}"))) };
@@ -94,4 +107,212 @@ async fn a_worker_that_is_never_idle_takes_over_in_its_turn() {
     assert!(answer.outcome.is_ok());
     let depth = stack.broker.depth(&stack.partition).await.unwrap();
     assert!(depth.lanes[Lane::Normal.index()].waiting > 200, "{depth:?}");
+}
+
+/// Guards against a worker of several queues that is given a job of one while its only slot is taken
+/// by another: it kept that job from idle workers until the other had ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_without_a_free_slot_takes_no_job_of_its_other_queue() {
+    let stack = Stack::start(paced(5.0)).await;
+    let other: millstream::job::QueueName = "other".parse().unwrap();
+    stack.broker.claimer(&Partition::first(other.clone()), &WorkerId::new("first")).await.unwrap();
+    let options = |queues| worker::Options { queues, concurrency: 1, ..Default::default() };
+    let (_stop, _busy) = stack.worker(options(vec![Default::default(), other.clone()]));
+    stack.blocked(2).await;
+    let long = stack.ask("m?tokens=100", "takes the only slot").await;
+    stack.blocked(0).await;
+    let (_stop, _idle) = stack.worker(options(vec![other.clone()]));
+    stack.blocked(1).await;
+    let job = Job { queue: other, ..Job::new(ChatRequest::ask("m?tokens=1", "of the other")) };
+    let id = stack.producer().enqueue(job).await.unwrap().id;
+    soon(stack.listener().listen(id).answer()).await.unwrap();
+    assert_eq!(stack.broker.job(long).await.unwrap().unwrap().state, State::Running);
+}
+
+/// Guards against a queue that is not read again after its read was ended for want of a slot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_slot_serves_all_queues_in_turn() {
+    let stack = Stack::start(instant()).await;
+    let names = ["default", "second", "third"];
+    let queues: Vec<_> = names.iter().map(|name| name.parse().unwrap()).collect();
+    let (_stop, _worker) = stack.worker(worker::Options {
+        queues: queues.clone(),
+        concurrency: 1,
+        ..Default::default()
+    });
+    stack.blocked(3).await;
+    let job = |n: usize| Job {
+        queue: queues[n % 3].clone(),
+        lane: Lane::ALL[n / 3 % 3],
+        ..Job::new(ChatRequest::ask("m?tokens=1", &format!("turn {n}")))
+    };
+    let jobs = stack.producer().enqueue_all((0..90).map(job).collect()).await;
+    let listener = stack.listener();
+    let answers = jobs.into_iter().map(|receipt| listener.listen(receipt.unwrap().id).answer());
+    assert!(soon(join_all(answers)).await.into_iter().all(|answer| answer.is_ok()));
+    // Nothing turns while there is nothing to do.
+    stack.blocked(3).await;
+    stack.reset_counts();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let reads = stack.command_counts().get("xreadgroup").copied().unwrap_or(0);
+    assert!(reads <= 3, "{reads} reads of an idle worker");
+}
+
+/// Workers on the embedded broker, which hands out the entries of a batch in one piece.
+struct Embedded {
+    broker: Shared,
+    partition: Partition,
+    base_url: String,
+    _simulator: DropGuard,
+}
+
+impl Embedded {
+    async fn start(simulator: simulator::Options) -> Self {
+        let (base_url, guard) = simulate(simulator).await;
+        let broker: Shared = Arc::new(Memory::new(memory::Options::default()));
+        let partition = Partition::first(Default::default());
+        Self { broker, partition, base_url, _simulator: guard }
+    }
+
+    fn listener(&self) -> Listener {
+        Listener::new(self.broker.clone(), listener::Options::default())
+    }
+
+    fn worker(&self, options: worker::Options) -> (CancellationToken, JoinHandle<Stopped>) {
+        let base_url = self.base_url.clone();
+        let upstream = OpenAi::new(&openai::Options { base_url, ..Default::default() }).unwrap();
+        let worker =
+            Worker::new(self.broker.clone(), self.listener().hub(), Arc::new(upstream), options);
+        let stop = CancellationToken::new();
+        (stop.clone(), tokio::spawn(worker.run(stop)))
+    }
+
+    /// Enqueues questions to this model at once, each in a lane of its own.
+    async fn ask_at_once(&self, model: &str, count: usize) -> Vec<JobId> {
+        let job = |n| Job {
+            lane: Lane::ALL[n % 3],
+            ..Job::new(ChatRequest::ask(model, &format!("at once {n}")))
+        };
+        let producer = Producer::new(self.broker.clone(), producer::Options::default());
+        let receipts = producer.enqueue_all((0..count).map(job).collect()).await;
+        receipts.into_iter().map(|receipt| receipt.unwrap().id).collect()
+    }
+
+    async fn state(&self, job: JobId) -> State {
+        self.broker.job(job).await.unwrap().unwrap().state
+    }
+
+    /// A worker of one slot whose blocking read has brought it two jobs: one runs, one waits.
+    async fn overfull(&self, options: worker::Options) -> (CancellationToken, [JobId; 2]) {
+        let (stop, _worker) = self.worker(worker::Options { concurrency: 1, ..options });
+        while self.broker.workers(&self.partition).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        // Its lanes are empty, as it knows by then, and it waits for any of them.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let jobs = self.ask_at_once("m?tokens=100", 2).await;
+        soon(async {
+            while self.broker.depth(&self.partition).await.unwrap().lanes[1].pending < 1
+                || self.state(jobs[0]).await != State::Running
+            {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+        assert_eq!(self.state(jobs[1]).await, State::Waiting);
+        (stop, [jobs[0], jobs[1]])
+    }
+
+    /// Waits until a job runs.
+    async fn runs(&self, job: JobId) {
+        soon(async {
+            while self.state(job).await != State::Running {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+}
+
+/// Guards against an entry that a worker was given beyond its slots, and kept until one came free.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_finds_no_slot_is_given_back() {
+    let system = Embedded::start(paced(5.0)).await;
+    let sweep = Duration::from_millis(300);
+    let (_stop, [first, second]) =
+        system.overfull(worker::Options { sweep, ..Default::default() }).await;
+    let (_stop, _idle) = system.worker(worker::Options::default());
+    system.runs(second).await;
+    assert_eq!(system.state(first).await, State::Running);
+}
+
+/// Guards against the same of a worker that stops: it would start the job only after the one that runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_finds_no_slot_is_given_back_at_once_by_a_worker_that_stops() {
+    let system = Embedded::start(paced(5.0)).await;
+    let sweep = Duration::from_hours(1);
+    let (stop, [first, second]) =
+        system.overfull(worker::Options { sweep, ..Default::default() }).await;
+    let (_stop, _idle) = system.worker(worker::Options::default());
+    stop.cancel();
+    system.runs(second).await;
+    assert_eq!(system.state(first).await, State::Running);
+}
+
+/// Guards against suspects that wait for their turn in the slots of a worker, and stop it so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_that_have_to_run_alone_wait_without_a_slot() {
+    let system = Embedded::start(paced(5.0)).await;
+    let suspects = system.ask_at_once("m?tokens=100", 3).await;
+    let crashes = Crashes { most: 9, alone: true };
+    for n in 0..3 {
+        let dead = WorkerId::new("dead");
+        let mut entries = Vec::new();
+        let mut reader = system.broker.claimer(&system.partition, &dead).await.unwrap();
+        while entries.len() < 3 {
+            entries.extend(if n == 0 {
+                reader.wait(Duration::from_secs(1), &CancellationToken::new()).await.unwrap()
+            } else {
+                let lease = Duration::from_millis(2);
+                let look = Sweep { lease, most: 3, ask: false, deliveries: 100 };
+                system.broker.sweep(&system.partition, &dead, &look).await.unwrap().entries
+            });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for entry in entries {
+            begun(system.broker.begin(&entry, &dead, crashes).await.unwrap());
+            if n == 2 {
+                assert!(system.broker.release(&dead, &entry.place, None).await.unwrap());
+            }
+        }
+    }
+    let options = worker::Options {
+        concurrency: 2,
+        lease: Duration::from_hours(1),
+        sweep: Duration::from_millis(100),
+        ..worker::Options::default()
+    };
+    let (_stop, _worker) = system.worker(options);
+    let running = async || {
+        let mut running = 0;
+        for id in &suspects {
+            let worker = system.broker.job(*id).await.unwrap().unwrap().worker.unwrap();
+            running += usize::from(!worker.starts_with("dead"));
+        }
+        running
+    };
+    soon(async {
+        while running().await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // By then the others are there, too, and were told to wait.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let innocent = system.ask_at_once("m?tokens=1", 1).await[0];
+    soon(system.listener().listen(innocent).answer()).await.unwrap();
+    assert_eq!(running().await, 1, "two suspects run at once");
+    for id in suspects {
+        assert_eq!(system.state(id).await, State::Running, "a suspect has ended");
+    }
 }

@@ -79,20 +79,6 @@ async fn speaks(stack: &Stack, id: JobId) {
     while !matches!(soon(events.next()).await.unwrap().unwrap().body, Body::Delta(_)) {}
 }
 
-/// Waits for clients that are blocked in a read.
-async fn blocked(stack: &Stack, count: usize) {
-    soon(async {
-        loop {
-            let clients = stack.server.command(&["CLIENT", "LIST"]);
-            if clients.lines().filter(|line| line.contains(" flags=b ")).count() == count {
-                return;
-            }
-            pause().await;
-        }
-    })
-    .await;
-}
-
 /// Waits until every thread of a process that was told to stop has stopped.
 async fn stands_still(process: u32) {
     let tasks = format!("/proc/{process}/task");
@@ -124,9 +110,9 @@ async fn an_unspoken_death_is_found_by_those_who_sleep() {
         command.arg("BLOCK").arg(0).arg("STREAMS").arg(key).arg(">");
         command.query_async::<redis::Value>(&mut doomed).await.unwrap();
     });
-    blocked(&stack, 1).await;
+    stack.blocked(1).await;
     let (_stop, _worker) = stack.worker(options());
-    blocked(&stack, 2).await;
+    stack.blocked(2).await;
     // It has swept, found nothing in flight, and sleeps.
     let swept = || stack.command_counts().get("xpending").copied().unwrap_or(0);
     while swept() < 3 {
@@ -191,7 +177,7 @@ async fn a_worker_frozen_in_its_read_fences_nobody() {
     let args = ["--set", "worker.lease=2s", "--set", "worker.renewal=300ms"];
     let mut stopped = Running::start(WORKER, &args, &env);
     stopped.wait_for("serving");
-    blocked(&stack, 1).await;
+    stack.blocked(1).await;
     stopped.signal("STOP");
     stands_still(stopped.child.id()).await;
     let id = stack.ask("m?tokens=200", "stopped while waiting").await;

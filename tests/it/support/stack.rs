@@ -18,7 +18,7 @@ use millstream::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::redis::Server;
+use super::{redis::Server, subject::soon};
 
 pub struct Stack {
     pub server: Server,
@@ -115,6 +115,20 @@ impl Stack {
                 Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
             })
             .collect()
+    }
+
+    /// Waits until so many clients are blocked in a read.
+    pub async fn blocked(&self, count: usize) {
+        soon(async {
+            loop {
+                let clients = self.server.command(&["CLIENT", "LIST"]);
+                if clients.lines().filter(|line| line.contains(" flags=b ")).count() == count {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        })
+        .await;
     }
 
     pub fn reset_counts(&self) {

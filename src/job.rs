@@ -12,7 +12,7 @@ mod options;
 mod request;
 
 pub use id::JobId;
-pub use options::{Labels, Lane, LaneError, NameError, QueueName, Tenant, Timestamp};
+pub use options::{Labels, Lane, LaneError, Letter, NameError, QueueName, Tenant, Timestamp};
 pub use request::ChatRequest;
 
 use std::time::Duration;
@@ -77,10 +77,13 @@ pub struct Job {
     /// Whether chunks are published while the model speaks. Without it the answer is one chunk.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub stream: bool,
+    /// Whether it becomes a dead letter when it fails; its record and its events tell of the failure anyway.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dead_letter: Letter,
 }
 
 /// The envelope's fields, in the order in which errors list them.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "request",
     "queue",
     "lane",
@@ -93,6 +96,7 @@ const FIELDS: [&str; 12] = [
     "deadline_ms",
     "max_attempts",
     "stream",
+    "dead_letter",
 ];
 
 fn yes() -> bool {
@@ -137,6 +141,7 @@ impl Job {
             deadline_ms: None,
             max_attempts: None,
             stream: true,
+            dead_letter: Letter::default(),
         }
     }
 
@@ -274,6 +279,7 @@ mod tests {
         job.labels = serde_json::from_str(r#"{"user":"u1"}"#).unwrap();
         job.not_before = Some(Timestamp(5));
         job.stream = false;
+        job.dead_letter = Letter::Retryable;
         let bytes = serde_json::to_vec(&job).unwrap();
         assert_eq!(Job::parse(&bytes).unwrap(), job);
     }
@@ -296,6 +302,7 @@ mod tests {
             (b"\"\xff\"", "UTF-8"),
             (br#"{"request":{"model":"m","messages":[{}]},"lane":"fast"}"#, "high, normal, low"),
             (br#"{"request":{"model":"m","messages":[{}]},"max_attempts":0}"#, "1 to 100"),
+            (br#"{"request":{"model":"m","messages":[{}]},"dead_letter":"no"}"#, "never"),
             (br#"{"request":{"model":"m","messages":[{}]},"tenant":"a b"}"#, "tenant"),
             (br#"{"body":{"model":"m","messages":[{}]},"url":"/v1/embeddings"}"#, "embeddings"),
         ] {

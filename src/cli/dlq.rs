@@ -20,6 +20,7 @@ use crate::{
     broker::{self, DeadLetter, Partition},
     error::Code,
     job::{JobId, Tenant, Timestamp},
+    state::State,
 };
 
 /// What to do about an interruption.
@@ -165,6 +166,7 @@ fn needs_all(which: &Which, all: bool) -> Result<(), Error> {
 /// and there may be many.
 struct Search {
     admin: Admin,
+    broker: broker::Shared,
     partitions: Vec<Partition>,
     filter: Filter,
     now: Timestamp,
@@ -178,8 +180,8 @@ impl Search {
         let Which { ids, reason, older_than, model, tenant, queues, output } = which;
         let filter = Filter { jobs: ids, reason, older_than, model, tenant };
         let (Broker { shared, .. }, partitions, _) = tables::open(queues, common, cx).await?;
-        let (admin, now) = (Admin::new(shared), Timestamp::now());
-        Ok(Self { admin, partitions, filter, now, output, found: HashSet::new() })
+        let (admin, now) = (Admin::new(shared.clone()), Timestamp::now());
+        Ok(Self { admin, broker: shared, partitions, filter, now, output, found: HashSet::new() })
     }
 
     /// The next of these letters that is meant.
@@ -213,16 +215,27 @@ impl Search {
         Ok(counts)
     }
 
-    /// Tells which jobs were named in vain. The others are not held up by them.
-    fn end(&self, left: usize, cx: &mut Context) -> Exit {
-        let missing = || self.filter.jobs.iter().filter(|id| !self.found.contains(id));
-        for id in missing() {
-            cx.terminal.say(format_args!(
-                "{id} has no dead letter here, or the filters leave it out; `millstream dlq list` \
-                 shows them"
-            ));
+    /// Tells which jobs were named in vain, and why. The others are not held up by them.
+    async fn end(&self, left: usize, cx: &mut Context) -> Result<Exit, Error> {
+        let missing: Vec<JobId> =
+            self.filter.jobs.iter().filter(|id| !self.found.contains(id)).copied().collect();
+        for id in &missing {
+            let record = cx.unless_interrupted(self.broker.job(*id), AGAIN).await??;
+            let failed = record.filter(|record| record.state == State::Failed);
+            match failed.and_then(|record| record.error) {
+                Some(error) => cx.terminal.say(format_args!(
+                    "{id} failed ({}) and has no dead letter here: its request was answered with the error, \
+                     another filter leaves it out, or the letter is gone; enqueue it again, or see \
+                     `millstream jobs show {id}`",
+                    error.code
+                )),
+                None => cx.terminal.say(format_args!(
+                    "{id} has no dead letter here, or the filters leave it out; `millstream dlq list` \
+                     shows them"
+                )),
+            }
         }
-        if missing().next().is_none() && left == 0 { Exit::Ok } else { Exit::Job }
+        Ok(if missing.is_empty() && left == 0 { Exit::Ok } else { Exit::Job })
     }
 }
 
@@ -251,7 +264,7 @@ async fn print(search: &mut Search, most: usize, cx: &mut Context) -> Result<Exi
         }
     }
     finish(&table, search.output, &mut cx.terminal)?;
-    Ok(search.end(0, cx))
+    search.end(0, cx).await
 }
 
 /// A letter without its payload.
@@ -277,7 +290,7 @@ async fn show(search: &mut Search, cx: &mut Context) -> Result<Exit, Error> {
             cx.terminal.line(text)?;
         }
     }
-    Ok(search.end(0, cx))
+    search.end(0, cx).await
 }
 
 async fn requeue(search: &mut Search, cx: &mut Context) -> Result<Exit, Error> {
@@ -310,7 +323,7 @@ async fn requeue(search: &mut Search, cx: &mut Context) -> Result<Exit, Error> {
         }
     }
     cx.terminal.say(format_args!("{back} of {all} dead letters put back"));
-    Ok(search.end(all - back, cx))
+    search.end(all - back, cx).await
 }
 
 /// Deletes up to so `many` letters of each partition.
@@ -345,7 +358,7 @@ async fn purge(search: &mut Search, many: &[usize], cx: &mut Context) -> Result<
         Output::Json => cx.terminal.json(&all)?,
         Output::Text => cx.terminal.line(format_args!("{} dead letters deleted", all.purged))?,
     }
-    Ok(search.end(all.left.len(), cx))
+    search.end(all.left.len(), cx).await
 }
 
 /// Asks the person at the terminal.

@@ -40,7 +40,7 @@ Output:
 ///
 /// Each line of --file is a chat request, or {"request": ..., "queue", "lane", "tenant",
 /// "idempotency_key", "custom_id", "labels", "not_before", "expires_at", "deadline_ms", "max_attempts",
-/// "stream"}, or an OpenAI Batch input line. Flags overrule what a line says.
+/// "stream", "dead_letter"}, or an OpenAI Batch input line. Flags overrule what a line says.
 #[derive(Debug, Parser)]
 #[command(name = "millstream-producer", version, arg_required_else_help = true)]
 #[command(after_help = EXIT_CODES, after_long_help = format!("{EXIT_CODES}\n\n{NOTES}"))]

@@ -41,7 +41,7 @@ use crate::{
     broker::{Receipt, Record},
     error::Failure,
     event::{Body, Event, Failed},
-    job::{ChatRequest, Job, JobId},
+    job::{ChatRequest, Job, JobId, Letter},
     listener, state,
 };
 
@@ -117,7 +117,9 @@ pub(super) async fn complete(
     let lasting = keyed || app.options.on_disconnect == OnDisconnect::Continue;
     let slot = app.slots.take(&caller.tenant)?;
     let (model, include_usage) = (request.model(), includes_usage(&request));
-    let job = Job { stream, idempotency_key: key, ..Job::new(request) };
+    // Whoever waits is told of the failure. Where nobody can come for another answer, one is of no use.
+    let dead_letter = if lasting { Letter::Retryable } else { Letter::Never };
+    let job = Job { stream, idempotency_key: key, dead_letter, ..Job::new(request) };
     let submission = jobs::checked(&app, &caller.tenant, job)?;
     // A client may go away while its job is on the way to the broker, and an answer may be lost.
     let mut abandon = Abandon::new(&app, (!lasting).then_some(submission.id));

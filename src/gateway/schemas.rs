@@ -105,6 +105,9 @@ pub(super) struct Envelope {
     /// Whether chunks are published while the model speaks; true unless given.
     #[schema(nullable = false)]
     stream: Option<bool>,
+    /// Whether it becomes a dead letter when it fails, which an operator can put back; `always` unless given.
+    #[schema(nullable = false)]
+    dead_letter: Option<LetterName>,
 }
 
 fn labels() -> ObjectBuilder {
@@ -162,6 +165,15 @@ pub(super) enum LaneName {
     High,
     Normal,
     Low,
+}
+
+/// Whether a job that fails becomes a dead letter: `retryable` where another try may help.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LetterName {
+    Always,
+    Retryable,
+    Never,
 }
 
 /// A state.

@@ -70,6 +70,21 @@ impl fmt::Display for Lane {
     }
 }
 
+/// Whether a job that fails becomes a dead letter, which an operator can put back.
+///
+/// One that was lost with its workers, or that cannot be read, always does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Letter {
+    /// However it failed.
+    #[default]
+    Always,
+    /// Where another try may help: not where the request itself is at fault, or its time was over.
+    Retryable,
+    /// Not at all: somebody waits, is told of the failure, and asks again.
+    Never,
+}
+
 /// A name that cannot stand in a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} `{met}` is not a name; allowed: 1 to 64 of letters, digits and _ . - @")]

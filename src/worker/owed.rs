@@ -3,8 +3,8 @@
 use super::{Context, execute::persist, settle::Ended};
 use crate::{
     broker::{self, Begin, DeadLetter, Entry, Settled},
-    error::Failure,
-    job::Timestamp,
+    error::{Code, Failure},
+    job::{Letter, Timestamp},
 };
 
 /// What is left to do with an entry.
@@ -54,6 +54,12 @@ impl Owed {
 /// take the entry from a job that knows nothing of its end.
 pub(super) async fn settle(context: &Context, entry: &Entry, step: Step, session: u64) -> bool {
     let settled = match step {
+        // The run's end is written: what is left of a job without a letter is its entry.
+        Step::Bury { error, .. } if !leaves_letter(entry, error.code) => {
+            tracing::info!(job = %entry.id, code = %error.code, "failed; its option says: no dead letter");
+            let _ = context.acks.send(Ended::new(entry, session)).await;
+            return true;
+        }
         Step::Remove => {
             // The receiver outlives every job.
             let _ = context.acks.send(Ended::new(entry, session)).await;
@@ -81,6 +87,18 @@ pub(super) async fn settle(context: &Context, entry: &Entry, step: Step, session
         }
     };
     settled != Some(Settled::Stale)
+}
+
+/// Whether a job that failed so is kept for an operator.
+fn leaves_letter(entry: &Entry, code: Code) -> bool {
+    let Ok(job) = &entry.job else { return true };
+    match job.dead_letter {
+        Letter::Always => true,
+        // It costs workers their lives: that concerns the operator, whoever waits for it.
+        _ if code == Code::Poison => true,
+        Letter::Retryable => !matches!(code, Code::InvalidRequest | Code::Expired),
+        Letter::Never => false,
+    }
 }
 
 /// When the job may begin again, by the broker's clock.

@@ -212,6 +212,7 @@ behaviours! {
     settle {
         done_ends_a_job_once,
         a_failed_job_is_buried_by_whoever_is_next,
+        a_failed_job_may_be_removed_as_well_as_buried,
         a_retry_is_parked_by_whoever_is_next,
         a_retry_replaces_a_stale_parked_copy,
         a_retried_job_runs_again,

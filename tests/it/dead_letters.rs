@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use millstream::{
+    broker::Depth,
     event::Body,
-    job::{ChatRequest, Job, JobId},
+    job::{ChatRequest, Job, JobId, Letter, Timestamp},
     listener::Listener,
     retry::Schedule,
+    state::State,
     worker,
 };
 use serde_json::Value;
@@ -15,6 +17,7 @@ use serde_json::Value;
 use crate::support::{
     program::{MILLSTREAM, Ran, run},
     stack::{Stack, expected, instant},
+    subject::soon,
 };
 
 fn dlq(stack: &Stack, args: &[&str]) -> Ran {
@@ -65,6 +68,56 @@ async fn a_letter_tells_its_reason_its_history_and_its_payload() {
     assert!(history.iter().all(|setback| setback["error"]["status"] == 503));
     assert_eq!(letter["entry"]["job"]["request"]["model"], "m?fault=status:503");
     assert!(letter["fence"].as_u64() > letter["at"].as_u64());
+}
+
+/// Of a job that has no letter because its option says so, a requeue could not tell why there is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_may_say_that_it_leaves_no_letter() {
+    let stack = Stack::start(instant()).await;
+    let of = |dead_letter, fault: &str| Job {
+        dead_letter,
+        ..ask(&format!("m?fault={fault}"), &format!("{dead_letter:?}"))
+    };
+    let expires = Timestamp::now().after(Duration::from_millis(50));
+    let jobs = vec![
+        of(Letter::Never, "status:503"),
+        of(Letter::Never, "status:400"),
+        of(Letter::Retryable, "status:400"),
+        Job { expires_at: Some(expires), ..of(Letter::Retryable, "status:400") },
+        of(Letter::Retryable, "status:401"),
+        of(Letter::Retryable, "status:503"),
+        of(Letter::Always, "status:400"),
+    ];
+    let ids: Vec<JobId> =
+        stack.producer().enqueue_all(jobs).await.into_iter().map(|job| job.unwrap().id).collect();
+    while Timestamp::now() <= expires {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (stop, worker) = stack.worker(options());
+    let settled = Depth { dead: 3, ..Depth::default() };
+    soon(async {
+        while stack.broker.depth(&stack.partition).await.unwrap() != settled {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    stop.cancel();
+    worker.await.unwrap();
+    for id in &ids {
+        let record = stack.broker.job(*id).await.unwrap().unwrap();
+        assert_eq!(record.state, State::Failed);
+        assert!(record.error.is_some());
+    }
+    let named: Vec<String> = ids.iter().map(JobId::to_string).collect();
+    let mut requeue = vec!["requeue"];
+    requeue.extend(named.iter().map(String::as_str));
+    let ran = dlq(&stack, &requeue);
+    assert_eq!(ran.code, Some(6), "{ran:?}");
+    for id in &named[..4] {
+        assert!(ran.err.contains(&format!("{id} failed (")), "{ran:?}");
+    }
+    assert!(ran.err.contains("enqueue it again"), "{ran:?}");
+    assert_eq!(stack.broker.depth(&stack.partition).await.unwrap().dead, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

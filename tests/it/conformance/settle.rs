@@ -81,6 +81,25 @@ pub async fn a_failed_job_is_buried_by_whoever_is_next(s: &Subject) {
     assert_eq!(s.begin(&s.claim(&me).await, &me).await.unwrap(), Begin::Remove);
 }
 
+pub async fn a_failed_job_may_be_removed_as_well_as_buried(s: &Subject) {
+    let me = worker("a");
+    let (entry, attempt) = s.running(&me).await;
+    let error = Failure::from_status(400, "bad request", None);
+    let outcome = Outcome::Failed(error.clone());
+    assert_eq!(
+        s.conclude(&attempt, &[failed(1, error.clone())], &outcome).await.unwrap(),
+        Written::Yes
+    );
+    s.remove(&[Spent::from(&entry)]).await.unwrap();
+    assert_eq!(s.depth(&s.partition).await.unwrap(), Depth::default());
+    // A worker of a version that knows of no such thing comes late, and the record stays what it was.
+    let letter = DeadLetter::new(&entry, error.clone(), 1, attempt.fence);
+    assert!(!s.bury(&entry, &letter).await.unwrap());
+    let record = s.job(attempt.job).await.unwrap().unwrap();
+    assert_eq!((record.state, record.error), (State::Failed, Some(error)));
+    assert_eq!(s.kinds(attempt.job).await, ["started", "failed"]);
+}
+
 pub async fn a_retry_is_parked_by_whoever_is_next(s: &Subject) {
     let (me, other) = (worker("a"), worker("b"));
     let (entry, attempt) = s.running(&me).await;

@@ -7,10 +7,10 @@ use std::{
 
 use futures_util::future::join_all;
 use millstream::{
-    broker::Shared,
+    broker::{Depth, Partition, Shared},
     error::{Code, Failure},
     gateway::{OnDisconnect, Options},
-    job::JobId,
+    job::{JobId, QueueName},
     retry::Schedule,
     simulator,
     upstream::openai::{self, OpenAi},
@@ -249,6 +249,45 @@ async fn a_job_that_failed_is_answered_with_its_status() {
             assert_eq!((reply.header("x-should-retry"), reply.header("retry-after")), retry);
             let job = job(&web, reply.header("x-millstream-job")).await;
             assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!(code)));
+        }
+    }
+}
+
+/// A client's bad requests became dead letters, which nobody could use and which pushed out real ones.
+#[tokio::test]
+async fn a_request_that_was_answered_with_its_error_leaves_no_letter() {
+    let broker = embedded();
+    let web = Web::start(&broker, options());
+    let _working = working(&broker, &web, instant(), tries(2)).await;
+    let partition = Partition::first(QueueName::default());
+    let mut letters = 0;
+    for (fault, key, kept) in [
+        ("status:400", None, 0),
+        ("status:503", None, 0),
+        ("status:400", Some("a"), 0),
+        // Its client may come back for what an operator puts back.
+        ("status:503", Some("b"), 1),
+    ] {
+        for stream in [false, true] {
+            let mut request = chat(&format!("{fault} {key:?} {stream}"));
+            request["model"] = format!("m?fault={fault}").into();
+            request["stream"] = stream.into();
+            let mut ask = web.posted(PATH, &request);
+            if let Some(key) = key {
+                ask = ask.header("idempotency-key", format!("{key} {stream}"));
+            }
+            let reply = Reply::of(ask).await;
+            assert!(reply.status.is_client_error() || reply.status.is_server_error());
+            let shown = job(&web, reply.header("x-millstream-job")).await;
+            assert_eq!((&shown["state"], shown["error"].is_object()), (&json!("failed"), true));
+            letters += kept;
+            let settled = Depth { dead: letters, ..Depth::default() };
+            soon(async {
+                while broker.depth(&partition).await.unwrap() != settled {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await;
         }
     }
 }

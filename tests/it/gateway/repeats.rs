@@ -7,6 +7,7 @@ use millstream::{
     broker::redis::{Options as RedisOptions, Redis},
     broker::{Limits, Partition, Shared},
     job::Tenant,
+    retry::Schedule,
     worker,
 };
 use serde_json::{Value, json};
@@ -50,15 +51,16 @@ async fn a_repeated_stream_begins_with_the_present_attempt() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_requeue_a_key_gets_the_new_runs_answer() {
     let stack = Stack::start(instant()).await;
-    let (_stop, _worker) = stack.worker(worker::Options::default());
+    let retry = Schedule { max_attempts: 1, ..Schedule::default() };
+    let (_stop, _worker) = stack.worker(worker::Options { retry, ..worker::Options::default() });
     let web = Web::start(&stack.broker, options());
     for stream in [false, true] {
         let question = if stream { "streamed" } else { "whole" };
         let mut request = chat(question);
-        request["model"] = "m?fault=status:400*1".into();
+        request["model"] = "m?fault=status:503*1".into();
         request["stream"] = stream.into();
         let again = || web.posted(PATH, &request).header("idempotency-key", question);
-        Reply::of(again()).await.refused(400, "invalid_request");
+        Reply::of(again()).await.refused(502, "upstream_error");
         let elsewhere = connect(&stack.server.url()).await;
         let letter = soon(async {
             loop {

@@ -271,6 +271,9 @@ behaviours! {
         healing_gives_way_to_an_end_under_a_lower_fence,
         a_worker_that_has_begun_before_gets_a_new_fence,
         a_healed_attempt_belongs_to_its_run,
+        a_healed_record_is_whole,
+        a_record_that_names_no_owner_is_nobodys,
+        a_young_record_has_its_whole_time_once_it_runs,
         record_and_log_each_tell_of_a_higher_fence,
     }
     inspect {

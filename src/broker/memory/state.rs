@@ -134,8 +134,8 @@ impl State {
     pub(super) fn forget(&mut self, job: JobId) {
         let Some(run) = self.runs.remove(&job) else { return };
         self.kept_bytes -= run.bytes();
-        if let Some(at) = run.noted {
-            self.tenants.forget(&run.record.tenant, job, at);
+        if let (Some(at), Some(tenant)) = (run.noted, &run.record.tenant) {
+            self.tenants.forget(tenant, job, at);
         }
     }
 

@@ -22,6 +22,28 @@ fn place_text(place: &Place) -> String {
     format!("{} {}", place.lane, place.entry)
 }
 
+/// What a record says of its job for ever, as far as the entry tells it; on demand with what makes an
+/// idempotency key known again, which takes as long as the request is large.
+pub(super) fn described(entry: &Entry, with_key: bool) -> Vec<(&'static str, String)> {
+    let Place { partition, lane, entry: entry_id } = &entry.place;
+    let Ok(job) = &entry.job else {
+        let mut fields = vec![
+            ("queue", partition.to_string()),
+            ("lane", lane.to_string()),
+            ("at", entry.at.0.to_string()),
+        ];
+        // Whose job it is stands in what cannot be read, unless it was counted.
+        fields.extend(entry.load.as_ref().map(|load| ("tenant", load.tenant.to_string())));
+        return fields;
+    };
+    let mut fields = record_fields(partition, *lane, entry.at, job);
+    if with_key && job.idempotency_key.is_some() {
+        fields.push(("fp", job.request.fingerprint()));
+        fields.push(("added", entry_id.clone()));
+    }
+    fields
+}
+
 /// A failure as the record and the dead letters hold it.
 pub(super) fn failure_text(error: &Failure) -> String {
     serde_json::to_string(error).unwrap_or_default()
@@ -59,18 +81,8 @@ impl Redis {
             .arg(u8::from(crashes.alone))
             .arg(expires.map_or(0, |at| at.0))
             .arg(failure);
-        match &entry.job {
-            Ok(job) => {
-                let Place { partition, lane, .. } = &entry.place;
-                for (field, value) in record_fields(partition, *lane, entry.at, job) {
-                    call.arg(field).arg(value);
-                }
-            }
-            Err(_) => {
-                call.arg("queue").arg(entry.place.partition.to_string());
-                call.arg("lane").arg(entry.place.lane.as_str());
-                call.arg("at").arg(entry.at.0);
-            }
+        for (field, value) in described(entry, false) {
+            call.arg(field).arg(value);
         }
         let reply = self.pool.script(&call).await?;
         let (verdict, fence, attempt, failures, due, error): (_, String, _, _, String, _) =

@@ -46,7 +46,7 @@ pub(super) fn record(id: JobId, value: Value) -> Result<Option<Record>> {
         state,
         partition: text("queue").and_then(|text| partition(&text)),
         lane: text("lane").and_then(|lane| lane.parse().ok()).unwrap_or_default(),
-        tenant: text("tenant").and_then(|name| name.parse().ok()).unwrap_or_default(),
+        tenant: text("tenant").and_then(|name| name.parse().ok()),
         model: text("model").unwrap_or_default(),
         custom_id: text("custom_id"),
         labels: text("labels")
@@ -58,7 +58,7 @@ pub(super) fn record(id: JobId, value: Value) -> Result<Option<Record>> {
         run: small("run").max(1),
         fence: number("fence").unwrap_or(0),
         worker: text("worker"),
-        enqueued_at: time("at").unwrap_or_default(),
+        enqueued_at: time("at"),
         due,
         began_at: time("began"),
         cancelling: state == State::Running && fields.contains_key("cancel"),

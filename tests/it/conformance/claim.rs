@@ -275,7 +275,7 @@ pub async fn a_plain_entry_needs_only_its_job(s: &Subject) {
     assert_eq!(reader.pending().await.unwrap(), std::slice::from_ref(&entry));
     let attempt = begun(s.begin(&entry, &me).await.unwrap());
     let record = s.job(entry.id).await.unwrap().unwrap();
-    assert_eq!((record.model.as_str(), record.enqueued_at), ("m", entry.at));
+    assert_eq!((record.model.as_str(), record.enqueued_at), ("m", Some(entry.at)));
     assert_eq!((record.lane, record.partition.as_ref()), (Lane::High, Some(&s.partition)));
     assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
 }

@@ -105,7 +105,7 @@ pub async fn a_new_run_needs_neither_record_nor_log(s: &Subject) {
     assert_eq!(requeued, Requeued::Requeued { run: 2 });
     let record = s.job(letter.id).await.unwrap().unwrap();
     assert!(record.fence > letter.fence);
-    assert_eq!((record.model.as_str(), record.enqueued_at), ("model-1", letter.at));
+    assert_eq!((record.model.as_str(), record.enqueued_at), ("model-1", Some(letter.at)));
     let me = worker("b");
     let entry = s.claim(&me).await;
     let attempt = begun(s.begin(&entry, &me).await.unwrap());

@@ -238,6 +238,8 @@ MUTATIONS = [
     ("idempotency: another request is refused", "src/broker/redis/enqueue.rs",
      "Ok((held, ..)) if held != fingerprint => {", "Ok((held, ..)) if held.is_empty() => {",
      "a_key_held_by_another"),
+    ("idempotency: a refused key is withdrawn", "src/broker/redis/enqueue.rs",
+     "                self.withdraw(&to_add, &answers).await;\n", "", "a_refused_key_leaves_nothing"),
     ("idempotency: a repeat adds nothing", LUA + "reserve.lua",
      "(r[2] or r[3]) and 1 or 0", "0", "a_key_gives_one_job or a_key_of_a_finished or idempot"),
     ("retention: a late record leaves the time of the end", "src/broker/redis/enqueue.rs",

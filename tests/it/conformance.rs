@@ -244,6 +244,7 @@ behaviours! {
         a_taken_over_entry_still_says_what_it_counts,
         a_duplicate_is_not_counted,
         a_refused_key_can_be_tried_again,
+        a_refused_key_leaves_nothing_behind,
         what_nobody_counted_weighs_nothing,
         producers_at_work_together_never_pass_a_bound,
         a_recount_sets_the_counters_right,

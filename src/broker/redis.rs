@@ -12,6 +12,7 @@ mod enqueue;
 #[cfg(feature = "cli")]
 mod erase;
 mod inspect;
+mod janitor;
 pub mod keys;
 mod lease;
 mod log;

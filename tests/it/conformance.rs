@@ -156,6 +156,7 @@ behaviours! {
         a_running_job_has_one_entry_whatever_another_claims,
         an_entry_older_than_the_last_attempt_is_removed,
         a_plain_entry_needs_only_its_job,
+        a_job_that_was_accepted_is_not_judged_by_newer_bounds,
         promote_moves_what_is_due_exactly_once,
         promote_goes_by_time_and_stops_at_what_is_asked,
         a_promoted_job_runs_and_its_parked_copy_is_gone,
@@ -207,6 +208,7 @@ behaviours! {
         a_requeued_job_does_not_expire,
         a_cancelled_run_can_be_opened_again,
         purged_letters_are_gone,
+        a_letter_that_is_being_put_back_does_not_expire,
         a_letter_that_is_being_put_back_is_not_purged,
     }
     settle {

@@ -74,7 +74,7 @@ impl Run {
         self.record.partition = Some(partition.clone());
         self.record.lane = job.lane;
         self.record.tenant = Some(job.tenant.clone());
-        self.record.model = job.request.model();
+        self.record.model = job.request.model_name();
         self.record.custom_id.clone_from(&job.custom_id);
         self.record.labels = job.labels.clone();
     }
@@ -214,6 +214,12 @@ impl Run {
         self.record = Record { run, fence, enqueued_at, ..kept };
         (self.place, self.cancel, self.letter) = (None, false, Some(letter.letter.clone()));
         run
+    }
+
+    /// Whether this letter has opened the run, and its entry is not put back.
+    pub(super) fn waits_for(&self, letter: &str) -> bool {
+        let waits = self.record.state == State::Waiting && self.place.is_none();
+        waits && self.letter.as_deref() == Some(letter)
     }
 
     /// Writes a running attempt's state again after it was forgotten. Its entry may be forgotten, too,

@@ -38,7 +38,7 @@ pub(super) fn record_fields(
         ("lane", lane.to_string()),
         ("tenant", job.tenant.to_string()),
         ("at", at.0.to_string()),
-        ("model", job.request.model()),
+        ("model", job.request.model_name()),
     ];
     if let Some(custom_id) = &job.custom_id {
         fields.push(("custom_id", custom_id.clone()));

@@ -111,6 +111,12 @@ pub(super) fn dead_letter(letter: String, fields: &codec::Fields) -> DeadLetter 
     }
 }
 
+/// Dead letters, as they are read from their stream.
+pub(super) fn letters(value: Value) -> Result<Vec<DeadLetter>> {
+    let read = |(letter, fields): codec::RawEntry| dead_letter(letter, &fields.unwrap_or_default());
+    Ok(codec::entries(value)?.into_iter().map(read).collect())
+}
+
 /// A missing key is an empty one; every other error stands.
 fn absent_is_empty(reply: redis::RedisResult<Value>) -> redis::RedisResult<Value> {
     match reply {
@@ -219,10 +225,6 @@ impl Inspect for Redis {
         let start = after.map_or("-".to_owned(), |letter| format!("({letter}"));
         let mut command = redis::cmd("XRANGE");
         command.arg(self.keys.dead(partition)).arg(start).arg("+").arg("COUNT").arg(most);
-        let entries = codec::entries(self.pool.command(&command).await?)?;
-        Ok(entries
-            .into_iter()
-            .map(|(letter, fields)| dead_letter(letter, &fields.unwrap_or_default()))
-            .collect())
+        letters(self.pool.command(&command).await?)
     }
 }

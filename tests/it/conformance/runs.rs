@@ -217,6 +217,29 @@ pub async fn purged_letters_are_gone(s: &Subject) {
     assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap(), [second]);
 }
 
+/// Guards against housekeeping that drops the only entry of a run: its requeue was interrupted between
+/// opening the run and putting the letter back.
+pub async fn a_letter_that_is_being_put_back_does_not_expire(s: &Subject) {
+    let s = &s.aging(Duration::from_millis(40)).await;
+    let mut letters = Vec::new();
+    for _ in 0..3 {
+        letters.push(dead(s).await.1);
+    }
+    s.reopen(&s.partition, &letters[1]).await.unwrap();
+    let mut dropped = 0;
+    while dropped < 2 {
+        dropped += s.expire(&s.partition).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // Whoever buries another drops none for its age.
+    let (_, young) = dead(s).await;
+    let left = [letters[1].clone(), young];
+    assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap()[..1], left[..1]);
+    let requeued = Admin::new(s.shared()).requeue(&s.partition, &letters[1]).await.unwrap();
+    assert_eq!(requeued, Requeued::Requeued { run: 2 });
+    assert_eq!(s.claim(&worker("b")).await.id, letters[1].id);
+}
+
 pub async fn a_letter_that_is_being_put_back_is_not_purged(s: &Subject) {
     let (_, first) = dead(s).await;
     let (_, second) = dead(s).await;

@@ -18,6 +18,7 @@ mod lease;
 mod log;
 pub mod migrate;
 mod pool;
+mod promote;
 mod pubsub;
 mod reconcile;
 mod scripts;

@@ -147,14 +147,7 @@ impl Claim for Redis {
     }
 
     async fn promote(&self, partition: &Partition, most: usize) -> Result<Promoted> {
-        let mut call = self.scripts.promote.prepare_invoke();
-        call.key(self.keys.parked(partition)).key(self.keys.parked_jobs(partition));
-        for lane in self.keys.lanes(partition) {
-            call.key(lane);
-        }
-        call.arg(most).arg(self.keys.wake(partition));
-        let (count, next): (usize, i64) = codec::read(self.pool.script(&call).await?, "promote")?;
-        Ok(Promoted { count, next_in: u64::try_from(next).ok().map(Duration::from_millis) })
+        self.move_due(partition, most).await
     }
 
     async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Renewed> {

@@ -46,6 +46,10 @@ pub enum Begin {
     /// It has been lost with its workers before: ask again with [`Crashes::alone`], once no other such
     /// job runs beside it.
     Alone,
+    /// Nothing was done: the session is over in which the worker was given the entry
+    /// ([`Entry::session`](super::Entry::session)), and the broker may have forgotten the entry. Renew its
+    /// lease, and ask again where it is still there.
+    Stale,
     /// No attempt may open: end the job with [`Settle::refuse`](super::Settle::refuse).
     Refuse {
         /// Why.

@@ -122,6 +122,7 @@ impl Reader {
 
     async fn serve(&mut self, stop: &CancellationToken, backoff: &mut Backoff) -> Result<()> {
         let context = Arc::clone(&self.context);
+        let session = context.broker.session();
         let opened = async {
             let mut claimer = context.broker.claimer(&self.partition, &context.id).await?;
             // What a lost reply carried is still this worker's, and so is that whose end was forgotten.
@@ -135,7 +136,7 @@ impl Reader {
             opened = opened => opened?,
             () = stop.cancelled() => return Ok(()),
         };
-        self.keep(pending, None).await;
+        self.keep(pending, session, None).await;
         self.open = [true; 3];
         loop {
             let slot = tokio::select! {
@@ -169,6 +170,7 @@ impl Reader {
     async fn wait(&mut self, claimer: &mut dyn Claimer, stop: &CancellationToken) -> Result<()> {
         let context = Arc::clone(&self.context);
         let end = stop.child_token();
+        let session = context.broker.session();
         let (entries, since) = {
             let wait = claimer.wait(context.options.block, &end);
             let reply = dated(wait, context.options.lease / 8);
@@ -190,7 +192,7 @@ impl Reader {
         if end.is_cancelled() {
             self.open = [true; 3];
         }
-        self.keep(entries, Some(since)).await;
+        self.keep(entries, session, Some(since)).await;
         Ok(())
     }
 
@@ -203,10 +205,10 @@ impl Reader {
         while !free.is_empty() && self.open.contains(&true) {
             let shares = self.weights.share(free.len(), self.open);
             for (lane, share) in Lane::ALL.into_iter().zip(shares).filter(|(_, share)| *share > 0) {
-                let asked = Instant::now();
+                let (asked, session) = (Instant::now(), self.context.broker.session());
                 let entries = claimer.read(lane, share).await?;
                 self.open[lane.index()] = entries.len() >= share;
-                self.keep(entries, Some(asked)).await;
+                self.keep(entries, session, Some(asked)).await;
             }
             while let Some(slot) = free.pop() {
                 let Some((entry, _)) = self.surplus.pop_front() else {
@@ -220,15 +222,16 @@ impl Reader {
     }
 
     /// Takes entries into this worker's hands, unless they are there; it was given them no earlier
-    /// than `since`. From idle to holding work it tells the partition's workers, so that one of them
+    /// than `since`, and in this session or a later one. From idle to holding work it tells the partition's workers, so that one of them
     /// sweeps.
-    async fn keep(&mut self, entries: Vec<Entry>, since: Option<Instant>) {
+    async fn keep(&mut self, entries: Vec<Entry>, session: u64, since: Option<Instant>) {
         if entries.is_empty() {
             return;
         }
         let idle = !self.context.hands.any_of(&self.partition);
         let now = Instant::now();
-        for entry in entries {
+        for mut entry in entries {
+            entry.session = session;
             if self.context.hands.take(&entry, since) {
                 self.surplus.push_back((entry, now));
             }

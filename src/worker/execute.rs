@@ -52,6 +52,13 @@ pub(super) async fn run(context: &Context, mut entry: Entry, slot: Slot) {
                 }
                 Err(owed) => owed,
             },
+            Some(Some((Begin::Stale, _))) => match still_held(context, &entry, &hold).await {
+                Ok(session) => {
+                    entry.session = session;
+                    continue;
+                }
+                Err(owed) => owed,
+            },
             Some(Some((Begin::Begun(attempt), _))) => match &entry.job {
                 Ok(job) => {
                     hold.begun(attempt.fence);
@@ -115,6 +122,30 @@ async fn only_suspect(
         }
         () = context.stop.cancelled() => Err(Owed::Unfinished),
         () = context.abandon.cancelled() => Err(Owed::Unfinished),
+    }
+}
+
+/// Renews the lease of an entry that the broker may have forgotten since this worker was given it; the
+/// session in which it was there. One that is not there was never acknowledged, or has been deleted, or is
+/// read again by whoever comes first: begun all the same, its job would run without an entry, and nothing
+/// would bring it to its end.
+async fn still_held(context: &Context, entry: &Entry, hold: &Hold<'_>) -> Result<u64, Owed> {
+    let places = std::slice::from_ref(&entry.place);
+    let renew = async || {
+        let (at, session) = (Instant::now(), context.broker.session());
+        let gone = !context.broker.renew(&context.id, places).await?.gone.is_empty();
+        Ok((!gone).then_some((at, session)))
+    };
+    match persist(context, "renew", renew).await {
+        Some(Some((at, session))) => {
+            hold.renewed(at);
+            Ok(session)
+        }
+        Some(None) => {
+            tracing::warn!(job = %entry.id, "the broker has forgotten the entry, or given it away");
+            Err(Owed::Nothing)
+        }
+        None => Err(Owed::Unfinished),
     }
 }
 
@@ -247,7 +278,6 @@ async fn attempt_job(
     let options = &context.options;
     let publisher = Publisher::new(
         context.broker.clone(),
-        entry,
         attempt,
         options.codec,
         options.buffer_bytes,

@@ -40,13 +40,12 @@ pub(super) struct Ended {
 }
 
 /// An append on its way; it gives the publisher back.
-type Appending<'a> =
-    Pin<Box<dyn Future<Output = (Box<Publisher<'a>>, Result<(), Over>)> + Send + 'a>>;
+type Appending = Pin<Box<dyn Future<Output = (Box<Publisher>, Result<(), Over>)> + Send>>;
 
 /// The publisher, at hand or busy with the one append in flight.
-enum Pen<'a> {
-    Idle(Box<Publisher<'a>>),
-    Busy(Appending<'a>),
+enum Pen {
+    Idle(Box<Publisher>),
+    Busy(Appending),
     Gone,
 }
 
@@ -55,7 +54,7 @@ pub(super) struct Generation<'a> {
     context: &'a Context,
     job: &'a Job,
     stop: &'a Stop,
-    pen: Pen<'a>,
+    pen: Pen,
     batch: Batch,
     summary: Summary,
     began: Instant,
@@ -68,7 +67,7 @@ impl<'a> Generation<'a> {
         context: &'a Context,
         job: &'a Job,
         stop: &'a Stop,
-        publisher: Publisher<'a>,
+        publisher: Publisher,
     ) -> Self {
         let now = Instant::now();
         let options = &context.options;
@@ -86,7 +85,7 @@ impl<'a> Generation<'a> {
         }
     }
 
-    pub(super) async fn run(mut self) -> Result<(Ended, Box<Publisher<'a>>), Over> {
+    pub(super) async fn run(mut self) -> Result<(Ended, Box<Publisher>), Over> {
         let end = match self.generate().await? {
             End::Whole if !self.summary.finished => End::Failed(Failure::new(
                 Code::Truncated,
@@ -106,7 +105,7 @@ impl<'a> Generation<'a> {
     }
 
     /// Waits for the append in flight.
-    async fn rest(&mut self) -> Result<Box<Publisher<'a>>, Over> {
+    async fn rest(&mut self) -> Result<Box<Publisher>, Over> {
         match std::mem::replace(&mut self.pen, Pen::Gone) {
             Pen::Idle(publisher) => Ok(publisher),
             Pen::Busy(append) => {
@@ -224,7 +223,7 @@ async fn ended(context: &Context, stop: &Stop) -> Result<End, Over> {
 }
 
 /// The end of the append in flight; pending for ever when there is none.
-async fn written(pen: &mut Pen<'_>) -> Result<(), Over> {
+async fn written(pen: &mut Pen) -> Result<(), Over> {
     let Pen::Busy(append) = pen else { return std::future::pending().await };
     let (publisher, result) = append.await;
     *pen = Pen::Idle(publisher);

@@ -40,7 +40,9 @@ impl Owed {
     /// What `begin` has told, asked under this session.
     pub(super) fn told(verdict: Begin, session: u64) -> Self {
         let step = match verdict {
-            Begin::Begun(_) | Begin::Alone | Begin::Refuse { .. } => return Self::Unfinished,
+            Begin::Begun(_) | Begin::Alone | Begin::Stale | Begin::Refuse { .. } => {
+                return Self::Unfinished;
+            }
             Begin::Remove => Step::Remove,
             Begin::Park { attempt, due } => Step::Park { attempt, due: Some(due) },
             Begin::Bury { error, attempts, fence } => Step::Bury { error, attempts, fence },

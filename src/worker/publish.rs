@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Attempt, Entry, Error, Outcome, Shared, Written},
+    broker::{Attempt, Error, Outcome, Shared, Written},
     event::{Body, Codec, Frame, Started},
     retry::Backoff,
 };
@@ -37,10 +37,8 @@ pub(super) enum Over {
 }
 
 /// The events of one attempt.
-pub(super) struct Publisher<'a> {
+pub(super) struct Publisher {
     broker: Shared,
-    /// What the attempt runs: all that there is to know of a job whose record is forgotten.
-    entry: &'a Entry,
     attempt: Attempt,
     codec: Codec,
     /// Frames from `kept_from` on, the last of them perhaps not acknowledged.
@@ -53,11 +51,10 @@ pub(super) struct Publisher<'a> {
     abandon: CancellationToken,
 }
 
-impl<'a> Publisher<'a> {
+impl Publisher {
     /// A publisher for an attempt whose `started` event the broker has written.
     pub(super) fn new(
         broker: Shared,
-        entry: &'a Entry,
         attempt: Attempt,
         codec: Codec,
         most_bytes: usize,
@@ -67,7 +64,6 @@ impl<'a> Publisher<'a> {
             Body::Started(Started { attempt: attempt.number, worker: attempt.worker.to_string() });
         let mut publisher = Self {
             broker,
-            entry,
             attempt,
             codec,
             frames: VecDeque::new(),
@@ -220,7 +216,7 @@ impl<'a> Publisher<'a> {
             self.frames.iter().filter(|frame| frame.seq < end).cloned().collect();
         let mut backoff = Backoff::connecting();
         loop {
-            match self.broker.heal(&self.attempt, self.entry, &frames).await {
+            match self.broker.heal(&self.attempt, &frames).await {
                 Ok(Written::Yes) => {
                     tracing::warn!(job = %self.attempt.job, "log rebuilt from memory");
                     return Ok(());

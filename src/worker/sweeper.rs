@@ -108,7 +108,7 @@ async fn sweep(
         ask: !holds,
         deliveries: options.retry.max_attempts + options.retry.max_crashes,
     };
-    let asked = Instant::now();
+    let (asked, session) = (Instant::now(), context.broker.session());
     match context.broker.sweep(partition, &context.id, &look).await {
         Ok(swept) => {
             if swept.lost > 0 {
@@ -117,7 +117,8 @@ async fn sweep(
             }
             let any = holds || !swept.entries.is_empty() || swept.in_flight == Some(true);
             let full = swept.entries.len() == slots.len();
-            for entry in swept.entries {
+            for mut entry in swept.entries {
+                entry.session = session;
                 take_over(context, jobs, (entry, asked), slots.pop());
             }
             // There may be more than there was room for: the others need not wait their time.

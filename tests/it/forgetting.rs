@@ -7,8 +7,8 @@ use futures_util::StreamExt as _;
 use millstream::{
     admin::{Admin, Cancelled, Requeued},
     broker::{
-        Attempt, Cancel, Crashes, DeadLetter, Depth, Entry, Error, Outcome, Reopened, Result, Run,
-        Settled, Spent, WorkerId, Written,
+        Attempt, Begin, Cancel, Crashes, DeadLetter, Depth, Entry, Error, Outcome, Reopened,
+        Result, Run, Settled, Spent, WorkerId, Written, redis::keys::Keys,
     },
     event::{Body, Event},
     job::{ChatRequest, Job, JobId, Lane, Timestamp},
@@ -123,6 +123,51 @@ async fn conclude_again(stack: &Stack, attempts: &[(Entry, Attempt)]) {
     };
     let attempts: Vec<_> = attempts.iter().map(within).collect();
     conclude(stack, &attempts).await;
+}
+
+/// Guards against jobs whose entry Redis has forgotten, and which nothing carried on after a failure.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_entry_is_forgotten_is_parked_and_buried_without_it() {
+    let stack = Stack::start(instant()).await;
+    let attempts = three_attempts(&stack).await;
+    let (broker, session) = (&stack.broker, stack.broker.session());
+    let lane = Keys::new("ms").lane(&stack.partition, Lane::Normal);
+    stack.server.command(&["XTRIM", &lane, "MAXLEN", "0"]);
+    let due = Timestamp::now().after(Duration::from_hours(1));
+    // Gone in the session in which it was given out, an entry was settled by somebody else.
+    let (entry, attempt) = &attempts[1];
+    let known = Entry { session, ..entry.clone() };
+    assert_eq!(broker.park(&known, 2, due, session).await.unwrap(), Settled::Gone);
+    let letter = DeadLetter::new(entry, failure("no"), 1, attempt.fence);
+    assert_eq!(broker.bury(&known, &letter, session).await.unwrap(), Settled::Gone);
+
+    let before = Entry { session: session - 1, ..entry.clone() };
+    assert_eq!(broker.park(&before, 2, due, session).await.unwrap(), Settled::Yes);
+    // A repeat, or a copy of an earlier attempt, changes nothing; one of a later attempt replaces it.
+    assert_eq!(broker.park(&before, 2, due, session).await.unwrap(), Settled::Gone);
+    assert_eq!(broker.park(&before, 1, due, session).await.unwrap(), Settled::Gone);
+    assert_eq!(broker.park(&before, 3, due, session).await.unwrap(), Settled::Yes);
+    assert_eq!(broker.bury(&before, &letter, session).await.unwrap(), Settled::Yes);
+    assert_eq!(broker.bury(&before, &letter, session).await.unwrap(), Settled::Gone);
+    let depth = broker.depth(&stack.partition).await.unwrap();
+    assert_eq!((depth.parked, depth.dead), (1, 1));
+}
+
+/// Guards against a job that runs by an entry which Redis has forgotten: its repeated enqueue was dropped
+/// for it, and nothing carried the job on when its worker died.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_of_a_session_that_is_over_is_not_begun_before_it_is_seen_again() {
+    let stack = Stack::start(instant()).await;
+    stack.ask("m", "question").await;
+    let me = WorkerId::new("me");
+    let mut reader = stack.broker.claimer(&stack.partition, &me).await.unwrap();
+    let entry = reader.read(Lane::Normal, 1).await.unwrap().remove(0);
+    let before = Entry { session: 0, ..entry.clone() };
+    let crashes = Crashes { most: 3, alone: true };
+    assert_eq!(stack.broker.begin(&before, &me, crashes).await.unwrap(), Begin::Stale);
+    assert_eq!(stack.broker.job(entry.id).await.unwrap().unwrap().attempt, 0);
+    let again = Entry { session: stack.broker.session(), ..entry };
+    begun(stack.broker.begin(&again, &me, crashes).await.unwrap());
 }
 
 fn options() -> worker::Options {

@@ -22,28 +22,6 @@ fn place_text(place: &Place) -> String {
     format!("{} {}", place.lane, place.entry)
 }
 
-/// What a record says of its job for ever, as far as the entry tells it; on demand with what makes an
-/// idempotency key known again, which takes as long as the request is large.
-pub(super) fn described(entry: &Entry, with_key: bool) -> Vec<(&'static str, String)> {
-    let Place { partition, lane, entry: entry_id } = &entry.place;
-    let Ok(job) = &entry.job else {
-        let mut fields = vec![
-            ("queue", partition.to_string()),
-            ("lane", lane.to_string()),
-            ("at", entry.at.0.to_string()),
-        ];
-        // Whose job it is stands in what cannot be read, unless it was counted.
-        fields.extend(entry.load.as_ref().map(|load| ("tenant", load.tenant.to_string())));
-        return fields;
-    };
-    let mut fields = record_fields(partition, *lane, entry.at, job);
-    if with_key && job.idempotency_key.is_some() {
-        fields.push(("fp", job.request.fingerprint()));
-        fields.push(("added", entry_id.clone()));
-    }
-    fields
-}
-
 /// A failure as the record and the dead letters hold it.
 pub(super) fn failure_text(error: &Failure) -> String {
     serde_json::to_string(error).unwrap_or_default()
@@ -55,14 +33,14 @@ pub(super) fn read_failure(text: &str) -> Failure {
 }
 
 impl Redis {
-    /// Runs `begin.lua` for `started`, `failed` or `cancelled`.
+    /// Runs `begin.lua` for `started`, `failed` or `cancelled`; `None` where the entry's session is over.
     pub(super) async fn open_fence(
         &self,
         entry: &Entry,
         (event, payload): (&str, &[u8]),
         (worker, crashes): (&str, Crashes),
         failure: &str,
-    ) -> Result<(String, u64, u32, u32, u64, String)> {
+    ) -> Result<Option<Verdict>> {
         // A job that has begun once, or was put back by an operator, does not expire.
         let fresh = entry.attempt == 0 && entry.run == 1;
         let expires = entry.job.as_ref().ok().and_then(|job| job.expires_at).filter(|_| fresh);
@@ -81,25 +59,42 @@ impl Redis {
             .arg(u8::from(crashes.alone))
             .arg(expires.map_or(0, |at| at.0))
             .arg(failure);
-        for (field, value) in described(entry, false) {
-            call.arg(field).arg(value);
+        match &entry.job {
+            Ok(job) => {
+                let Place { partition, lane, .. } = &entry.place;
+                for (field, value) in record_fields(partition, *lane, entry.at, job) {
+                    call.arg(field).arg(value);
+                }
+            }
+            Err(_) => {
+                call.arg("queue").arg(entry.place.partition.to_string());
+                call.arg("lane").arg(entry.place.lane.as_str());
+                call.arg("at").arg(entry.at.0);
+            }
         }
-        let reply = self.pool.script(&call).await?;
+        let Some(reply) = self.pool.script_within(entry.session, &call).await? else {
+            return Ok(None);
+        };
         let (verdict, fence, attempt, failures, due, error): (_, String, _, _, String, _) =
             codec::read(reply, "begin")?;
         let number = |text: &str| {
             text.parse().map_err(|_| Error::Protocol(format!("begin: `{text}` is not a number")))
         };
-        Ok((verdict, number(&fence)?, attempt, failures, number(&due)?, error))
+        Ok(Some((verdict, number(&fence)?, attempt, failures, number(&due)?, error)))
     }
 }
 
+/// What `begin.lua` returns: verdict, fence, attempt, failures, due or crashes, error.
+pub(super) type Verdict = (String, u64, u32, u32, u64, String);
+
 /// Turns the script's verdict into what the worker is to do.
 pub(super) fn verdict(
-    reply: (String, u64, u32, u32, u64, String),
+    reply: Option<Verdict>,
     begun: impl FnOnce(u64, u32, u32) -> Attempt,
 ) -> Result<Begin> {
-    let (verdict, fence, attempt, failures, due, error) = reply;
+    let Some((verdict, fence, attempt, failures, due, error)) = reply else {
+        return Ok(Begin::Stale);
+    };
     Ok(match verdict.as_str() {
         "begun" => Begin::Begun(begun(fence, attempt, failures)),
         "remove" => Begin::Remove,
@@ -147,7 +142,14 @@ impl Claim for Redis {
     }
 
     async fn promote(&self, partition: &Partition, most: usize) -> Result<Promoted> {
-        self.move_due(partition, most).await
+        let mut call = self.scripts.promote.prepare_invoke();
+        call.key(self.keys.parked(partition)).key(self.keys.parked_jobs(partition));
+        for lane in self.keys.lanes(partition) {
+            call.key(lane);
+        }
+        call.arg(most).arg(self.keys.wake(partition));
+        let (count, next): (usize, i64) = codec::read(self.pool.script(&call).await?, "promote")?;
+        Ok(Promoted { count, next_in: u64::try_from(next).ok().map(Duration::from_millis) })
     }
 
     async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Renewed> {

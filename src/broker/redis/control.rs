@@ -7,7 +7,7 @@ use crate::{
     broker::{
         Cancel, Control, DeadLetter, Error, Order, Partition, Reopened, Result, Run, Settled,
         WorkerId,
-        redis::inspect::{letters, partition},
+        redis::inspect::{dead_letter, partition},
     },
     job::JobId,
     state::State,
@@ -120,7 +120,10 @@ impl Control for Redis {
     async fn letter(&self, partition: &Partition, letter: &str) -> Result<Option<DeadLetter>> {
         let mut command = redis::cmd("XRANGE");
         command.arg(self.keys.dead(partition)).arg(letter).arg(letter);
-        Ok(letters(self.pool.command(&command).await?)?.into_iter().next())
+        let entries = codec::entries(self.pool.command(&command).await?)?;
+        let read =
+            |(letter, fields): codec::RawEntry| dead_letter(letter, &fields.unwrap_or_default());
+        Ok(entries.into_iter().next().map(read))
     }
 
     async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>> {

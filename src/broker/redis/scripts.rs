@@ -51,9 +51,7 @@ scripts! {
     trim: "load.lua" "trim.lua",
     /// Reserves an ID for one request.
     reserve: "reserve.lua",
-    /// Withdraws the reservation of a job that was refused.
-    withdraw: "withdraw.lua",
-    /// Writes the record of a reserved job that was added.
+    /// Notes that a reserved job was added.
     accept: "accept.lua",
     /// Lets go of what was deleted under its worker.
     let_go: "let_go.lua",

@@ -194,7 +194,8 @@ impl Settle for Redis {
             .arg(self.keys.wake(partition))
             .arg(entry.id.to_string())
             .arg(due.0)
-            .arg(stored);
+            .arg(stored)
+            .arg(u8::from(entry.session < session));
         settled(self.pool.script_within(session, &call).await?, "park")
     }
 
@@ -215,8 +216,10 @@ impl Settle for Redis {
             .key(self.keys.load(partition))
             .arg(entry_id)
             .arg(self.options.dead_max)
+            .arg(millis(self.options.dead_ttl))
             .arg(entry.load.as_ref().map_or("", |load| load.tenant.as_str()))
             .arg(entry.load.as_ref().map_or(0, |load| load.bytes))
+            .arg(u8::from(entry.session < session))
             .arg("id")
             .arg(letter.id.to_string())
             .arg("error")
@@ -253,7 +256,9 @@ impl Settle for Redis {
     }
 
     async fn expire(&self, partition: &Partition) -> Result<u64> {
-        self.drop_old_letters(partition).await
+        let mut call = self.scripts.expire.key(self.keys.dead(partition));
+        call.key(self.keys.load(partition)).arg(millis(self.options.dead_ttl));
+        codec::read(self.pool.script(&call).await?, "expire")
     }
 }
 

@@ -155,10 +155,9 @@ impl Real {
             }
             Call::Heal { attempt, deltas } => {
                 let attempt_of = self.attempt(attempt);
-                let entry = &self.entries[&after.attempts[attempt].entry];
                 let mut frames = vec![subject::started(&attempt_of)];
                 frames.extend(deltas_of(attempt, deltas, after));
-                Answer::Written(self.broker.heal(&attempt_of, entry, &frames).await?)
+                Answer::Written(self.broker.heal(&attempt_of, &frames).await?)
             }
             Call::Conclude { attempt, deltas, end } => {
                 self.conclude(attempt, deltas, end, after).await?
@@ -347,6 +346,7 @@ impl Real {
             }
             (Begin::Refuse { why, attempts }, _) => Answer::Refuse { why, attempts },
             (Begin::Alone, _) => panic!("asked to run alone, and says so"),
+            (Begin::Stale, _) => panic!("begun in whatever session"),
         }
     }
 

@@ -3,14 +3,28 @@
 -- KEYS[1] parked   KEYS[2] parked jobs   KEYS[3] lane   KEYS[4] load
 -- ARGV[1] the entry's ID, or '' for a new job   ARGV[2] wake channel   ARGV[3] job ID
 -- ARGV[4] due, ms since the epoch   ARGV[5] `LANE AT ATTEMPT[,FIELD=VALUE…] JOB`
+-- ARGV[6] `1` where the server may have forgotten the entry: then the job is parked without it, unless it
+-- is parked already for as many attempts of its run, or more
 --
 -- Returns 1 when the job is parked, 0 when the entry was gone. What counts goes on counting.
--- Replay: an entry that is gone changes nothing; a new job that is parked already stays as it is.
+-- Replay: an entry that is gone changes nothing, or, with ARGV[6], parks a second copy of a job that was
+-- promoted since: `begin` drops the entry that comes of it. A new job that is parked already stays as it is.
+local function step(stored)
+  local attempt, more = string.match(stored, '^%S+ %S+ (%d+)(%S*) ')
+  return tonumber(string.match(more, ',run=(%d+)')) or 1, tonumber(attempt)
+end
+local function parked_as_far()
+  local stored = redis.call('HGET', KEYS[2], ARGV[3])
+  if not stored then return false end
+  local run, attempt = step(stored)
+  local own_run, own_attempt = step(ARGV[5])
+  return run > own_run or (run == own_run and attempt >= own_attempt)
+end
 local stale
 if ARGV[1] ~= '' then
   local there = redis.call('XDEL', KEYS[3], ARGV[1])
   redis.call('XACK', KEYS[3], 'workers', ARGV[1])
-  if there == 0 then return 0 end
+  if there == 0 and (ARGV[6] ~= '1' or parked_as_far()) then return 0 end
   -- It replaces what a repeated enqueue may have parked: this one has the attempts.
   stale = redis.call('HGET', KEYS[2], ARGV[3])
   redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])

@@ -205,7 +205,7 @@ impl Checker {
         if job.cancels.acknowledged > 0 && !ends_cancelled {
             self.report(Breach::CancelLost, job.name.clone());
         }
-        let asked = job.requeues;
+        let asked = &job.requeues;
         let detail = format!("{}: {} requeued, asked for {asked:?}", job.name, walk.requeued);
         if walk.requeued < asked.acknowledged {
             self.report(Breach::RequeueLost, detail);
@@ -233,6 +233,10 @@ impl Checker {
         let Some(first) = reader.sessions.first() else { return };
         let begin =
             log.partition_point(|step| step.id <= first.after && first.after != EventId::START);
+        // Behind an event that the server forgot, lower ones are in the log that it was not shown.
+        let hidden = |steps: &[Step]| {
+            steps.iter().all(|step| reader.forgotten.is_some_and(|last| step.id <= last))
+        };
         let mut at = begin;
         // Each kind once: where a log is lost everything seen of it is wrong.
         let mut told = BTreeSet::new();
@@ -242,6 +246,12 @@ impl Checker {
                 continue;
             }
             let place = log.iter().position(|kept| kept.id == step.id);
+            if place
+                .is_some_and(|place| place > at && log[place] == *step && hidden(&log[at..place]))
+            {
+                at = place.map_or(at, |place| place + 1);
+                continue;
+            }
             let breach = match place {
                 Some(place) if log[place] != *step => Breach::ReaderDiffers,
                 Some(place) if place < at => Breach::ReaderRepeated,
@@ -256,6 +266,9 @@ impl Checker {
         }
         let last = at.checked_sub(1).filter(|at| *at >= begin).and_then(|at| log.get(at));
         let finished = last.is_some_and(|step| step.kind.is_terminal());
+        if reader.misled || log.get(at..).is_none_or(hidden) {
+            return;
+        }
         if reader.ended && !finished && at < log.len() {
             self.report(Breach::ReaderCutShort, format!("{name}: after {last:?}"));
         } else if !reader.ended && !reader.not_found && at < log.len() {
@@ -319,7 +332,7 @@ impl Walk<'_> {
             Kind::Failed => self.stage = Stage::Over,
             Kind::Cancelled => {
                 self.stage = Stage::Over;
-                let asked = self.asked.cancels;
+                let asked = &self.asked.cancels;
                 if asked.acknowledged + asked.unknown == 0 {
                     return Some((Breach::CancelUnasked, String::new()));
                 }

@@ -8,6 +8,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     fleet::{Fleet, WORKERS},
+    history::Span,
     plan::{Fault, FaultKind, Faults},
     proxy::Proxy,
     server::Server,
@@ -28,6 +29,8 @@ pub struct Victims {
     pub server: Server,
     pub fleet: Fleet,
     pub world: Arc<World>,
+    /// Spans of time that the server does not know of any more.
+    pub forgotten: Vec<Span>,
     /// Ends the process of a feed.
     pub feeds: Vec<watch::Sender<u64>>,
 }
@@ -69,6 +72,11 @@ impl Victims {
             }
             FaultKind::RedisKill => self.server.kill(time).await,
             FaultKind::RedisShutdown => self.server.shutdown(time).await,
+            FaultKind::RedisForget => {
+                let span = self.server.forget(fault.forgotten, time).await;
+                self.forgotten.push(span);
+                self.world.forgot();
+            }
             FaultKind::Cut => {
                 self.links(fault.pick).iter().for_each(|proxy| proxy.cut(fault.cut));
             }

@@ -14,7 +14,7 @@ use tokio::{
 use crate::{
     load,
     plan::Planned,
-    support::{PRODUCER, command},
+    support::{PRODUCER, command, now},
     world::World,
 };
 
@@ -26,14 +26,14 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub struct Line {
     pub job: usize,
     pub planned: Planned,
-    /// Whether an earlier process had it.
-    pub sent: bool,
+    /// When an earlier process was given it, in milliseconds since the epoch.
+    pub sent: Option<u64>,
 }
 
 impl Line {
     /// With an idempotency key it may be sent again; then at once, as its schedule may have passed.
     fn text(&self) -> String {
-        let job = if self.sent { self.planned.job.clone() } else { self.planned.job() };
+        let job = if self.sent.is_some() { self.planned.job.clone() } else { self.planned.job() };
         format!("{}\n", serde_json::to_string(&job).unwrap())
     }
 
@@ -122,7 +122,8 @@ impl Feed {
     /// Sends a line. Where the process is gone already, nobody has it.
     async fn send(&mut self, input: &mut Option<ChildStdin>, line: Line) {
         let text = line.text();
-        self.open.insert(line.planned.name.clone(), Line { sent: true, ..line });
+        let sent = line.sent.unwrap_or_else(now);
+        self.open.insert(line.planned.name.clone(), Line { sent: Some(sent), ..line });
         if let Some(input) = input {
             let _ = input.write_all(text.as_bytes()).await;
         }
@@ -132,7 +133,7 @@ impl Feed {
         // The last line of a killed process may be cut.
         let Ok(told) = serde_json::from_str::<Told>(line) else { return };
         if let Some(line) = self.open.remove(&told.custom_id) {
-            load::acknowledged(&self.world, line.job, told.id);
+            load::acknowledged(&self.world, line.job, told.id, line.sent.unwrap_or_default());
         }
     }
 }

@@ -7,6 +7,8 @@ use millstream::{
     job::JobId,
 };
 
+use crate::support;
+
 /// The kinds of event, by their names in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -68,6 +70,19 @@ impl Step {
     }
 }
 
+/// A span of time, in milliseconds since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub from: u64,
+    pub until: u64,
+}
+
+impl Span {
+    pub fn meets(&self, other: &Self) -> bool {
+        self.from <= other.until && other.from <= self.until
+    }
+}
+
 /// What became of an enqueue, as far as the client that asked for it knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Fate {
@@ -84,6 +99,8 @@ pub struct Asked {
     /// The job's own name, its `custom_id`.
     pub name: String,
     pub fate: Fate,
+    /// From when to when the enqueue was under way, for each acknowledgement.
+    pub promised: Vec<Span>,
     /// The whole text that the model gives.
     pub text: String,
     /// Whether the model never gives it.
@@ -94,11 +111,27 @@ pub struct Asked {
 }
 
 /// An operation on a job, counted.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Repeats {
     pub acknowledged: usize,
+    /// From when to when each of the acknowledged ones was under way.
+    pub when: Vec<Span>,
     /// Asked for, and the answer was lost.
     pub unknown: usize,
+}
+
+impl Repeats {
+    /// Notes an acknowledgement of what was asked for at `from`.
+    pub fn acknowledge(&mut self, from: u64) {
+        self.acknowledged += 1;
+        self.when.push(Span { from, until: support::now() });
+    }
+
+    pub fn add(&mut self, more: Self) {
+        self.acknowledged += more.acknowledged;
+        self.unknown += more.unknown;
+        self.when.extend(more.when);
+    }
 }
 
 /// One reader, over all its connections.
@@ -109,6 +142,10 @@ pub struct Reader {
     pub ended: bool,
     /// Whether it was told that there is no such job.
     pub not_found: bool,
+    /// The highest event that it saw and the server forgot. No event up to it is shown to it later.
+    pub forgotten: Option<EventId>,
+    /// Whether it came to an end that the server forgot.
+    pub misled: bool,
 }
 
 /// What a reader saw on one connection.
@@ -117,6 +154,8 @@ pub struct Session {
     /// The last event that it had seen when it connected.
     pub after: EventId,
     pub seen: Vec<Step>,
+    /// When it saw each of them, in milliseconds since the epoch.
+    pub when: Vec<u64>,
 }
 
 /// A job as Redis holds it.

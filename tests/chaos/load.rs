@@ -9,6 +9,7 @@ use crate::{
     feed, operations,
     plan::{Jobs, Planned, Route},
     readers,
+    support::now,
     world::{World, partition},
 };
 
@@ -39,7 +40,7 @@ pub async fn run(
             Route::Library => drop(world.tasks.spawn(library(world.clone(), job, planned))),
             Route::Plain => drop(world.tasks.spawn(plain(world.clone(), job, planned))),
             Route::Program => {
-                let line = feed::Line { job, planned, sent: false };
+                let line = feed::Line { job, planned, sent: None };
                 // A feed outlives the load.
                 let _ = feeds[job % feeds.len()].send(line);
             }
@@ -51,8 +52,9 @@ pub async fn run(
 /// without one it asks once.
 async fn library(world: Arc<World>, job: usize, planned: Planned) {
     loop {
+        let asked = now();
         match world.producer.enqueue(planned.job()).await {
-            Ok(receipt) => return acknowledged(&world, job, receipt.id),
+            Ok(receipt) => return acknowledged(&world, job, receipt.id, asked),
             Err(producer::Error::Broker(broker::Error::Unavailable { .. })) => {}
             Err(error) => panic!("{}: {error}", planned.name),
         }
@@ -66,6 +68,7 @@ async fn library(world: Arc<World>, job: usize, planned: Planned) {
 /// A job added by a bare `XADD` on a connection of its own.
 async fn plain(world: Arc<World>, job: usize, planned: Planned) {
     let lane = world.keys().lane(&partition(), planned.job.lane);
+    let asked = now();
     let added: redis::RedisResult<String> = async {
         let client = redis::Client::open(world.proxy.url())?;
         let config = redis::AsyncConnectionConfig::new()
@@ -79,13 +82,13 @@ async fn plain(world: Arc<World>, job: usize, planned: Planned) {
     .await;
     if let Ok(entry) = added {
         assert!(entry.parse::<EventId>().is_ok(), "{entry}");
-        acknowledged(&world, job, JobId::from_entry(&lane, &entry));
+        acknowledged(&world, job, JobId::from_entry(&lane, &entry), asked);
     }
 }
 
 /// Notes what a producer was promised, and has the job read, and cancelled where that is planned.
-pub fn acknowledged(world: &Arc<World>, job: usize, id: JobId) {
-    if !world.acknowledged(job, id) {
+pub fn acknowledged(world: &Arc<World>, job: usize, id: JobId, asked: u64) {
+    if !world.acknowledged(job, id, asked) {
         return;
     }
     readers::start(world, job, id);

@@ -1,11 +1,7 @@
 //! What owners and operators do meanwhile: they cancel jobs and put dead letters back. Each asks
 //! until there is an answer.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use millstream::{
@@ -19,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     history::{Fate, Repeats},
     readers,
+    support::now,
     world::{World, partition},
 };
 
@@ -36,8 +33,9 @@ pub async fn cancel(world: Arc<World>, job: usize, id: JobId, delay: Duration) {
     let admin = admin(&world);
     let mut asked = Repeats::default();
     loop {
+        let from = now();
         match admin.cancel(id).await {
-            Ok(Cancelled::Cancelled | Cancelled::Asked { .. }) => asked.acknowledged += 1,
+            Ok(Cancelled::Cancelled | Cancelled::Asked { .. }) => asked.acknowledge(from),
             Ok(Cancelled::Over { .. } | Cancelled::Unknown) => {}
             Err(_) => {
                 asked.unknown += 1;
@@ -53,7 +51,7 @@ pub async fn cancel(world: Arc<World>, job: usize, id: JobId, delay: Duration) {
 /// Puts dead letters back, at most one of a job, until `stop`.
 pub async fn operate(world: Arc<World>, stop: CancellationToken) {
     let admin = admin(&world);
-    let mut handled = HashSet::new();
+    let mut handled: HashMap<JobId, (u64, u64)> = HashMap::new();
     while !stop.is_cancelled() {
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
@@ -65,7 +63,14 @@ pub async fn operate(world: Arc<World>, stop: CancellationToken) {
         for letter in letters.unwrap_or_default() {
             // One that is not acknowledged yet may be in a moment.
             let Some(job) = jobs.get(&letter.id).copied() else { continue };
-            if handled.insert(letter.id) && world.journal()[job].planned.is_put_back {
+            // One that is there again was put back in a moment that the server has forgotten.
+            let (fence, forgotten) = (letter.fence, world.forgotten());
+            let before = handled.get(&letter.id);
+            if before.is_some_and(|(known, then)| *known != fence || *then == forgotten) {
+                continue;
+            }
+            handled.insert(letter.id, (fence, forgotten));
+            if world.journal()[job].planned.is_put_back {
                 world.tasks.spawn(requeue(world.clone(), job, letter));
             }
         }
@@ -88,8 +93,9 @@ async fn requeue(world: Arc<World>, job: usize, letter: DeadLetter) {
     let admin = admin(&world);
     let mut asked = Repeats::default();
     loop {
+        let from = now();
         match admin.requeue(&partition(), &letter).await {
-            Ok(Requeued::Requeued { .. }) => asked.acknowledged += 1,
+            Ok(Requeued::Requeued { .. }) => asked.acknowledge(from),
             Ok(Requeued::Gone | Requeued::Alive { .. }) => {}
             Err(_) => {
                 asked.unknown += 1;
@@ -97,8 +103,9 @@ async fn requeue(world: Arc<World>, job: usize, letter: DeadLetter) {
                 continue;
             }
         }
-        world.journal()[job].asked.requeues = asked;
-        if asked.acknowledged > 0 {
+        let opened = asked.acknowledged > 0;
+        world.journal()[job].asked.requeues.add(asked);
+        if opened {
             // The run before ends with the letter's fence.
             let after = EventId { fence: letter.fence, seq: u64::MAX };
             readers::follow(&world, job, letter.id, after);

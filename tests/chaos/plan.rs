@@ -161,6 +161,8 @@ pub enum FaultKind {
     WorkerDrain,
     RedisKill,
     RedisShutdown,
+    /// It comes back without the last moments before it was killed.
+    RedisForget,
     Cut,
     Stall,
     ListenerDrop,
@@ -168,12 +170,13 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::WorkerKill,
         Self::WorkerFreeze,
         Self::WorkerDrain,
         Self::RedisKill,
         Self::RedisShutdown,
+        Self::RedisForget,
         Self::Cut,
         Self::Stall,
         Self::ListenerDrop,
@@ -187,6 +190,7 @@ impl FaultKind {
             Self::WorkerDrain => "worker-drain",
             Self::RedisKill => "redis-kill",
             Self::RedisShutdown => "redis-shutdown",
+            Self::RedisForget => "redis-forget",
             Self::Cut => "cut",
             Self::Stall => "stall",
             Self::ListenerDrop => "listener-drop",
@@ -207,6 +211,8 @@ pub struct Fault {
     pub pick: u64,
     /// How connections are cut.
     pub cut: Cut,
+    /// How much of its past the server forgets.
+    pub forgotten: Duration,
 }
 
 /// Faults in the order in which they come: every kind once, in a random order, again and again.
@@ -234,7 +240,9 @@ impl Faults {
         let time = match kind {
             FaultKind::WorkerFreeze | FaultKind::Stall if lasting => random.millis(6500, 11_000),
             FaultKind::WorkerFreeze | FaultKind::Stall => random.millis(300, 4000),
-            FaultKind::RedisKill | FaultKind::RedisShutdown => random.millis(0, 2500),
+            FaultKind::RedisKill | FaultKind::RedisShutdown | FaultKind::RedisForget => {
+                random.millis(0, 2500)
+            }
             _ => random.millis(0, 1500),
         };
         // Some come after everything has recovered, and of a kill the recovery is then awaited.
@@ -243,7 +251,9 @@ impl Faults {
         self.calm = calm && kind == FaultKind::WorkerKill;
         let gap = if long { random.millis(9000, 12_000) } else { random.millis(200, 2500) };
         let cut = [Cut::Closed, Cut::Torn, Cut::Torn, Cut::Stranded][random.index(4)];
-        Fault { gap, kind, time, pick: random.number(), cut }
+        // `appendfsync everysec` loses up to a second.
+        let forgotten = random.millis(20, 1000);
+        Fault { gap, kind, time, pick: random.number(), cut, forgotten }
     }
 }
 
@@ -262,7 +272,7 @@ fn at_least_half_of_the_jobs_are_long_and_every_kind_of_fault_comes_evenly() {
     let (mut jobs, mut faults) = (Jobs::new(1), Faults::new(1));
     let long = (0..2000).filter(|_| jobs.draw().long).count();
     assert!(long >= 1000, "{long}");
-    let drawn: Vec<Fault> = (0..90).map(|_| faults.draw()).collect();
+    let drawn: Vec<Fault> = (0..100).map(|_| faults.draw()).collect();
     for kind in FaultKind::ALL {
         assert_eq!(drawn.iter().filter(|fault| fault.kind == kind).count(), 10);
     }

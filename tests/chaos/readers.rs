@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::{
     history::{Reader, Session, Step},
     plan::{Reading, Route},
+    support,
     world::World,
 };
 
@@ -108,7 +109,7 @@ impl Following {
         let listener = self.house.borrow_and_update().clone();
         let listen = listener.listen(self.id).after(self.last).idle_timeout(SILENCE);
         let mut events = if self.expected { listen.expected() } else { listen }.events();
-        let mut session = Session { after: self.last, seen: Vec::new() };
+        let mut session = Session { after: self.last, seen: Vec::new(), when: Vec::new() };
         let ended = loop {
             let event = tokio::select! {
                 () = self.world.over.cancelled() => break Break::Over,
@@ -121,6 +122,7 @@ impl Following {
                     self.world.saw();
                     self.last = event.id;
                     session.seen.push(Step::of(&event));
+                    session.when.push(support::now());
                     if self.leaves.is_some_and(|leaves| session.seen.len() >= leaves) {
                         break Break::Lost;
                     }

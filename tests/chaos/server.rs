@@ -12,7 +12,11 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{random::Random, support::signal};
+use crate::{
+    history::Span,
+    random::Random,
+    support::{now, signal},
+};
 
 /// Longest time for the server to read its file and answer.
 const READY: Duration = Duration::from_secs(60);
@@ -41,6 +45,37 @@ impl Server {
     pub async fn kill(&mut self, away: Duration) {
         self.process.kill().await.unwrap();
         self.again(away).await;
+    }
+
+    /// Kills it and takes from its file what it wrote in this time before, as a machine that loses
+    /// power does with `appendfsync everysec`; starts it again after the other time. The span that it
+    /// has forgotten.
+    pub async fn forget(&mut self, forgotten: Duration, away: Duration) -> Span {
+        let from = now();
+        let kept = self.written();
+        tokio::time::sleep(forgotten).await;
+        self.process.kill().await.unwrap();
+        let until = now();
+        // A file that Redis has rewritten meanwhile has nothing to take from: it forgets nothing.
+        let span = match kept {
+            Some((path, length)) if self.written().is_some_and(|(now, _)| now == path) => {
+                std::fs::File::options().write(true).open(path).unwrap().set_len(length).unwrap();
+                Span { from, until }
+            }
+            _ => Span { from: until, until },
+        };
+        self.again(away).await;
+        span
+    }
+
+    /// The file that Redis appends to, and its length. None while Redis rewrites its files.
+    fn written(&self) -> Option<(PathBuf, u64)> {
+        let folder = self.folder.join("appendonlydir");
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap());
+        let name = |file: &std::fs::DirEntry| file.file_name().to_string_lossy().into_owned();
+        let mut appended = files.filter(|file| name(file).ends_with(".incr.aof"));
+        let file = appended.next().filter(|_| appended.next().is_none())?;
+        Some((file.path(), file.metadata().unwrap().len()))
     }
 
     /// Has it shut down in order, and starts it again after this time.

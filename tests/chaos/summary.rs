@@ -51,6 +51,8 @@ pub struct Summary {
     /// Lines of the workers' logs above `INFO`.
     said: Counts,
     fenced: usize,
+    /// What the server's forgetting has undone.
+    pub excused: String,
 }
 
 fn count(counts: &mut Counts, name: impl Into<String>) {
@@ -216,6 +218,7 @@ impl fmt::Display for Summary {
         writeln!(f, "  attempts given up as fenced: {}", self.fenced)?;
         writeln!(f, "  requeues {}, cancels {}", self.requeues, self.cancels)?;
         writeln!(f, "  readers {}, over {} connections", self.readers, self.sessions)?;
+        writeln!(f, "  forgotten by the server: {}", self.excused)?;
         table(f, "workers' logs", &self.said)?;
         for (text, reached) in self.marks() {
             writeln!(f, "  {} {text}", if reached { "reached:" } else { "not reached:" })?;

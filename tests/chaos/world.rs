@@ -18,9 +18,10 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    history::{Asked, Fate, Reader},
+    history::{Asked, Fate, Reader, Span},
     plan::{Outlook, Planned},
     proxy::Proxy,
+    support,
 };
 
 /// Processes that would serve readers, such as web handlers: each has a subscriber connection.
@@ -45,6 +46,7 @@ pub struct World {
     houses: Vec<House>,
     /// Events that readers saw: a sign of progress.
     pub seen: AtomicU64,
+    forgotten: AtomicU64,
     /// Enqueues under way and readers, each a task.
     pub tasks: TaskTracker,
     /// Readers that still wait hand in what they have.
@@ -68,6 +70,7 @@ impl World {
             journal: Mutex::default(),
             houses,
             seen: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),
         })
@@ -91,9 +94,11 @@ impl World {
         journal.len() - 1
     }
 
-    /// Notes an acknowledgement; whether it is the job's first.
-    pub fn acknowledged(&self, job: usize, id: JobId) -> bool {
-        let fate = &mut self.journal()[job].asked.fate;
+    /// Notes an acknowledgement of what was asked for at `asked`; whether it is the job's first.
+    pub fn acknowledged(&self, job: usize, id: JobId, asked: u64) -> bool {
+        let journal = &mut self.journal()[job].asked;
+        journal.promised.push(Span { from: asked, until: support::now() });
+        let fate = &mut journal.fate;
         match fate {
             Fate::Unknown => *fate = Fate::Acknowledged(vec![id]),
             Fate::Acknowledged(ids) => ids.push(id),
@@ -107,6 +112,16 @@ impl World {
 
     pub fn saw(&self) {
         self.seen.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that the server has forgotten a moment.
+    pub fn forgot(&self) {
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it has.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten.load(Ordering::Relaxed)
     }
 
     /// The listener of a house, and every one that replaces it.

@@ -15,12 +15,13 @@
 //! must have come to exactly one. On Redis the same case runs on the embedded broker too, and both
 //! must have told the same story.
 //!
-//! Not here, but in tests of their own: a server that forgets (`forgetting`), live messages, deliveries counted,
-//! times to live. `PROPTEST_CASES` sets the number of cases. A case that has failed is kept in
+//! A server that forgets has cases of its own ([`forgetful`]). Not here, but in tests of their own: live messages,
+//! deliveries counted, times to live. `PROPTEST_CASES` sets the number of cases. A case that has failed is kept in
 //! `tests/it/model.regressions` and runs first from then on.
 
 mod check;
 mod drain;
+mod forgetful;
 mod frames;
 mod hand;
 mod jobs;
@@ -43,7 +44,10 @@ use millstream::broker::{
     Claim, Partition, Shared, Sweep, WorkerId,
     redis::{Options, Redis},
 };
-use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
+use proptest::{
+    sample::Index,
+    test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner},
+};
 
 use self::{
     play::Play,
@@ -71,6 +75,11 @@ fn runner(cases: u32) -> TestRunner {
         max_shrink_iters: 20_000,
         ..config
     })
+}
+
+/// Picks one, where there is one.
+fn pick<T>(index: Index, from: &[T]) -> Option<&T> {
+    (!from.is_empty()).then(|| index.get(from))
 }
 
 fn runtime() -> tokio::runtime::Runtime {

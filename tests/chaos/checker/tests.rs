@@ -34,10 +34,10 @@ impl Case {
         ]
         .concat();
         let sessions = vec![
-            Session { after: EventId::START, seen: log[..4].to_vec() },
-            Session { after: log[3].id, seen: log[4..].to_vec() },
+            Session { after: EventId::START, seen: log[..4].to_vec(), when: Vec::new() },
+            Session { after: log[3].id, seen: log[4..].to_vec(), when: Vec::new() },
         ];
-        let reader = Reader { sessions, ended: true, not_found: false };
+        let reader = Reader { sessions, ended: true, ..Reader::default() };
         let runs = [
             attempt(40, &["one "], Some(Kind::Failed)),
             vec![step(50, 0, Kind::Requeued, "")],
@@ -57,7 +57,7 @@ impl Case {
             fence: log.last().unwrap().id.fence,
             log: log.to_vec(),
         };
-        let requeues = Repeats { acknowledged: 1, unknown: 0 };
+        let requeues = Repeats { acknowledged: 1, ..Repeats::default() };
         Self {
             asked: vec![
                 Asked { readers: vec![reader], ..asked("whole", whole, false) },
@@ -211,7 +211,7 @@ fn operations_are_done_as_often_as_asked_for() {
         case.log("failing").last_mut().unwrap().kind = Kind::Cancelled;
     });
     let mut case = Case::sound();
-    case.asked[1].requeues = Repeats { acknowledged: 0, unknown: 3 };
+    case.asked[1].requeues = Repeats { unknown: 3, ..Repeats::default() };
     assert!(case.breaches().is_empty(), "whether it was done is not known");
 }
 
@@ -249,8 +249,9 @@ fn a_reader_may_begin_in_the_middle_and_end_with_its_run() {
     case.reader().sessions.remove(0);
     assert!(case.breaches().is_empty());
     let runs = case.log("failing").clone();
-    let first = Session { after: EventId::START, seen: runs[..3].to_vec() };
-    case.asked[1].readers = vec![Reader { sessions: vec![first], ended: true, not_found: false }];
+    let first = Session { after: EventId::START, seen: runs[..3].to_vec(), when: Vec::new() };
+    case.asked[1].readers =
+        vec![Reader { sessions: vec![first], ended: true, ..Reader::default() }];
     assert!(case.breaches().is_empty(), "{:?}", case.breaches());
 }
 

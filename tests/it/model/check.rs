@@ -132,7 +132,7 @@ fn shown(real: &Real, record: &broker::Record, fence: u32) -> Record {
 }
 
 /// The invariants of a log, read from nothing but the log.
-fn holds(log: &[Event]) -> Result<(), String> {
+pub fn holds(log: &[Event]) -> Result<(), String> {
     let (mut over, mut next) = (false, BTreeMap::new());
     for pair in log.windows(2) {
         if pair[0].id >= pair[1].id {

@@ -9,6 +9,7 @@ use proptest::sample::Index;
 use super::{
     check,
     hand::{Hand, Next, Sent, next},
+    pick,
     real::{Halt, Real},
     reference::{Entry, Reference},
     step::{Action, Fate, Step, WORKERS, Word},
@@ -37,10 +38,6 @@ pub struct Play {
     opened: Vec<(LetterNo, u32, bool)>,
     /// Every call with its answer.
     pub story: Vec<(Call, Answer)>,
-}
-
-fn pick<T>(index: Index, from: &[T]) -> Option<&T> {
-    (!from.is_empty()).then(|| index.get(from))
 }
 
 impl Play {

@@ -219,10 +219,11 @@ pub trait Log: Send + Sync {
     /// The ID of the log's last event.
     async fn last(&self, job: JobId) -> Result<Option<EventId>>;
 
-    /// Writes again what the broker has forgotten of a running attempt: `frames` are all that the
+    /// Writes again what the broker has forgotten of a running attempt: the record, with all that the
+    /// attempt's `entry` tells of the job (its tenant above all), and the log. `frames` are all that the
     /// attempt has sent, from `started` (sequence 0). Only what is missing is appended. Refused
     /// when a higher fence rules.
-    async fn heal(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written>;
+    async fn heal(&self, attempt: &Attempt, entry: &Entry, frames: &[Frame]) -> Result<Written>;
 
     /// Up to `most` events after `after`, in order.
     async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>>;

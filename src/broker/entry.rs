@@ -12,6 +12,9 @@ use crate::{
 /// The field of an entry that counts against its queue's limits: the tenant it counts for.
 pub(super) const LOAD: &str = "load";
 
+/// The field of an entry that holds a parked job which cannot be read.
+const PARKED: &[u8] = b"parked";
+
 /// One shard of a queue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Partition {
@@ -206,6 +209,7 @@ impl Entry {
         let born = place.entry.split('-').next().and_then(|ms| ms.parse().ok()).unwrap_or(0);
         let derived = JobId::from_entry(lane_key, &place.entry);
         let id = text("id").map_or(Ok(derived), |id| id.parse::<JobId>());
+        let named = text("id").is_some();
         let at = number("at");
         let (attempt, run) = (number("attempt"), number("run"));
         let broken = [id.as_ref().err(), at.as_ref().err(), attempt.as_ref().err()]
@@ -215,9 +219,11 @@ impl Entry {
             .next();
         let job = match (broken, fields.iter().find(|(field, _)| field == b"job")) {
             (Some(invalid), _) => Err(invalid.clone()),
+            // An entry that names its job was accepted at a door; any other has its door here.
+            (None, Some((_, bytes))) if unread.is_none() && named => Job::read(bytes),
             (None, Some((_, bytes))) if unread.is_none() => Job::parse(bytes),
             (None, Some(_)) => Err(Invalid(String::new())),
-            (None, None) => Err(Invalid("the entry has no field `job`".to_owned())),
+            (None, None) => Err(Invalid(no_job(&fields))),
         };
         let invalid = |invalid: Invalid| Failure::new(Code::InvalidJob, invalid.to_string());
         let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
@@ -240,6 +246,16 @@ impl Entry {
     pub fn payload(&self) -> &[u8] {
         self.fields.iter().find(|(field, _)| field == b"job").map_or(&[], |(_, bytes)| bytes)
     }
+}
+
+/// Why an entry without a job has none.
+fn no_job(fields: &[(Vec<u8>, Vec<u8>)]) -> String {
+    if fields.iter().any(|(name, _)| name == PARKED) {
+        return "the parked job cannot be read; it is `LANE AT ATTEMPT[,FIELD=VALUE…] JOB`, with single \
+                spaces"
+            .to_owned();
+    }
+    "the entry has no field `job`".to_owned()
 }
 
 /// A running attempt: what its worker shows at every write. Attempts are equal whatever session
@@ -336,7 +352,7 @@ impl DeadLetter {
     /// The job, where it can be read.
     pub fn job(&self) -> Option<Job> {
         let (_, bytes) = self.fields.iter().find(|(field, _)| field == b"job")?;
-        Job::parse(bytes).ok()
+        Job::read(bytes).ok()
     }
 
     /// The fields of an entry that carries its job again, as the entry of `run`: the same bytes, and

@@ -309,8 +309,8 @@ impl Log for Memory {
         Ok(self.inner.lock().last(job))
     }
 
-    async fn heal(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
-        Ok(self.inner.lock().heal(attempt, frames, Timestamp::now()))
+    async fn heal(&self, attempt: &Attempt, entry: &Entry, frames: &[Frame]) -> Result<Written> {
+        Ok(self.inner.lock().heal(attempt, entry, frames, Timestamp::now()))
     }
 
     async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {

@@ -12,11 +12,13 @@ mod enqueue;
 #[cfg(feature = "cli")]
 mod erase;
 mod inspect;
+mod janitor;
 pub mod keys;
 mod lease;
 mod log;
 pub mod migrate;
 mod pool;
+mod promote;
 mod pubsub;
 mod reconcile;
 mod scripts;

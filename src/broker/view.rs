@@ -23,8 +23,8 @@ pub struct Record {
     pub partition: Option<Partition>,
     /// Its lane.
     pub lane: Lane,
-    /// Its owner.
-    pub tenant: Tenant,
+    /// Its owner. A record that does not tell whose it is belongs to nobody.
+    pub tenant: Option<Tenant>,
     /// The model it asks for.
     pub model: String,
     /// The caller's own name for it.
@@ -43,8 +43,8 @@ pub struct Record {
     pub fence: u64,
     /// The worker of the last attempt.
     pub worker: Option<String>,
-    /// When it was enqueued.
-    pub enqueued_at: Timestamp,
+    /// When it was enqueued, where the record tells.
+    pub enqueued_at: Option<Timestamp>,
     /// When it may begin, until it does: its schedule, or the time of its next attempt.
     pub due: Option<Timestamp>,
     /// When its last attempt began.
@@ -64,6 +64,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Whether this tenant owns the job.
+    pub fn is_of(&self, tenant: &Tenant) -> bool {
+        self.tenant.as_ref() == Some(tenant)
+    }
+
     /// Whether an entry of this `run` is owed nothing but its removal: the run is over, or one before
     /// the job's last.
     pub fn has_done_with(&self, run: u32) -> bool {

@@ -129,7 +129,7 @@ pub(super) fn record(record: &Record, terminal: &mut Terminal) -> io::Result<()>
     for (name, value) in fields {
         let text = match (name.as_str(), value) {
             ("partition", _) => record.partition.as_ref().map(ToString::to_string),
-            ("enqueued_at", _) => Some(record.enqueued_at.to_string()),
+            ("enqueued_at", _) => record.enqueued_at.map(|at| at.to_string()),
             ("due", _) => record.due.map(|at| at.to_string()),
             ("began_at", _) => record.began_at.map(|at| at.to_string()),
             ("ended_at", _) => record.ended_at.map(|at| at.to_string()),

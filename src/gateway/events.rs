@@ -158,7 +158,7 @@ async fn page(
     limit: usize,
 ) -> Result<Page, Refusal> {
     let opened = app.noticed(app.broker.open(id, after, limit + 1).await)?;
-    let record = opened.record.filter(|record| record.tenant == *tenant);
+    let record = opened.record.filter(|record| record.is_of(tenant));
     let record = record.ok_or_else(|| Refusal::no_job(id))?;
     let mut data = opened.events;
     let has_more = data.len() > limit;

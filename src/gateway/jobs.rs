@@ -271,7 +271,7 @@ pub(super) async fn show(
 /// A job of this tenant.
 pub(super) async fn record(app: &App, tenant: &Tenant, id: JobId) -> Result<Record, Refusal> {
     let record = app.noticed(app.broker.job(id).await)?;
-    record.filter(|record| record.tenant == *tenant).ok_or_else(|| Refusal::no_job(id))
+    record.filter(|record| record.is_of(tenant)).ok_or_else(|| Refusal::no_job(id))
 }
 
 /// A job and its log. One that is over is watched before it is read, so that no change escapes.

@@ -139,7 +139,8 @@ pub(super) async fn complete(
         Ok(following) => following,
         Err(refusal) => return Ok((named, refusal).into_response()),
     };
-    let created = following.record().map_or(0, |record| record.enqueued_at.0 / 1000);
+    let created =
+        following.record().and_then(|record| record.enqueued_at).map_or(0, |at| at.0 / 1000);
     let from = following.record().filter(|_| duplicate).map_or(0, in_force);
     let events = following.events().skip_while(move |event| {
         std::future::ready(event.as_ref().is_ok_and(|event| event.id.fence < from))

@@ -66,8 +66,9 @@ pub(super) struct Job {
     /// The worker of the last attempt.
     #[schema(required)]
     worker: Option<String>,
-    #[schema(value_type = u64)]
-    enqueued_at: Timestamp,
+    /// `null` where the record does not tell.
+    #[schema(value_type = Option<u64>, required)]
+    enqueued_at: Option<Timestamp>,
     /// When it may begin, until it does.
     #[schema(value_type = Option<u64>, required)]
     due: Option<Timestamp>,

@@ -42,6 +42,14 @@ impl ChatRequest {
         self.get("model").unwrap_or_default()
     }
 
+    /// The model's name as records keep it: no longer than a door lets in.
+    pub fn model_name(&self) -> String {
+        let mut name = self.model();
+        let end = (0..=LONGEST_MODEL.min(name.len())).rev().find(|end| name.is_char_boundary(*end));
+        name.truncate(end.unwrap_or_default());
+        name
+    }
+
     /// One field, where it is there and of that type.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         self.0.get(name).and_then(|raw| serde_json::from_str(raw.get()).ok())
@@ -67,22 +75,25 @@ impl ChatRequest {
         Ok(())
     }
 
-    /// Requires a model name and at least one message. Everything else is the model's to judge.
+    /// Requires a model name, of at most 256 bytes, and at least one message. Everything else is the
+    /// model's to judge.
     pub fn check(&self) -> Result<(), Invalid> {
-        match self.get::<String>("model") {
-            // The name is kept apart from the request, and shown in lists.
-            Some(model) if model.len() > LONGEST_MODEL => {
-                return Err(Invalid::new(format!(
-                    "`model` has {} bytes; allowed: 1 to {LONGEST_MODEL} bytes",
-                    model.len()
-                )));
-            }
-            Some(model) if !model.is_empty() => {}
-            _ => {
-                return Err(Invalid::new(
-                    "the request has no `model`; it needs the name of a model, as text",
-                ));
-            }
+        let length = self.model().len();
+        // The name is kept apart from the request, and shown in lists.
+        if length > LONGEST_MODEL {
+            return Err(Invalid::new(format!(
+                "`model` has {length} bytes; allowed: 1 to {LONGEST_MODEL} bytes"
+            )));
+        }
+        self.require()
+    }
+
+    /// Requires that without which no model can be asked.
+    pub(super) fn require(&self) -> Result<(), Invalid> {
+        if self.model().is_empty() {
+            return Err(Invalid::new(
+                "the request has no `model`; it needs the name of a model, as text",
+            ));
         }
         match self.get::<Vec<serde::de::IgnoredAny>>("messages") {
             Some(messages) if !messages.is_empty() => Ok(()),

@@ -193,7 +193,7 @@ impl Follow {
             return Err(Error::NotFound(job));
         }
         if let Some(tenant) = &self.listen.tenant
-            && opened.record.as_ref().is_none_or(|record| record.tenant != *tenant)
+            && !opened.record.as_ref().is_some_and(|record| record.is_of(tenant))
         {
             return Err(Error::NotFound(job));
         }

@@ -278,6 +278,7 @@ async fn attempt_job(
     let options = &context.options;
     let publisher = Publisher::new(
         context.broker.clone(),
+        entry,
         attempt,
         options.codec,
         options.buffer_bytes,

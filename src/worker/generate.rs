@@ -40,12 +40,13 @@ pub(super) struct Ended {
 }
 
 /// An append on its way; it gives the publisher back.
-type Appending = Pin<Box<dyn Future<Output = (Box<Publisher>, Result<(), Over>)> + Send>>;
+type Appending<'a> =
+    Pin<Box<dyn Future<Output = (Box<Publisher<'a>>, Result<(), Over>)> + Send + 'a>>;
 
 /// The publisher, at hand or busy with the one append in flight.
-enum Pen {
-    Idle(Box<Publisher>),
-    Busy(Appending),
+enum Pen<'a> {
+    Idle(Box<Publisher<'a>>),
+    Busy(Appending<'a>),
     Gone,
 }
 
@@ -54,7 +55,7 @@ pub(super) struct Generation<'a> {
     context: &'a Context,
     job: &'a Job,
     stop: &'a Stop,
-    pen: Pen,
+    pen: Pen<'a>,
     batch: Batch,
     summary: Summary,
     began: Instant,
@@ -67,7 +68,7 @@ impl<'a> Generation<'a> {
         context: &'a Context,
         job: &'a Job,
         stop: &'a Stop,
-        publisher: Publisher,
+        publisher: Publisher<'a>,
     ) -> Self {
         let now = Instant::now();
         let options = &context.options;
@@ -85,7 +86,7 @@ impl<'a> Generation<'a> {
         }
     }
 
-    pub(super) async fn run(mut self) -> Result<(Ended, Box<Publisher>), Over> {
+    pub(super) async fn run(mut self) -> Result<(Ended, Box<Publisher<'a>>), Over> {
         let end = match self.generate().await? {
             End::Whole if !self.summary.finished => End::Failed(Failure::new(
                 Code::Truncated,
@@ -105,7 +106,7 @@ impl<'a> Generation<'a> {
     }
 
     /// Waits for the append in flight.
-    async fn rest(&mut self) -> Result<Box<Publisher>, Over> {
+    async fn rest(&mut self) -> Result<Box<Publisher<'a>>, Over> {
         match std::mem::replace(&mut self.pen, Pen::Gone) {
             Pen::Idle(publisher) => Ok(publisher),
             Pen::Busy(append) => {
@@ -223,7 +224,7 @@ async fn ended(context: &Context, stop: &Stop) -> Result<End, Over> {
 }
 
 /// The end of the append in flight; pending for ever when there is none.
-async fn written(pen: &mut Pen) -> Result<(), Over> {
+async fn written(pen: &mut Pen<'_>) -> Result<(), Over> {
     let Pen::Busy(append) = pen else { return std::future::pending().await };
     let (publisher, result) = append.await;
     *pen = Pen::Idle(publisher);

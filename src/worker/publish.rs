@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Attempt, Error, Outcome, Shared, Written},
+    broker::{Attempt, Entry, Error, Outcome, Shared, Written},
     event::{Body, Codec, Frame, Started},
     retry::Backoff,
 };
@@ -37,8 +37,10 @@ pub(super) enum Over {
 }
 
 /// The events of one attempt.
-pub(super) struct Publisher {
+pub(super) struct Publisher<'a> {
     broker: Shared,
+    /// What the attempt runs: all that there is to know of a job whose record is forgotten.
+    entry: &'a Entry,
     attempt: Attempt,
     codec: Codec,
     /// Frames from `kept_from` on, the last of them perhaps not acknowledged.
@@ -51,10 +53,11 @@ pub(super) struct Publisher {
     abandon: CancellationToken,
 }
 
-impl Publisher {
+impl<'a> Publisher<'a> {
     /// A publisher for an attempt whose `started` event the broker has written.
     pub(super) fn new(
         broker: Shared,
+        entry: &'a Entry,
         attempt: Attempt,
         codec: Codec,
         most_bytes: usize,
@@ -64,6 +67,7 @@ impl Publisher {
             Body::Started(Started { attempt: attempt.number, worker: attempt.worker.to_string() });
         let mut publisher = Self {
             broker,
+            entry,
             attempt,
             codec,
             frames: VecDeque::new(),
@@ -216,7 +220,7 @@ impl Publisher {
             self.frames.iter().filter(|frame| frame.seq < end).cloned().collect();
         let mut backoff = Backoff::connecting();
         loop {
-            match self.broker.heal(&self.attempt, &frames).await {
+            match self.broker.heal(&self.attempt, self.entry, &frames).await {
                 Ok(Written::Yes) => {
                     tracing::warn!(job = %self.attempt.job, "log rebuilt from memory");
                     return Ok(());

@@ -1,10 +1,15 @@
 //! Every kind of bad input: one line that names cause and remedy, an exit code of its own kind,
 //! nothing half done.
 
+use std::time::Duration;
+
 use millstream::{
     broker::redis::keys::Keys,
-    job::{JobId, Lane},
-    simulator, worker,
+    job::{ChatRequest, Job, JobId, Lane, Timestamp},
+    retry::Schedule,
+    simulator,
+    state::State,
+    worker,
 };
 
 use crate::support::{
@@ -12,6 +17,7 @@ use crate::support::{
     program::{MILLSTREAM, PRODUCER, Ran, WORKER, run, run_with},
     redis::Server,
     stack::{Stack, expected, instant, simulate},
+    subject::soon,
 };
 
 /// One line with these words, and this code.
@@ -245,4 +251,83 @@ async fn malformed_entries_become_dead_letters_and_the_worker_goes_on() {
     }
     let depth = stack.broker.depth(&stack.partition).await.unwrap();
     assert_eq!((depth.lanes, depth.dead), (Default::default(), bad.len() as u64));
+}
+
+/// Guards against one parked job that cannot be read keeping back all that are due: its script failed,
+/// and the next found the same job first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parked_job_that_cannot_be_read_becomes_a_dead_letter_and_the_others_go_on() {
+    let stack = Stack::start(instant()).await;
+    let keys = Keys::new("ms");
+    let (parked, jobs) = (keys.parked(&stack.partition), keys.parked_jobs(&stack.partition));
+    let park = |id: &str, stored: Option<&str>| {
+        if let Some(stored) = stored {
+            stack.server.command(&["HSET", &jobs, id, stored]);
+        }
+        stack.server.command(&["ZADD", &parked, "1", id]);
+    };
+    // One waits for its second attempt, and has a record that says so.
+    let patient = worker::Options {
+        retry: Schedule { initial: Duration::from_hours(1), ..Schedule::default() },
+        ..worker::Options::default()
+    };
+    let (stop, working) = stack.worker(patient);
+    let retried = stack.ask("m?fault=status:503", "retried").await;
+    soon(async {
+        while stack.broker.depth(&stack.partition).await.unwrap().parked == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    stop.cancel();
+    working.await.unwrap();
+    let plain = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
+    let (ids, newer) = ([(); 4].map(|()| JobId::new()), JobId::new());
+    park(&retried.to_string(), Some("torn"));
+    park(&ids[0].to_string(), Some("torn"));
+    park(&ids[1].to_string(), Some(plain));
+    park(&ids[2].to_string(), Some("normal 1 soon {}"));
+    park(&ids[3].to_string(), None);
+    // A lane of a newer version is no reason to lose the job.
+    park(&newer.to_string(), Some(&format!("urgent 1763640000123 0 {plain}")));
+    let good =
+        Job { not_before: Some(Timestamp::now().after(Duration::from_millis(50))), ..ask_job() };
+    let good = stack.producer().enqueue(good).await.unwrap().id;
+
+    let (_stop, _working) = stack.worker(worker::Options::default());
+    let ended = async |id: JobId| loop {
+        let record = stack.broker.job(id).await.unwrap();
+        match record.filter(|record| record.state.is_terminal() && record.attempt < 2) {
+            Some(record) => return record,
+            None => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    for id in [newer, good] {
+        assert_eq!(soon(ended(id)).await.state, State::Done);
+    }
+    for id in ids.into_iter().chain([retried]) {
+        let record = soon(ended(id)).await;
+        assert_eq!(record.state, State::Failed);
+        assert_eq!(record.error.unwrap().code.as_str(), "invalid_job");
+    }
+    soon(async {
+        while stack.broker.depth(&stack.partition).await.unwrap().dead < 5 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let letters = stack.broker.dead_letters(&stack.partition, None, 9).await.unwrap();
+    let kept = |id: JobId, bytes: &str| {
+        let letter = letters.iter().find(|letter| letter.id == id).unwrap();
+        let field = (b"parked".to_vec(), bytes.as_bytes().to_vec());
+        assert!(letter.fields.contains(&field) && letter.error.message.contains("parked job"));
+    };
+    kept(ids[0], "torn");
+    kept(ids[1], plain);
+    kept(retried, "torn");
+    assert_eq!(stack.server.command(&["EXISTS", &parked, &jobs]), "0");
+}
+
+fn ask_job() -> Job {
+    Job::new(ChatRequest::ask("m", "good"))
 }

@@ -156,6 +156,7 @@ behaviours! {
         a_running_job_has_one_entry_whatever_another_claims,
         an_entry_older_than_the_last_attempt_is_removed,
         a_plain_entry_needs_only_its_job,
+        a_job_that_was_accepted_is_not_judged_by_newer_bounds,
         promote_moves_what_is_due_exactly_once,
         promote_goes_by_time_and_stops_at_what_is_asked,
         a_promoted_job_runs_and_its_parked_copy_is_gone,
@@ -207,6 +208,7 @@ behaviours! {
         a_requeued_job_does_not_expire,
         a_cancelled_run_can_be_opened_again,
         purged_letters_are_gone,
+        a_letter_that_is_being_put_back_does_not_expire,
         a_letter_that_is_being_put_back_is_not_purged,
     }
     settle {
@@ -244,6 +246,7 @@ behaviours! {
         a_taken_over_entry_still_says_what_it_counts,
         a_duplicate_is_not_counted,
         a_refused_key_can_be_tried_again,
+        a_refused_key_leaves_nothing_behind,
         what_nobody_counted_weighs_nothing,
         producers_at_work_together_never_pass_a_bound,
         a_recount_sets_the_counters_right,
@@ -271,6 +274,9 @@ behaviours! {
         healing_gives_way_to_an_end_under_a_lower_fence,
         a_worker_that_has_begun_before_gets_a_new_fence,
         a_healed_attempt_belongs_to_its_run,
+        a_healed_record_is_whole,
+        a_record_that_names_no_owner_is_nobodys,
+        a_young_record_has_its_whole_time_once_it_runs,
         record_and_log_each_tell_of_a_higher_fence,
     }
     inspect {

@@ -263,7 +263,10 @@ async fn what_is_written_again_is_not_told_again() {
     }
     stack.server.command(&["XSETID", &log, &format!("{}-1", cursor.fence)]);
     let events = stack.listener().listen(id).after(cursor).open().await.unwrap().events();
-    assert_eq!(stack.broker.heal(&hand.attempt, &kept[..3]).await.unwrap(), Written::Yes);
+    assert_eq!(
+        stack.broker.heal(&hand.attempt, &hand.entry, &kept[..3]).await.unwrap(),
+        Written::Yes
+    );
     // The reply of the last one was lost, and the reader had it.
     assert_eq!(stack.broker.append(&hand.attempt, &kept[3..]).await.unwrap(), Written::Yes);
     hand.say("d").await;

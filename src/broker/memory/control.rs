@@ -97,10 +97,7 @@ impl State {
 
     /// Whether a letter has opened a run that has no entry yet.
     pub(super) fn is_unfinished(&self, letter: &DeadLetter) -> bool {
-        self.runs.get(&letter.id).is_some_and(|run| {
-            let waits = run.record.state == JobState::Waiting && run.place.is_none();
-            waits && run.letter.as_ref() == Some(&letter.letter)
-        })
+        self.runs.get(&letter.id).is_some_and(|run| run.waits_for(&letter.letter))
     }
 
     pub(super) fn requeue(

@@ -2,7 +2,7 @@
 
 use super::{run::Run, state::State};
 use crate::{
-    broker::{Attempt, Topic, Written},
+    broker::{Attempt, Entry, Topic, Written},
     event::{Body, Event, EventId, Frame},
     job::{JobId, Timestamp},
     state::State as JobState,
@@ -46,7 +46,13 @@ impl State {
         log[from..].iter().take(most).cloned().collect()
     }
 
-    pub(super) fn heal(&mut self, attempt: &Attempt, frames: &[Frame], now: Timestamp) -> Written {
+    pub(super) fn heal(
+        &mut self,
+        attempt: &Attempt,
+        entry: &Entry,
+        frames: &[Frame],
+        now: Timestamp,
+    ) -> Written {
         let run = self.runs.get(&attempt.job);
         let known = run.map_or(0, |run| run.record.fence);
         let top = run.and_then(Run::top);
@@ -59,7 +65,10 @@ impl State {
             return Written::Fenced;
         }
         if run.is_none() {
-            self.keep(Run::new(attempt.job, now));
+            let mut run = Run::of_entry(entry);
+            let keyed = entry.job.as_ref().ok().filter(|job| job.idempotency_key.is_some());
+            run.fingerprint = keyed.map(|job| job.request.fingerprint());
+            self.keep(run);
         }
         if known < attempt.fence
             && let Some(run) = self.runs.get_mut(&attempt.job)

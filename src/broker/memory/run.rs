@@ -4,7 +4,7 @@ use crate::{
     broker::{Attempt, DeadLetter, Entry, Partition, Place, Record, Setback, WorkerId},
     error::{Code, Failure},
     event::{EventId, Frame},
-    job::{Job, JobId, Labels, Lane, Tenant, Timestamp},
+    job::{Job, JobId, Labels, Lane, Timestamp},
     state::State,
 };
 
@@ -38,7 +38,7 @@ impl Run {
             state: State::Waiting,
             partition: None,
             lane: Lane::default(),
-            tenant: Tenant::default(),
+            tenant: None,
             model: String::new(),
             custom_id: None,
             labels: Labels::default(),
@@ -48,7 +48,7 @@ impl Run {
             run: 1,
             fence: 0,
             worker: None,
-            enqueued_at: at,
+            enqueued_at: Some(at),
             due: None,
             began_at: None,
             cancelling: false,
@@ -73,8 +73,8 @@ impl Run {
     pub(super) fn describe(&mut self, job: &Job, partition: &Partition) {
         self.record.partition = Some(partition.clone());
         self.record.lane = job.lane;
-        self.record.tenant = job.tenant.clone();
-        self.record.model = job.request.model();
+        self.record.tenant = Some(job.tenant.clone());
+        self.record.model = job.request.model_name();
         self.record.custom_id.clone_from(&job.custom_id);
         self.record.labels = job.labels.clone();
     }
@@ -206,13 +206,20 @@ impl Run {
         self.record.fence = self.record.fence.max(letter.fence);
         self.raise(now);
         let run = self.record.run.max(letter.run) + 1;
-        let Record { partition, lane, tenant, model, custom_id, labels, fence, .. } =
+        let Record { partition, lane, tenant, model, custom_id, labels, enqueued_at, .. } =
             self.record.clone();
-        let blank = Self::new(self.record.id, self.record.enqueued_at).record;
-        self.record =
-            Record { partition, lane, tenant, model, custom_id, labels, run, fence, ..blank };
+        let blank = Self::new(self.record.id, letter.at).record;
+        let fence = self.record.fence;
+        let kept = Record { partition, lane, tenant, model, custom_id, labels, ..blank };
+        self.record = Record { run, fence, enqueued_at, ..kept };
         (self.place, self.cancel, self.letter) = (None, false, Some(letter.letter.clone()));
         run
+    }
+
+    /// Whether this letter has opened the run, and its entry is not put back.
+    pub(super) fn waits_for(&self, letter: &str) -> bool {
+        let waits = self.record.state == State::Waiting && self.place.is_none();
+        waits && self.letter.as_deref() == Some(letter)
     }
 
     /// Writes a running attempt's state again after it was forgotten. Its entry may be forgotten, too,

@@ -134,8 +134,8 @@ impl State {
     pub(super) fn forget(&mut self, job: JobId) {
         let Some(run) = self.runs.remove(&job) else { return };
         self.kept_bytes -= run.bytes();
-        if let Some(at) = run.noted {
-            self.tenants.forget(&run.record.tenant, job, at);
+        if let (Some(at), Some(tenant)) = (run.noted, &run.record.tenant) {
+            self.tenants.forget(tenant, job, at);
         }
     }
 
@@ -217,12 +217,11 @@ impl State {
     }
 
     pub(super) fn bury(&mut self, entry: &Entry, letter: &DeadLetter, now: Timestamp) -> bool {
-        let (most, ttl) = (self.options.dead_max, self.options.dead_ttl);
+        let most = self.options.dead_max;
         let queue = self.queue(&entry.place.partition);
         let removed = queue.remove(&entry.place);
         if removed {
             queue.bury(letter.clone(), most, now);
-            queue.expire_dead(ttl, now);
             if let Some(load) = &entry.load {
                 queue.ledger.give_back(load);
             }
@@ -230,10 +229,13 @@ impl State {
         removed
     }
 
-    /// Drops dead letters that have outlived `dead_ttl`.
+    /// Drops dead letters that have outlived `dead_ttl`, but none that is being put back.
     pub(super) fn expire_dead(&mut self, partition: &Partition, now: Timestamp) -> u64 {
-        let ttl = self.options.dead_ttl;
-        self.queues.get_mut(partition).map_or(0, |queue| queue.expire_dead(ttl, now))
+        let (ttl, runs) = (self.options.dead_ttl, &self.runs);
+        let waits = |letter: &DeadLetter| {
+            runs.get(&letter.id).is_some_and(|run| run.waits_for(&letter.letter))
+        };
+        self.queues.get_mut(partition).map_or(0, |queue| queue.expire_dead(ttl, now, waits))
     }
 }
 

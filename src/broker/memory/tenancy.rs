@@ -57,7 +57,7 @@ impl State {
     /// Notes those of these jobs that are the tenant's and whose records are there.
     fn note(&mut self, tenant: &Tenant, jobs: &[(JobId, Timestamp)]) {
         for (job, at) in jobs {
-            let run = self.runs.get_mut(job).filter(|run| run.record.tenant == *tenant);
+            let run = self.runs.get_mut(job).filter(|run| run.record.is_of(tenant));
             let Some(run) = run else { continue };
             let recent = self.tenants.recent.entry(tenant.clone()).or_default();
             if let Some(before) = run.noted.replace(*at) {

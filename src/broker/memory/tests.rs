@@ -111,8 +111,9 @@ async fn a_dead_letter_that_is_too_old_goes() {
     assert_eq!(broker.bury(&entries[0], &letter, 0).await.unwrap(), Settled::Yes);
     assert_eq!(broker.expire(&partition).await.unwrap(), 0, "it is young");
     tokio::time::sleep(Duration::from_millis(40)).await;
-    // It goes with the next one.
     assert_eq!(broker.bury(&entries[1], &letter, 0).await.unwrap(), Settled::Yes);
+    assert_eq!(broker.depth(&partition).await.unwrap().dead, 2, "nobody has looked");
+    assert_eq!(broker.expire(&partition).await.unwrap(), 1);
     let depth = broker.depth(&partition).await.unwrap();
     assert_eq!((depth.dead, depth.dropped), (1, 1));
 }

@@ -162,7 +162,7 @@ impl Redis {
     async fn accept(&self, submission: &Submission, place: &str, now: Timestamp) -> Result<()> {
         let Submission { id, job, partition, .. } = submission;
         let mut call = self.scripts.accept.key(self.keys.job(*id));
-        call.arg(self.ttl(job, now)).arg(place);
+        call.arg(self.ttl(job, now)).arg(place).arg(job.request.fingerprint());
         for (field, value) in record_fields(partition, job.lane, now, job) {
             call.arg(field).arg(value);
         }

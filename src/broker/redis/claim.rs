@@ -22,6 +22,28 @@ fn place_text(place: &Place) -> String {
     format!("{} {}", place.lane, place.entry)
 }
 
+/// What a record says of its job for ever, as far as the entry tells it; on demand with what makes an
+/// idempotency key known again, which takes as long as the request is large.
+pub(super) fn described(entry: &Entry, with_key: bool) -> Vec<(&'static str, String)> {
+    let Place { partition, lane, entry: entry_id } = &entry.place;
+    let Ok(job) = &entry.job else {
+        let mut fields = vec![
+            ("queue", partition.to_string()),
+            ("lane", lane.to_string()),
+            ("at", entry.at.0.to_string()),
+        ];
+        // Whose job it is stands in what cannot be read, unless it was counted.
+        fields.extend(entry.load.as_ref().map(|load| ("tenant", load.tenant.to_string())));
+        return fields;
+    };
+    let mut fields = record_fields(partition, *lane, entry.at, job);
+    if with_key && job.idempotency_key.is_some() {
+        fields.push(("fp", job.request.fingerprint()));
+        fields.push(("added", entry_id.clone()));
+    }
+    fields
+}
+
 /// A failure as the record and the dead letters hold it.
 pub(super) fn failure_text(error: &Failure) -> String {
     serde_json::to_string(error).unwrap_or_default()
@@ -59,18 +81,8 @@ impl Redis {
             .arg(u8::from(crashes.alone))
             .arg(expires.map_or(0, |at| at.0))
             .arg(failure);
-        match &entry.job {
-            Ok(job) => {
-                let Place { partition, lane, .. } = &entry.place;
-                for (field, value) in record_fields(partition, *lane, entry.at, job) {
-                    call.arg(field).arg(value);
-                }
-            }
-            Err(_) => {
-                call.arg("queue").arg(entry.place.partition.to_string());
-                call.arg("lane").arg(entry.place.lane.as_str());
-                call.arg("at").arg(entry.at.0);
-            }
+        for (field, value) in described(entry, false) {
+            call.arg(field).arg(value);
         }
         let Some(reply) = self.pool.script_within(entry.session, &call).await? else {
             return Ok(None);
@@ -142,14 +154,7 @@ impl Claim for Redis {
     }
 
     async fn promote(&self, partition: &Partition, most: usize) -> Result<Promoted> {
-        let mut call = self.scripts.promote.prepare_invoke();
-        call.key(self.keys.parked(partition)).key(self.keys.parked_jobs(partition));
-        for lane in self.keys.lanes(partition) {
-            call.key(lane);
-        }
-        call.arg(most).arg(self.keys.wake(partition));
-        let (count, next): (usize, i64) = codec::read(self.pool.script(&call).await?, "promote")?;
-        Ok(Promoted { count, next_in: u64::try_from(next).ok().map(Duration::from_millis) })
+        self.move_due(partition, most).await
     }
 
     async fn renew(&self, worker: &WorkerId, places: &[Place]) -> Result<Renewed> {

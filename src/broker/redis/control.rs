@@ -7,7 +7,7 @@ use crate::{
     broker::{
         Cancel, Control, DeadLetter, Error, Order, Partition, Reopened, Result, Run, Settled,
         WorkerId,
-        redis::inspect::{dead_letter, partition},
+        redis::inspect::{letters, partition},
     },
     job::JobId,
     state::State,
@@ -120,10 +120,7 @@ impl Control for Redis {
     async fn letter(&self, partition: &Partition, letter: &str) -> Result<Option<DeadLetter>> {
         let mut command = redis::cmd("XRANGE");
         command.arg(self.keys.dead(partition)).arg(letter).arg(letter);
-        let entries = codec::entries(self.pool.command(&command).await?)?;
-        let read =
-            |(letter, fields): codec::RawEntry| dead_letter(letter, &fields.unwrap_or_default());
-        Ok(entries.into_iter().next().map(read))
+        Ok(letters(self.pool.command(&command).await?)?.into_iter().next())
     }
 
     async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>> {

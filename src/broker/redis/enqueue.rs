@@ -19,9 +19,12 @@ use crate::{
     job::{Job, JobId, Lane, Timestamp},
 };
 
-/// How long an ID stays reserved for a job that a full queue refused: what is accepted is then kept
-/// for its whole time.
+/// How long an ID stays reserved where the producer dies between reserving it and the queue's answer.
+/// The record of what is accepted is then kept for its whole time.
 const RESERVED: Duration = Duration::from_hours(1);
+
+/// How long an ID stays reserved for a job that a full queue has refused.
+const REFUSED: Duration = Duration::from_secs(5);
 
 /// The record's immutable fields, which are also what begin writes for a job without a record.
 pub(super) fn record_fields(
@@ -35,7 +38,7 @@ pub(super) fn record_fields(
         ("lane", lane.to_string()),
         ("tenant", job.tenant.to_string()),
         ("at", at.0.to_string()),
-        ("model", job.request.model()),
+        ("model", job.request.model_name()),
     ];
     if let Some(custom_id) = &job.custom_id {
         fields.push(("custom_id", custom_id.clone()));
@@ -81,10 +84,6 @@ impl Redis {
         let ttl = if self.options.limits.is_off() { ttl } else { ttl.min(millis(RESERVED)) };
         let mut call = self.scripts.reserve.prepare_invoke();
         call.key(self.keys.job(submission.id)).arg(&fingerprint).arg(ttl);
-        let Submission { partition, job, .. } = submission;
-        for (field, value) in record_fields(partition, job.lane, now, job) {
-            call.arg(field).arg(value);
-        }
         let reply = self.pool.script(&call).await;
         let reply: Result<(String, bool, String)> =
             reply.and_then(|value| codec::read(value, "reserve"));
@@ -99,6 +98,21 @@ impl Redis {
                 duplicate: true,
             })),
             Ok((_, false, _)) => Step::Add,
+        }
+    }
+
+    /// Withdraws the reservations of what a full queue has refused. Where this fails they run out later.
+    async fn withdraw(&self, batch: &[&Submission], answers: &[Result<bool>]) {
+        let refused = batch.iter().zip(answers).filter(|(submission, answer)| {
+            submission.job.idempotency_key.is_some() && matches!(answer, Err(Error::Full { .. }))
+        });
+        let withdrawn = join_all(refused.map(async |(submission, _)| {
+            let mut call = self.scripts.withdraw.key(self.keys.job(submission.id));
+            call.arg(submission.job.request.fingerprint()).arg(millis(REFUSED));
+            self.pool.script(&call).await
+        }));
+        if let Some(error) = withdrawn.await.into_iter().find_map(Result::err) {
+            tracing::debug!(%error, "keys of refused jobs stay reserved for up to an hour");
         }
     }
 
@@ -294,7 +308,11 @@ impl Redis {
             .collect();
         let added = match is_bounded {
             _ if to_add.is_empty() => Vec::new(),
-            true => self.admit_all(&to_add, now, in_order).await,
+            true => {
+                let answers = self.admit_all(&to_add, now, in_order).await;
+                self.withdraw(&to_add, &answers).await;
+                answers
+            }
             false => self.add(&to_add, now).await,
         };
         let mut added = added.into_iter();

@@ -19,7 +19,8 @@ use crate::{
 /// Reads a record; `None` where there is none.
 pub(super) fn record(id: JobId, value: Value) -> Result<Option<Record>> {
     let fields: HashMap<String, String> = codec::read(value, "record")?;
-    if fields.is_empty() {
+    // An ID that is reserved for a job which may never be added is no job.
+    if !fields.contains_key("queue") && !fields.contains_key("state") {
         return Ok(None);
     }
     let text = |name: &str| fields.get(name).cloned();
@@ -46,7 +47,7 @@ pub(super) fn record(id: JobId, value: Value) -> Result<Option<Record>> {
         state,
         partition: text("queue").and_then(|text| partition(&text)),
         lane: text("lane").and_then(|lane| lane.parse().ok()).unwrap_or_default(),
-        tenant: text("tenant").and_then(|name| name.parse().ok()).unwrap_or_default(),
+        tenant: text("tenant").and_then(|name| name.parse().ok()),
         model: text("model").unwrap_or_default(),
         custom_id: text("custom_id"),
         labels: text("labels")
@@ -58,7 +59,7 @@ pub(super) fn record(id: JobId, value: Value) -> Result<Option<Record>> {
         run: small("run").max(1),
         fence: number("fence").unwrap_or(0),
         worker: text("worker"),
-        enqueued_at: time("at").unwrap_or_default(),
+        enqueued_at: time("at"),
         due,
         began_at: time("began"),
         cancelling: state == State::Running && fields.contains_key("cancel"),
@@ -108,6 +109,12 @@ pub(super) fn dead_letter(letter: String, fields: &codec::Fields) -> DeadLetter 
             })
             .collect(),
     }
+}
+
+/// Dead letters, as they are read from their stream.
+pub(super) fn letters(value: Value) -> Result<Vec<DeadLetter>> {
+    let read = |(letter, fields): codec::RawEntry| dead_letter(letter, &fields.unwrap_or_default());
+    Ok(codec::entries(value)?.into_iter().map(read).collect())
 }
 
 /// A missing key is an empty one; every other error stands.
@@ -218,10 +225,6 @@ impl Inspect for Redis {
         let start = after.map_or("-".to_owned(), |letter| format!("({letter}"));
         let mut command = redis::cmd("XRANGE");
         command.arg(self.keys.dead(partition)).arg(start).arg("+").arg("COUNT").arg(most);
-        let entries = codec::entries(self.pool.command(&command).await?)?;
-        Ok(entries
-            .into_iter()
-            .map(|(letter, fields)| dead_letter(letter, &fields.unwrap_or_default()))
-            .collect())
+        letters(self.pool.command(&command).await?)
     }
 }

@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use redis::Value;
 
-use super::{Redis, codec, inspect::record, millis, pubsub, settle::written};
+use super::{Redis, claim::described, codec, inspect::record, millis, pubsub, settle::written};
 use crate::{
-    broker::{Attempt, Error, Feed, Log, Opened, Result, Sink, Written},
+    broker::{Attempt, Entry, Error, Feed, Log, Opened, Result, Sink, Written},
     event::{Body, Event, EventId, Frame},
     job::JobId,
 };
@@ -81,7 +81,7 @@ impl Log for Redis {
         entries.first().map(|(id, _)| parse(id)).transpose()
     }
 
-    async fn heal(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
+    async fn heal(&self, attempt: &Attempt, entry: &Entry, frames: &[Frame]) -> Result<Written> {
         let mut call = self.scripts.heal.prepare_invoke();
         call.key(self.keys.job(attempt.job))
             .key(self.keys.log(attempt.job))
@@ -91,6 +91,11 @@ impl Log for Redis {
             .arg(attempt.worker.as_str())
             .arg(millis(self.options.job_ttl))
             .arg(attempt.run);
+        let about = described(entry, true);
+        call.arg(about.len() * 2);
+        for (field, value) in about {
+            call.arg(field).arg(value);
+        }
         for frame in frames {
             call.arg(frame.seq).arg(frame.kind).arg(&frame.bytes);
         }

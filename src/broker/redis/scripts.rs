@@ -51,7 +51,9 @@ scripts! {
     trim: "load.lua" "trim.lua",
     /// Reserves an ID for one request.
     reserve: "reserve.lua",
-    /// Notes that a reserved job was added.
+    /// Withdraws the reservation of a job that was refused.
+    withdraw: "withdraw.lua",
+    /// Writes the record of a reserved job that was added.
     accept: "accept.lua",
     /// Lets go of what was deleted under its worker.
     let_go: "let_go.lua",

@@ -216,7 +216,6 @@ impl Settle for Redis {
             .key(self.keys.load(partition))
             .arg(entry_id)
             .arg(self.options.dead_max)
-            .arg(millis(self.options.dead_ttl))
             .arg(entry.load.as_ref().map_or("", |load| load.tenant.as_str()))
             .arg(entry.load.as_ref().map_or(0, |load| load.bytes))
             .arg(u8::from(entry.session < session))
@@ -256,9 +255,7 @@ impl Settle for Redis {
     }
 
     async fn expire(&self, partition: &Partition) -> Result<u64> {
-        let mut call = self.scripts.expire.key(self.keys.dead(partition));
-        call.key(self.keys.load(partition)).arg(millis(self.options.dead_ttl));
-        codec::read(self.pool.script(&call).await?, "expire")
+        self.drop_old_letters(partition).await
     }
 }
 

@@ -88,7 +88,7 @@ pub(in crate::gateway) async fn list(
             && label.is_none_or(|(name, value)| {
                 job.labels.0.get(name).map(String::as_str) == Some(value)
             })
-            && job.tenant == caller.tenant
+            && job.is_of(&caller.tenant)
     };
     let (mut data, mut before, mut looked) = (Vec::new(), which.before, 0);
     loop {

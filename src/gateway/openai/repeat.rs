@@ -30,7 +30,7 @@ pub(super) async fn key(
             key = format!("same:{owner}:{number}:{attempt}:{print}");
             let id = JobId::from_key(&caller.tenant, &key);
             let Some(record) = app.noticed(app.broker.job(id).await)? else { break };
-            let fresh = record.enqueued_at.0.saturating_add(window) > now.0;
+            let fresh = record.enqueued_at.is_some_and(|at| at.0.saturating_add(window) > now.0);
             if fresh && !matches!(record.state, State::Failed | State::Cancelled) {
                 return Ok(key);
             }

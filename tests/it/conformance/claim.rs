@@ -8,7 +8,7 @@ use std::{
 };
 
 use millstream::{
-    broker::{Begin, Promoted, Receipt, Spent, Topic, Written},
+    broker::{Begin, DeadLetter, Promoted, Receipt, Spent, Topic, Written},
     event::{Body, EventId, Started},
     job::{JobId, Lane, Timestamp},
     state::State,
@@ -16,7 +16,7 @@ use millstream::{
 use tokio_util::sync::CancellationToken;
 
 use super::log::deltas;
-use crate::support::subject::{DEADLINE, Subject, begun, done, far, job, soon, worker};
+use crate::support::subject::{DEADLINE, Subject, begun, done, failure, far, job, soon, worker};
 
 const JOB: &[u8] = br#"{"model":"m","messages":[{"role":"user","content":"plain"}]}"#;
 
@@ -275,9 +275,44 @@ pub async fn a_plain_entry_needs_only_its_job(s: &Subject) {
     assert_eq!(reader.pending().await.unwrap(), std::slice::from_ref(&entry));
     let attempt = begun(s.begin(&entry, &me).await.unwrap());
     let record = s.job(entry.id).await.unwrap().unwrap();
-    assert_eq!((record.model.as_str(), record.enqueued_at), ("m", entry.at));
+    assert_eq!((record.model.as_str(), record.enqueued_at), ("m", Some(entry.at)));
     assert_eq!((record.lane, record.partition.as_ref()), (Lane::High, Some(&s.partition)));
     assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+}
+
+/// Guards against bounds that are narrower than those under which a job was accepted: it must not become
+/// a dead letter for waiting while the fleet is upgraded.
+pub async fn a_job_that_was_accepted_is_not_judged_by_newer_bounds(s: &Subject) {
+    let me = worker("a");
+    let labels: Vec<String> = (0..20).map(|n| format!("\"{n}\":\"\"")).collect();
+    let job = format!(
+        r#"{{"request":{{"model":"{}","messages":[{{}}]}},"custom_id":"{}","labels":{{{}}},
+        "max_attempts":1000,"not_before":{},"expires_at":{}}}"#,
+        "m".repeat(300),
+        "c".repeat(300),
+        labels.join(","),
+        Timestamp::MAX.0 + 1,
+        Timestamp::MAX.0 + 1,
+    );
+    let id = JobId::new();
+    let name = id.to_string();
+    let accepted = [("job", job.as_bytes()), ("id", name.as_bytes())];
+    s.add_raw(Lane::Normal, &accepted);
+    let entry = s.claim(&me).await;
+    assert_eq!(entry.job.as_ref().map(|job| job.max_attempts), Ok(Some(1000)));
+    // Parked for a retry it is the same entry.
+    assert!(s.park(&entry, 0, Timestamp(1)).await.unwrap());
+    s.promote_until(1).await;
+    let entry = s.claim(&me).await;
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    let record = s.job(id).await.unwrap().unwrap();
+    assert_eq!(record.model, "m".repeat(256), "lists show no more than they did");
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    let letter = DeadLetter::new(&entry, failure("no"), 1, attempt.fence);
+    assert_eq!(letter.job(), entry.job.ok());
+    // A plain entry comes to its door here.
+    s.add_raw(Lane::Low, &accepted[..1]);
+    assert!(s.claim_all(Lane::Low, &me).await.remove(0).job.is_err());
 }
 
 pub async fn promote_moves_what_is_due_exactly_once(s: &Subject) {

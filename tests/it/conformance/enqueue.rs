@@ -28,13 +28,13 @@ pub async fn an_enqueued_job_waits_in_its_lane(s: &Subject) {
         assert_eq!((record.attempt, record.failures, record.fence), (0, 0, 0));
         assert_eq!(
             (record.tenant, record.custom_id),
-            (sent.tenant.clone(), sent.custom_id.clone())
+            (Some(sent.tenant.clone()), sent.custom_id.clone())
         );
         assert_eq!((record.model.as_str(), &record.labels), ("model-1", &sent.labels));
         assert_eq!((record.due, record.began_at, record.ended_at), (None, None, None));
 
         let entry = s.claim_all(lane, &worker("a")).await.remove(0);
-        assert_eq!((entry.id, entry.attempt, entry.at), (receipt.id, 0, record.enqueued_at));
+        assert_eq!((entry.id, entry.attempt, Some(entry.at)), (receipt.id, 0, record.enqueued_at));
         assert_eq!((&entry.place.partition, entry.place.lane), (&s.partition, lane));
         assert_eq!(entry.job.as_ref(), Ok(&sent));
         assert_eq!(entry.payload(), submission.payload);

@@ -5,13 +5,18 @@ use std::time::Duration;
 
 use millstream::{
     admin::Admin,
-    broker::{Attempt, Begin, DeadLetter, Entry, Outcome, Spent, Written, redis::keys::Keys},
-    job::Lane,
+    broker::{
+        Attempt, Begin, DeadLetter, Entry, Error, Outcome, Record, Spent, Written,
+        redis::keys::Keys,
+    },
+    job::{ChatRequest, Job, Lane, Tenant},
     state::State,
 };
 
 use super::runs::dead;
-use crate::support::subject::{Subject, begun, done, failed, failure, retrying, started, worker};
+use crate::support::subject::{
+    Subject, begun, done, failed, failure, job, retrying, started, worker,
+};
 
 /// A retried job that runs by an entry of which nothing is left, and the entry that is there in its
 /// stead: the broker has forgotten the promotion, and parked jobs are promoted once.
@@ -28,7 +33,7 @@ async fn displaced(s: &Subject) -> (Attempt, Entry) {
     s.add_raw(Lane::Normal, &fields);
     let left = s.claim(&worker("b")).await;
     assert_eq!((left.id, left.attempt), (entry.id, entry.attempt));
-    assert_eq!(s.heal(&attempt, &[started(&attempt)]).await.unwrap(), Written::Yes);
+    assert_eq!(s.heal(&attempt, &entry, &[started(&attempt)]).await.unwrap(), Written::Yes);
     (attempt, left)
 }
 
@@ -103,10 +108,14 @@ pub async fn healing_gives_way_to_an_end_under_a_lower_fence(s: &Subject) {
         let (entry, old) = s.running(&worker("a")).await;
         let new = begun(s.begin(&entry, &worker("b")).await.unwrap());
         s.forget(old.job);
-        assert_eq!(s.heal(&old, &[started(&old)]).await.unwrap(), Written::Yes);
+        assert_eq!(s.heal(&old, &entry, &[started(&old)]).await.unwrap(), Written::Yes);
         assert_eq!(s.conclude(&old, &[last], &outcome).await.unwrap(), Written::Yes);
         let before = (s.job(old.job).await.unwrap(), s.log(old.job).await);
-        assert_eq!(s.heal(&new, &[started(&new)]).await.unwrap(), Written::Fenced, "{outcome:?}");
+        assert_eq!(
+            s.heal(&new, &entry, &[started(&new)]).await.unwrap(),
+            Written::Fenced,
+            "{outcome:?}"
+        );
         assert_eq!((s.job(old.job).await.unwrap(), s.log(old.job).await), before);
         s.remove(&[Spent::from(&entry)]).await.unwrap();
     }
@@ -119,7 +128,7 @@ pub async fn a_healed_attempt_belongs_to_its_run(s: &Subject) {
     let entry = s.claim(&me).await;
     let attempt = begun(s.begin(&entry, &me).await.unwrap());
     s.forget(attempt.job);
-    assert_eq!(s.heal(&attempt, &[started(&attempt)]).await.unwrap(), Written::Yes);
+    assert_eq!(s.heal(&attempt, &entry, &[started(&attempt)]).await.unwrap(), Written::Yes);
     assert_eq!(s.job(attempt.job).await.unwrap().unwrap().run, 2);
     assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
     assert_eq!(s.begin(&entry, &other).await.unwrap(), Begin::Remove);
@@ -130,12 +139,74 @@ pub async fn record_and_log_each_tell_of_a_higher_fence(s: &Subject) {
     let new = begun(s.begin(&entry, &worker("b")).await.unwrap());
     for key in [Keys::job, Keys::log] {
         if s.ask("DEL KEY", |keys| key(keys, new.job)).is_some() {
-            assert_eq!(s.heal(&old, &[started(&old)]).await.unwrap(), Written::Fenced);
-            assert_eq!(s.heal(&new, &[started(&new)]).await.unwrap(), Written::Yes);
+            assert_eq!(s.heal(&old, &entry, &[started(&old)]).await.unwrap(), Written::Fenced);
+            assert_eq!(s.heal(&new, &entry, &[started(&new)]).await.unwrap(), Written::Yes);
         }
     }
-    assert_eq!(s.heal(&old, &[started(&old)]).await.unwrap(), Written::Fenced);
+    assert_eq!(s.heal(&old, &entry, &[started(&old)]).await.unwrap(), Written::Fenced);
     assert_eq!(s.finish(&new, 1).await, Written::Yes);
+}
+
+/// Guards against an answer that changes hands: the rebuilt record did not tell whose job it is, and was
+/// read as the default tenant's.
+pub async fn a_healed_record_is_whole(s: &Subject) {
+    let me = worker("a");
+    let mut job = Job { tenant: "acme".parse().unwrap(), ..job("whose") };
+    job.custom_id = Some("line 7".to_owned());
+    job.idempotency_key = Some("once".to_owned());
+    job.labels = serde_json::from_str(r#"{"user":"u"}"#).unwrap();
+    let id = s.add(job.clone()).await.id;
+    let entry = s.claim(&me).await;
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    let before = s.job(id).await.unwrap().unwrap();
+    s.forget(id);
+    for _ in 0..2 {
+        assert_eq!(s.heal(&attempt, &entry, &[started(&attempt)]).await.unwrap(), Written::Yes);
+        let record = s.job(id).await.unwrap().unwrap();
+        assert!(record.is_of(&job.tenant), "{:?}", record.tenant);
+        assert_eq!(record, Record { began_at: record.began_at, ..before.clone() });
+    }
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    assert!(s.job(id).await.unwrap().unwrap().is_of(&job.tenant));
+    // Its key is known again, too.
+    assert!(s.add(job.clone()).await.duplicate);
+    let other = Job { request: ChatRequest::ask("m", "another"), ..job };
+    assert!(matches!(s.try_add(other).await, Err(Error::Conflict { .. })));
+}
+
+/// Guards against what nobody is known to own being taken for the default tenant's.
+pub async fn a_record_that_names_no_owner_is_nobodys(s: &Subject) {
+    let me = worker("a");
+    s.add_raw(Lane::Normal, &[("job", b"no job")]);
+    let entry = s.claim(&me).await;
+    let error = failure("no job");
+    s.refuse(&entry, &error, &failed(0, error.clone())).await.unwrap();
+    let record = s.job(entry.id).await.unwrap().unwrap();
+    assert_eq!((record.tenant, record.enqueued_at), (None, Some(entry.at)));
+    // What an earlier version has rebuilt tells nothing but the attempt.
+    let (entry, attempt) = s.running(&me).await;
+    if s.ask("HDEL KEY queue tenant at model lane", |keys| keys.job(entry.id)).is_some() {
+        let record = s.job(entry.id).await.unwrap().unwrap();
+        assert_eq!((record.tenant, record.enqueued_at), (None, None));
+        assert_eq!(s.heal(&attempt, &entry, &[started(&attempt)]).await.unwrap(), Written::Yes);
+        let record = s.job(entry.id).await.unwrap().unwrap();
+        assert!(record.is_of(&Tenant::default()));
+        assert_eq!(record.enqueued_at, Some(entry.at));
+    }
+}
+
+/// Guards against the record of a reservation, whose time is short, that expires in mid-run because
+/// its producer died before it accepted the job.
+pub async fn a_young_record_has_its_whole_time_once_it_runs(s: &Subject) {
+    let me = worker("a");
+    for command in ["PEXPIRE KEY 60000", "PERSIST KEY"] {
+        let id = s.add(job("young")).await.id;
+        s.ask(command, |keys| keys.job(id));
+        let entry = s.claim(&me).await;
+        begun(s.begin(&entry, &me).await.unwrap());
+        let Some(left) = s.ask("PTTL KEY", |keys| keys.job(id)) else { return };
+        assert!(left.parse::<i64>().unwrap() > 6 * 24 * 3_600_000, "{command}: {left}");
+    }
 }
 
 /// The same worker is given the entry of an attempt whose words are forgotten: its fence is spent, as

@@ -7,8 +7,10 @@ use std::{
 
 use futures_util::future::join_all;
 use millstream::{
-    broker::{Begin, Correction, Counted, DeadLetter, Error, Limits, Load, Receipt, Result, Spent},
-    job::{Job, Lane},
+    broker::{
+        Begin, Cancel, Correction, Counted, DeadLetter, Error, Limits, Load, Receipt, Result, Spent,
+    },
+    job::{Job, Labels, Lane},
 };
 
 use crate::support::subject::{Subject, begun, failure, far, job, worker};
@@ -343,6 +345,37 @@ pub async fn a_refused_key_can_be_tried_again(s: &Subject) {
     assert!(!receipt.duplicate);
     assert_eq!(s.claim(&worker("a")).await.id, receipt.id);
     assert!(s.add(key).await.duplicate);
+}
+
+/// Guards against records of refused requests that pile up in a full queue's Redis, and that readers
+/// are shown as jobs which wait.
+pub async fn a_refused_key_leaves_nothing_behind(s: &Subject) {
+    let s = s.limited(jobs(1)).await;
+    let there = s.submission(keyed("there", &format!("{} there", s.partition)));
+    assert!(s.enqueue(std::slice::from_ref(&there)).await.remove(0).is_ok());
+    let kept = s.ttl(there.id).await.unwrap();
+    let labels = (0..16).map(|n| (n.to_string(), "v".repeat(256))).collect();
+    let job = Job { labels: Labels(labels), ..keyed("q", &s.partition.to_string()) };
+    let refused = s.submission(job);
+    for _ in 0..2 {
+        full(s.enqueue(std::slice::from_ref(&refused)).await.remove(0));
+        assert_eq!(s.job(refused.id).await.unwrap(), None, "it is shown as a job");
+        assert_eq!(s.cancel(refused.id).await.unwrap(), Cancel::Unknown);
+        let left = s.ttl(refused.id).await.unwrap();
+        assert!(left.is_none_or(|left| left <= Duration::from_secs(5)), "{left:?}");
+        let fields = s.ask("HLEN KEY", |keys| keys.job(refused.id));
+        assert!(fields.is_none_or(|fields| fields == "1"), "more than the reservation is left");
+    }
+    // A job that is there has its record as before, though its repeat finds no room.
+    assert!(s.enqueue(std::slice::from_ref(&there)).await.remove(0).unwrap().duplicate);
+    let left = s.ttl(there.id).await.unwrap();
+    assert!(kept.zip(left).is_none_or(|(kept, left)| left + Duration::from_mins(1) > kept));
+    end_all(&s).await;
+    assert!(!s.enqueue(std::slice::from_ref(&refused)).await.remove(0).unwrap().duplicate);
+    let record = s.job(refused.id).await.unwrap().unwrap();
+    assert_eq!(record.labels, refused.job.labels);
+    let kept = s.ttl(refused.id).await.unwrap();
+    assert!(kept.is_none_or(|kept| kept > Duration::from_hours(1)), "{kept:?}");
 }
 
 pub async fn what_nobody_counted_weighs_nothing(s: &Subject) {

@@ -98,7 +98,7 @@ pub async fn a_log_that_is_gone_is_missing_until_it_is_healed(s: &Subject) {
 
     let mut listening = s.listen(&[Topic::Job(attempt.job)]).await;
     sent.push(delta(4, "t4 ", Codec::Json));
-    assert_eq!(s.heal(&attempt, &sent).await.unwrap(), Written::Yes);
+    assert_eq!(s.heal(&attempt, &entry, &sent).await.unwrap(), Written::Yes);
     assert_eq!(text(&s.log(attempt.job).await), "t1 t2 t3 t4 ");
     for seq in 0..5 {
         assert_eq!(listening.event().await.id, EventId { fence: attempt.fence, seq });
@@ -114,14 +114,14 @@ pub async fn a_log_that_is_gone_is_missing_until_it_is_healed(s: &Subject) {
 }
 
 pub async fn healing_appends_only_what_is_missing(s: &Subject) {
-    let (_, attempt) = s.running(&worker("a")).await;
+    let (entry, attempt) = s.running(&worker("a")).await;
     let mut sent = vec![started(&attempt)];
     sent.extend(deltas(5));
     assert_eq!(s.append(&attempt, &sent[1..3]).await.unwrap(), Written::Yes);
     let mut listening = s.listen(&[Topic::Job(attempt.job)]).await;
-    assert_eq!(s.heal(&attempt, &sent).await.unwrap(), Written::Yes);
+    assert_eq!(s.heal(&attempt, &entry, &sent).await.unwrap(), Written::Yes);
     assert_eq!(text(&s.log(attempt.job).await), "t1 t2 t3 t4 t5 ");
-    assert_eq!(s.heal(&attempt, &sent).await.unwrap(), Written::Yes);
+    assert_eq!(s.heal(&attempt, &entry, &sent).await.unwrap(), Written::Yes);
     assert_eq!(s.kinds(attempt.job).await.len(), 6);
     for seq in 3..6 {
         assert_eq!(listening.event().await.id.seq, seq);
@@ -135,10 +135,10 @@ pub async fn healing_gives_way_to_a_higher_fence_and_to_an_end(s: &Subject) {
     let (entry, old) = s.running(&me).await;
     let new = begun(s.begin(&entry, &other).await.unwrap());
     let sent = [started(&old), delta(1, "x", Codec::Json)];
-    assert_eq!(s.heal(&old, &sent).await.unwrap(), Written::Fenced);
+    assert_eq!(s.heal(&old, &entry, &sent).await.unwrap(), Written::Fenced);
     assert_eq!(s.finish(&new, 1).await, Written::Yes);
     let sent = [started(&new), done(1), delta(2, "x", Codec::Json)];
-    assert_eq!(s.heal(&new, &sent).await.unwrap(), Written::Fenced);
+    assert_eq!(s.heal(&new, &entry, &sent).await.unwrap(), Written::Fenced);
     assert_eq!(s.kinds(new.job).await, ["started", "started", "done"]);
     assert_eq!(s.job(new.job).await.unwrap().unwrap().state, State::Done);
 }
@@ -218,7 +218,7 @@ pub async fn a_refused_write_is_not_heard(s: &Subject) {
     let new = begun(s.begin(&entry, &other).await.unwrap());
     let mut listening = s.listen(&[Topic::Job(new.job)]).await;
     assert_eq!(s.finish(&old, 1).await, Written::Fenced);
-    assert_eq!(s.heal(&old, &[started(&old), done(1)]).await.unwrap(), Written::Fenced);
+    assert_eq!(s.heal(&old, &entry, &[started(&old), done(1)]).await.unwrap(), Written::Fenced);
     assert_eq!(s.finish(&new, 0).await, Written::Behind);
     assert_eq!(s.finish(&new, 1).await, Written::Yes);
     assert_eq!(listening.event().await.id, EventId { fence: new.fence, seq: 1 });

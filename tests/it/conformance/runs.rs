@@ -105,7 +105,7 @@ pub async fn a_new_run_needs_neither_record_nor_log(s: &Subject) {
     assert_eq!(requeued, Requeued::Requeued { run: 2 });
     let record = s.job(letter.id).await.unwrap().unwrap();
     assert!(record.fence > letter.fence);
-    assert_eq!((record.model.as_str(), record.enqueued_at), ("model-1", letter.at));
+    assert_eq!((record.model.as_str(), record.enqueued_at), ("model-1", Some(letter.at)));
     let me = worker("b");
     let entry = s.claim(&me).await;
     let attempt = begun(s.begin(&entry, &me).await.unwrap());
@@ -215,6 +215,29 @@ pub async fn purged_letters_are_gone(s: &Subject) {
     assert_eq!(admin.purge(&s.partition, &[first]).await.unwrap(), gone(0));
     assert_eq!(admin.purge(&s.partition, &[]).await.unwrap(), gone(0));
     assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap(), [second]);
+}
+
+/// Guards against housekeeping that drops the only entry of a run: its requeue was interrupted between
+/// opening the run and putting the letter back.
+pub async fn a_letter_that_is_being_put_back_does_not_expire(s: &Subject) {
+    let s = &s.aging(Duration::from_millis(40)).await;
+    let mut letters = Vec::new();
+    for _ in 0..3 {
+        letters.push(dead(s).await.1);
+    }
+    s.reopen(&s.partition, &letters[1]).await.unwrap();
+    let mut dropped = 0;
+    while dropped < 2 {
+        dropped += s.expire(&s.partition).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // Whoever buries another drops none for its age.
+    let (_, young) = dead(s).await;
+    let left = [letters[1].clone(), young];
+    assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap()[..1], left[..1]);
+    let requeued = Admin::new(s.shared()).requeue(&s.partition, &letters[1]).await.unwrap();
+    assert_eq!(requeued, Requeued::Requeued { run: 2 });
+    assert_eq!(s.claim(&worker("b")).await.id, letters[1].id);
 }
 
 pub async fn a_letter_that_is_being_put_back_is_not_purged(s: &Subject) {

@@ -155,9 +155,10 @@ impl Real {
             }
             Call::Heal { attempt, deltas } => {
                 let attempt_of = self.attempt(attempt);
+                let entry = &self.entries[&after.attempts[attempt].entry];
                 let mut frames = vec![subject::started(&attempt_of)];
                 frames.extend(deltas_of(attempt, deltas, after));
-                Answer::Written(self.broker.heal(&attempt_of, &frames).await?)
+                Answer::Written(self.broker.heal(&attempt_of, entry, &frames).await?)
             }
             Call::Conclude { attempt, deltas, end } => {
                 self.conclude(attempt, deltas, end, after).await?

@@ -314,8 +314,8 @@ impl Log for Dying {
     async fn last(&self, job: JobId) -> Result<Option<EventId>> {
         self.fate.step("last", self.inner.last(job)).await
     }
-    async fn heal(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
-        self.fate.step("heal", self.inner.heal(attempt, frames)).await
+    async fn heal(&self, attempt: &Attempt, entry: &Entry, frames: &[Frame]) -> Result<Written> {
+        self.fate.step("heal", self.inner.heal(attempt, entry, frames)).await
     }
     async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {
         self.fate.beside("read", self.inner.read(job, after, most)).await

@@ -327,9 +327,9 @@ impl Log for Recorder {
         self.inner.last(job).await
     }
 
-    async fn heal(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
+    async fn heal(&self, attempt: &Attempt, entry: &Entry, frames: &[Frame]) -> Result<Written> {
         self.seen.call("Log::heal");
-        self.inner.heal(attempt, frames).await
+        self.inner.heal(attempt, entry, frames).await
     }
 
     async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {

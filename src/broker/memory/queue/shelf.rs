@@ -111,13 +111,27 @@ impl Queue {
         true
     }
 
-    /// Drops dead letters that are older than `ttl`; how many.
-    pub(in crate::broker::memory) fn expire_dead(&mut self, ttl: Duration, now: Timestamp) -> u64 {
-        let before = self.dropped;
-        while self.dead.front().is_some_and(|oldest| oldest.buried_at().after(ttl) < now) {
-            self.drop_dead();
-        }
-        self.dropped - before
+    /// Drops dead letters that are older than `ttl`, but those that `waits` names; how many.
+    pub(in crate::broker::memory) fn expire_dead(
+        &mut self,
+        ttl: Duration,
+        now: Timestamp,
+        waits: impl Fn(&DeadLetter) -> bool,
+    ) -> u64 {
+        let old = self.dead.partition_point(|letter| letter.buried_at().after(ttl) < now);
+        let (before, young) = (self.dead.len(), self.dead.split_off(old));
+        let gone = |letter: &DeadLetter| !waits(letter);
+        self.bytes -= self
+            .dead
+            .iter()
+            .filter(|letter| gone(letter))
+            .map(|l| weight(&l.fields))
+            .sum::<usize>();
+        self.dead.retain(|letter| !gone(letter));
+        self.dead.extend(young);
+        let dropped = (before - self.dead.len()) as u64;
+        self.dropped += dropped;
+        dropped
     }
 
     /// Drops the oldest dead letter.

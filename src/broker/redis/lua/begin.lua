@@ -23,10 +23,10 @@
 local record, log = KEYS[1], KEYS[2]
 local event, payload, worker, place = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local r = redis.call('HMGET', record, 'state', 'fence', 'attempt', 'failures', 'place', 'worker',
-  'due', 'error', 'queue', 'at', 'crashes', 'run', 'cancel', 'began', 'history')
+  'due', 'error', 'queue', 'crashes', 'run', 'cancel', 'began', 'history')
 local state = r[1] or 'waiting'
 local fence, attempt, failures = tonumber(r[2]) or 0, tonumber(r[3]) or 0, tonumber(r[4]) or 0
-local entry_run, crashes = tonumber(ARGV[6]), tonumber(r[11]) or 0
+local entry_run, crashes = tonumber(ARGV[6]), tonumber(r[10]) or 0
 -- Of a record that has a state and no place (just reopened, or healed) any entry is the one.
 local same = r[5] == place or (r[1] and not r[5])
 
@@ -34,13 +34,13 @@ local function answer(verdict, number)
   return {verdict, string.format('%.0f', fence), attempt, failures, number or r[7] or '0', r[8] or ''}
 end
 
-if entry_run < (tonumber(r[12]) or 1) then return answer('remove') end
-if entry_run > (tonumber(r[12]) or 1) and r[1] then
+if entry_run < (tonumber(r[11]) or 1) then return answer('remove') end
+if entry_run > (tonumber(r[11]) or 1) and r[1] then
   -- The server has forgotten that this run was opened: what it knows is of the run before.
   redis.call('HDEL', record, 'state', 'attempt', 'failures', 'crashes', 'history', 'error', 'due',
     'began', 'ended', 'worker', 'place', 'cancel', 'usage', 'finish_reason')
   state, attempt, failures, crashes, same = 'waiting', 0, 0, 0, false
-  r[3], r[5], r[6], r[8], r[13], r[14], r[15] = false, false, false, false, false, false, false
+  r[3], r[5], r[6], r[8], r[12], r[13], r[14] = false, false, false, false, false, false, false
 end
 if state == 'done' or state == 'cancelled' then return answer('remove') end
 if state == 'failed' then return answer(same and 'bury' or 'remove') end
@@ -59,7 +59,7 @@ if state == 'running' and r[5] and r[6] == worker and event == 'started' and ARG
   local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   if top and top[1] == string.format('%.0f-0', fence) then return answer('begun') end
 end
-if r[13] and event ~= 'cancelled' then return answer('cancel') end
+if r[12] and event ~= 'cancelled' then return answer('cancel') end
 
 -- A worker that takes over its own entry has lost the task that ran it.
 local lost = state == 'running' and (r[6] ~= worker or ARGV[7] == '1')
@@ -67,7 +67,7 @@ if lost and ARGV[7] == '1' then crashes = crashes + 1 end
 if event == 'started' then
   if crashes >= tonumber(ARGV[9]) then return answer('poison', tostring(crashes)) end
   if lost and crashes >= 2 and ARGV[10] ~= '1' then return answer('alone') end
-  if not r[14] and tonumber(ARGV[11]) > 0 then
+  if not r[13] and tonumber(ARGV[11]) > 0 then
     local t = redis.call('TIME')
     if t[1] * 1000 + math.floor(t[2] / 1000) > tonumber(ARGV[11]) then return answer('expired') end
   end
@@ -95,12 +95,12 @@ else
   put('state', event); put('ended', now)
   if event == 'failed' then r[8] = ARGV[12]; put('error', ARGV[12]) end
 end
-if entry_run > (tonumber(r[12]) or 1) then put('run', ARGV[6]) end
+if entry_run > (tonumber(r[11]) or 1) then put('run', ARGV[6]) end
 if lost then
   put('crashes', crashes)
   -- At most 32 setbacks are kept; each is a line.
-  local _, lines = string.gsub(r[15] or '', '\n', '')
-  local kept = lines >= 32 and string.gsub(r[15], '^[^\n]*\n', '') or r[15] or ''
+  local _, lines = string.gsub(r[14] or '', '\n', '')
+  local kept = lines >= 32 and string.gsub(r[14], '^[^\n]*\n', '') or r[14] or ''
   put('history', kept .. '{"attempt":' .. (tonumber(r[3]) or 0) .. ',"at":' .. ms
     .. ',"error":{"code":"worker_lost","message":"' .. (r[6] or '') .. ' did not renew its lease"}}\n')
 end
@@ -108,8 +108,9 @@ if not r[9] then
   for i = 13, #ARGV, 2 do put(ARGV[i], ARGV[i + 1]) end
 end
 redis.call('HSET', record, unpack(set))
--- A young record has its whole time before it.
-if not r[9] or now - (tonumber(r[10]) or 0) > math.min(3600000, tonumber(ARGV[8]) / 8) then
+-- A record has nearly its whole time before it, or is given it: one that was only reserved has not.
+local ttl = tonumber(ARGV[8])
+if not r[9] or redis.call('PTTL', record) < ttl - math.min(3600000, ttl / 8) then
   redis.call('PEXPIRE', record, ARGV[8])
 end
 redis.call('PEXPIRE', log, ARGV[8])

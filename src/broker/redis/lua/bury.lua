@@ -1,16 +1,16 @@
 -- Moves an entry to the dead letters, which count nothing.
 --
 -- KEYS[1] lane   KEYS[2] dead letters   KEYS[3] load
--- ARGV[1] the entry's ID   ARGV[2] most dead letters   ARGV[3] how long they are kept, in ms
--- ARGV[4] the tenant that the entry counts for, or ''   ARGV[5] bytes that it counts
--- ARGV[6] `1` where the server may have forgotten the entry: then its job is buried without it, unless one
+-- ARGV[1] the entry's ID   ARGV[2] most dead letters
+-- ARGV[3] the tenant that the entry counts for, or ''   ARGV[4] bytes that it counts
+-- ARGV[5] `1` where the server may have forgotten the entry: then its job is buried without it, unless one
 -- of the last 64 letters is that of the same failure
--- ARGV[7…] field, value, …: first `id` and the job's ID, later `fence` and the fence of the failure
+-- ARGV[6…] field, value, …: first `id` and the job's ID, later `fence` and the fence of the failure
 --
 -- Returns {1 when the entry was buried, 0 when it was gone, how many older letters were dropped}.
 -- Replay: changes nothing.
 local fields, own = {}, {}
-for i = 7, #ARGV, 2 do
+for i = 6, #ARGV, 2 do
   fields[#fields + 1], fields[#fields + 2] = ARGV[i], ARGV[i + 1]
   own[ARGV[i]] = ARGV[i + 1]
 end
@@ -24,12 +24,9 @@ local function is_buried()
 end
 local there = redis.call('XDEL', KEYS[1], ARGV[1])
 redis.call('XACK', KEYS[1], 'workers', ARGV[1])
-if there == 0 and (ARGV[6] ~= '1' or is_buried()) then return {0, 0} end
+if there == 0 and (ARGV[5] ~= '1' or is_buried()) then return {0, 0} end
 redis.call('XADD', KEYS[2], '*', unpack(fields))
-local t = redis.call('TIME')
 local dropped = redis.call('XTRIM', KEYS[2], 'MAXLEN', '=', ARGV[2])
-dropped = dropped + redis.call('XTRIM', KEYS[2], 'MINID', '=',
-  string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000) - ARGV[3]))
 if dropped > 0 then redis.call('HINCRBY', KEYS[3], 'dropped', dropped) end
-if there == 1 and ARGV[4] ~= '' then give_back(KEYS[3], tonumber(ARGV[5]), {[ARGV[4]] = 1}) end
+if there == 1 and ARGV[3] ~= '' then give_back(KEYS[3], tonumber(ARGV[4]), {[ARGV[3]] = 1}) end
 return {1, dropped}

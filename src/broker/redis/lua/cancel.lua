@@ -15,7 +15,8 @@ local record, log = KEYS[1], KEYS[2]
 local r = redis.call('HMGET', record,
   'state', 'fence', 'attempt', 'worker', 'queue', 'custom_id', 'labels', 'cancel', 'run')
 local state, run = r[1] or 'waiting', tonumber(r[9]) or 1
-if redis.call('EXISTS', record) == 0 then return {'unknown', '', '', run} end
+-- A reservation holds neither: its job may never be added.
+if not r[1] and not r[5] then return {'unknown', '', '', run} end
 if state == 'done' or state == 'failed' then return {'over', state, '', run} end
 if state == 'cancelled' then
   return {'cancelled', r[8] == ARGV[3] and 'waiting' or state, r[5] or '', run}

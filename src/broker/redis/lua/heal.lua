@@ -2,13 +2,14 @@
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
 -- ARGV[1] fence   ARGV[2] attempt   ARGV[3] failures   ARGV[4] worker   ARGV[5] time to live in ms
--- ARGV[6] run   ARGV[7…] sequence, event name, payload, …: all that the attempt has sent, from `started`
+-- ARGV[6] run   ARGV[7] n, then n values: field, value, …: what the record says of the job for ever
+-- then sequence, event name, payload, …: all that the attempt has sent, from `started`
 --
 -- A record that was forgotten is left without a place: the entry may be forgotten, too, and another
 -- carry the job in its stead. `begin` takes any entry for the one of such a record.
 -- Returns `yes` or `fenced`. Replay: appends nothing that is there already.
 local record, log, fence = KEYS[1], KEYS[2], ARGV[1]
-local r = redis.call('HMGET', record, 'fence', 'state')
+local r = redis.call('HMGET', record, 'fence', 'state', 'queue')
 local known = tonumber(r[1]) or 0
 if known > tonumber(fence) then return 'fenced' end
 if known == tonumber(fence) and r[2] ~= 'running' then return 'fenced' end
@@ -28,7 +29,9 @@ if known < tonumber(fence) then
   redis.call('HDEL', record, 'place')
   redis.call('PEXPIRE', record, ARGV[5])
 end
-for i = 7, #ARGV, 3 do
+local first = 8 + tonumber(ARGV[7])
+if not r[3] then redis.call('HSET', record, unpack(ARGV, 8, first - 1)) end
+for i = first, #ARGV, 3 do
   if top_fence < tonumber(fence) or tonumber(ARGV[i]) > top_seq then
     local id = fence .. '-' .. ARGV[i]
     redis.call('XADD', log, id, ARGV[i + 1], ARGV[i + 2])

@@ -1,30 +1,47 @@
 -- Moves parked jobs whose time has come to their lanes, in the order of their times.
 --
 -- KEYS[1] parked   KEYS[2] parked jobs   KEYS[3] high   KEYS[4] normal   KEYS[5] low
--- ARGV[1] most jobs to move   ARGV[2] wake channel
+-- ARGV[1] most jobs to move   ARGV[2] wake channel   ARGV[3] most bytes to move; one job always moves
 --
--- A parked job is `LANE AT ATTEMPT[,FIELD=VALUE…] JOB`; the fields go into its entry.
+-- A parked job is `LANE AT ATTEMPT[,FIELD=VALUE…] JOB`; the fields go into its entry. One that cannot be
+-- read becomes an entry that cannot be read, which ends its job: an entry without a field `job`, with
+-- the bytes in `parked` where there are any. A lane that this version does not know is the normal one.
 -- Returns {moved, ms until the next is due or -1 when none is parked}.
 -- Replay: a job is removed from the parked ones as it is added to its lane, so it moves once.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local lanes = {high = KEYS[3], normal = KEYS[4], low = KEYS[5]}
+local most_bytes, moved, bytes = tonumber(ARGV[3]), 0, 0
+
+local function entry(id, stored)
+  local lane, at, attempt, more, job = string.match(stored or '', '^(%S+) (%S+) (%d+)(%S*) (.*)$')
+  if not lane then
+    -- Above every attempt of its record, or it would be taken for an entry that is behind.
+    local fields = {'id', id, 'attempt', '4294967295'}
+    local run = string.match(stored or '', '^[^{]*,run=(%d+)')
+    if run then fields[5], fields[6] = 'run', run end
+    if stored then fields[#fields + 1] = 'parked'; fields[#fields + 1] = stored end
+    return KEYS[4], fields
+  end
+  local fields = {'job', job, 'id', id, 'at', at, 'attempt', attempt}
+  for name, value in string.gmatch(more, ',([^=,]+)=([^,]*)') do
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  return lanes[lane] or KEYS[4], fields
+end
+
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
 for _, id in ipairs(due) do
-  local stored = redis.call('HGET', KEYS[2], id)
-  if stored then
-    local lane, at, attempt, more, job = string.match(stored, '^(%S+) (%S+) (%d+)(%S*) (.*)$')
-    local fields = {'job', job, 'id', id, 'at', at, 'attempt', attempt}
-    for name, value in string.gmatch(more, ',([^=,]+)=([^,]*)') do
-      fields[#fields + 1] = name
-      fields[#fields + 1] = value
-    end
-    redis.call('XADD', lanes[lane], '*', unpack(fields))
-    redis.call('HDEL', KEYS[2], id)
-  end
+  local size = redis.call('HSTRLEN', KEYS[2], id)
+  if moved > 0 and bytes + size > most_bytes then break end
+  local lane, fields = entry(id, redis.call('HGET', KEYS[2], id))
+  redis.call('XADD', lane, '*', unpack(fields))
+  redis.call('HDEL', KEYS[2], id)
   redis.call('ZREM', KEYS[1], id)
+  moved, bytes = moved + 1, bytes + size
 end
-if #due > 0 then redis.pcall('PUBLISH', ARGV[2], 'added') end
+if moved > 0 then redis.pcall('PUBLISH', ARGV[2], 'added') end
 local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-if not next[2] then return {#due, -1} end
-return {#due, math.max(0, tonumber(next[2]) - now)}
+if not next[2] then return {moved, -1} end
+return {moved, math.max(0, tonumber(next[2]) - now)}

@@ -2,13 +2,14 @@
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
 -- ARGV[1] the letter's name   ARGV[2] the fence under which it failed   ARGV[3] the run that failed
--- ARGV[4] time to live in ms   ARGV[5…] field, value, …: immutable fields, written where no record is
+-- ARGV[4] time to live in ms   ARGV[5…] field, value, …: immutable fields, written where no record
+-- tells them
 --
 -- Returns {verdict, run or state}: `yes` with the run that was opened, `again` with the one that this
 -- letter has opened before, or `no` with the state of a job that is not dead, or not by this letter.
 -- Replay: `again`, or `no` once the run is over, and nothing is written.
 local record, log, letter = KEYS[1], KEYS[2], ARGV[1]
-local r = redis.call('HMGET', record, 'state', 'fence', 'run', 'letter', 'place')
+local r = redis.call('HMGET', record, 'state', 'fence', 'run', 'letter', 'place', 'queue')
 local known = redis.call('EXISTS', record) == 1
 local state = r[1] or (known and 'waiting' or '')
 local run = tonumber(r[3]) or 1
@@ -34,7 +35,7 @@ if known then
     'ended', 'worker', 'place', 'cancel', 'usage', 'finish_reason', 'not_before')
 end
 local set = {'state', 'waiting', 'fence', fence, 'run', run, 'letter', letter}
-if not known then
+if not r[6] then
   for i = 5, #ARGV do set[#set + 1] = ARGV[i] end
 end
 redis.call('HSET', record, unpack(set))

@@ -1,19 +1,19 @@
 -- Reserves a job's ID for one request, before the entry is added.
 --
 -- KEYS[1] record   ARGV[1] fingerprint of the request   ARGV[2] time to live in ms
--- ARGV[3…] field, value, …: immutable fields of the record
 --
+-- A reservation is a record of the fingerprint and nothing else, which readers take for none. Whoever
+-- adds the job writes the rest.
 -- Returns {the record's fingerprint, 1 when the job was added or has a state, the time for which it
--- is parked or ''}. Replay: the fields are written by the first call only.
+-- is parked or ''}. Replay: the fingerprint is written by the first call only.
 local r = redis.call('HMGET', KEYS[1], 'fp', 'added', 'state', 'not_before', 'due')
-if r[1] then
+if not r[1] then
+  redis.call('HSET', KEYS[1], 'fp', ARGV[1])
+  -- The record of a job that was added in another way has its own time.
+  redis.call('PEXPIRE', KEYS[1], ARGV[2], 'NX')
+elseif not r[2] and not r[3] and r[1] == ARGV[1] then
   -- Whoever reserved it before may have died long ago.
-  if not r[2] and not r[3] and r[1] == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-  local due = not r[3] and r[4] or r[3] == 'parked' and r[5]
-  return {r[1], (r[2] or r[3]) and 1 or 0, due or ''}
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
-local set = {}
-for i = 3, #ARGV do set[#set + 1] = ARGV[i] end
-redis.call('HSET', KEYS[1], 'fp', ARGV[1], unpack(set))
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return {ARGV[1], r[3] and 1 or 0, ''}
+local due = not r[3] and r[4] or r[3] == 'parked' and r[5]
+return {r[1] or ARGV[1], (r[2] or r[3]) and 1 or 0, due or ''}

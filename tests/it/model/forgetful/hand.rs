@@ -34,6 +34,7 @@ enum Step {
 /// An attempt that is under way.
 struct Running {
     attempt: Attempt,
+    entry: Entry,
     /// Every frame that was made, from `started`.
     frames: Vec<Frame>,
     /// Frames below this sequence are in the log.
@@ -135,7 +136,8 @@ impl Hand {
         let step = match answer {
             Begin::Begun(attempt) => {
                 let (frames, acknowledged) = (vec![started(&attempt)], 1);
-                let running = Running { attempt, frames, acknowledged, cancelled: false };
+                let entry = self.entry.clone();
+                let running = Running { attempt, entry, frames, acknowledged, cancelled: false };
                 return Ok(Some(Next::Run(Box::new(running))));
             }
             Begin::Remove => Step::Remove,
@@ -272,7 +274,7 @@ impl Running {
 
     async fn heal(&self, redis: &Redis) -> Verdict<bool> {
         let frames = &self.frames[..usize::try_from(self.acknowledged).unwrap()];
-        let healed = through(async || redis.heal(&self.attempt, frames).await).await?;
+        let healed = through(async || redis.heal(&self.attempt, &self.entry, frames).await).await?;
         Ok(healed == Written::Yes)
     }
 

@@ -99,10 +99,13 @@ impl Piece {
 
 impl Chunk {
     /// Adds a piece, joined with the last one where nothing is lost by it. An empty delta without
-    /// a finish reason says nothing and is dropped.
+    /// a finish reason says nothing and is dropped. The first delta of a choice, which names the
+    /// speaker, keeps what it says to be null: some clients read from it which fields there are.
     pub fn push(&mut self, mut piece: Piece) {
         piece.extra.retain(|_, value| !value.is_null());
-        piece.delta.retain(|name, value| !value.is_null() || name == "content");
+        if !piece.delta.contains_key("role") {
+            piece.delta.retain(|name, value| !value.is_null() || name == "content");
+        }
         let silent = piece.delta.values().all(|v| v.is_null() || v.as_str() == Some(""));
         if silent && piece.finish_reason.is_none() && piece.extra.is_empty() {
             return;
@@ -212,6 +215,17 @@ mod tests {
         chunk.push(piece(json!({"delta": {"content": [think, {"type": "text", "text": "a"}]}})));
         chunk.push(piece(json!({"delta": {"content": "b"}})));
         assert_eq!(chunk.text(), "ab");
+    }
+
+    /// The first delta lost the fields that it said to be null.
+    #[test]
+    fn a_first_delta_keeps_every_field() {
+        let mut chunk = Chunk::default();
+        let first = json!({"role": "assistant", "content": null, "refusal": null});
+        chunk.push(piece(json!({"index": 0, "delta": first})));
+        chunk.push(piece(json!({"index": 0, "delta": {"content": "a", "refusal": null}})));
+        assert_eq!(serde_json::to_value(&chunk.choices[0].delta).unwrap(), first);
+        assert_eq!(serde_json::to_value(&chunk.choices[1].delta).unwrap(), json!({"content": "a"}));
     }
 
     #[test]

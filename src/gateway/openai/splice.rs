@@ -168,9 +168,11 @@ impl Sent {
         closed: bool,
     ) -> Result<Map<String, Value>, Differs> {
         let mut rest = Map::new();
+        // Whoever reads which fields there are reads it from the delta that names the speaker.
+        let is_first = delta.contains_key("role") && !self.once.contains("role");
         for (name, value) in delta {
             let value = match Field::of(name, value) {
-                Field::Nothing => None,
+                Field::Nothing => (is_first && value.is_null()).then_some(Value::Null),
                 Field::Once => self.once.insert(name.clone()).then(|| value.clone()),
                 Field::Text(text) => {
                     self.texts.entry(name.clone()).or_default().rest_of(name, text, closed)?

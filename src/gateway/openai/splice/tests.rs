@@ -38,6 +38,20 @@ fn finish(splice: &mut Splice, reason: &str) -> Result<Value, Diverged> {
     push(splice, json!([{"index": 0, "delta": {}, "finish_reason": reason}]))
 }
 
+/// What the first delta said to be null was dropped, and some clients miss the field.
+#[test]
+fn nulls_of_the_first_delta_are_sent_once() {
+    let mut splice = Splice::default();
+    let first =
+        json!([{"index": 0, "delta": {"role": "assistant", "content": null, "refusal": null}}]);
+    assert_eq!(push(&mut splice, first.clone()), Ok(first.clone()));
+    assert_eq!(push(&mut splice, first.clone()), Ok(nothing()));
+    assert_eq!(say(&mut splice, "a"), Ok(said("a")));
+    again(&mut splice);
+    assert_eq!(push(&mut splice, first), Ok(nothing()));
+    assert_eq!(say(&mut splice, "a"), Ok(nothing()));
+}
+
 #[test]
 fn the_same_text_is_withheld_and_continued() {
     let mut splice = Splice::default();

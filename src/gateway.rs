@@ -22,8 +22,10 @@
 //! ```
 
 mod abandon;
+mod accept;
 mod app;
 mod auth;
+mod bodies;
 mod body;
 mod breaker;
 mod cache;
@@ -37,6 +39,7 @@ mod events;
 #[doc(hidden)]
 pub mod fuzzing;
 mod health;
+mod host;
 mod jobs;
 mod models;
 mod openai;

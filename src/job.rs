@@ -99,6 +99,9 @@ const FIELDS: [&str; 13] = [
     "dead_letter",
 ];
 
+/// The fields of a batch line.
+const BATCH_FIELDS: [&str; 4] = ["custom_id", "method", "url", "body"];
+
 fn yes() -> bool {
     true
 }
@@ -123,6 +126,8 @@ struct Shape<'a> {
     custom_id: Option<String>,
     #[serde(default)]
     url: Option<String>,
+    #[serde(default)]
+    method: Option<String>,
 }
 
 impl Job {
@@ -168,6 +173,11 @@ impl Job {
                     "batch line asks for url `{url}`; only /v1/chat/completions is served"
                 )));
             }
+            if let Some(method) = shape.method.filter(|method| method != "POST") {
+                return Err(Invalid::new(format!(
+                    "batch line has the method `{method}`; allowed: POST"
+                )));
+            }
             let mut job = Self::new(serde_json::from_str(body.get()).map_err(not_json)?);
             job.custom_id = shape.custom_id;
             job
@@ -178,19 +188,23 @@ impl Job {
         Ok(job)
     }
 
-    /// As [`Job::parse`], and refuses an envelope with a field that is not known: the producer's
-    /// door, where a misspelt option must not vanish.
+    /// As [`Job::parse`], and refuses an envelope or a batch line with a field that is not known: the
+    /// producer's door, where a misspelt option must not vanish.
     pub fn parse_strict(bytes: &[u8]) -> Result<Self, Invalid> {
         let job = Self::parse(bytes)?;
-        if let Ok(fields) =
-            serde_json::from_slice::<indexmap::IndexMap<String, serde::de::IgnoredAny>>(bytes)
-            && fields.contains_key("request")
-            && let Some(unknown) = fields.keys().find(|name| !FIELDS.contains(&name.as_str()))
+        if let Ok(fields) = serde_json::from_slice::<
+            indexmap::IndexMap<String, Option<serde::de::IgnoredAny>>,
+        >(bytes)
         {
-            return Err(Invalid::new(format!(
-                "unknown field `{unknown}`; allowed: {}",
-                FIELDS.join(", ")
-            )));
+            let known: &[&str] = match () {
+                () if fields.contains_key("request") => &FIELDS,
+                () if fields.get("body").is_some_and(Option::is_some) => &BATCH_FIELDS,
+                () => return Ok(job),
+            };
+            if let Some(unknown) = fields.keys().find(|name| !known.contains(&name.as_str())) {
+                let known = known.join(", ");
+                return Err(Invalid::new(format!("unknown field `{unknown}`; allowed: {known}")));
+            }
         }
         Ok(job)
     }
@@ -298,6 +312,22 @@ mod tests {
         let message = Job::parse_strict(line.as_bytes()).unwrap_err().to_string();
         assert!(message.contains("`lame`") && message.contains("lane"), "{message}");
         assert!(Job::parse(line.as_bytes()).is_ok());
+    }
+
+    /// A batch line with a misspelt field, or of another method, was taken as if it had said nothing.
+    #[test]
+    fn a_batch_line_is_read_as_strictly_as_an_envelope() {
+        let line = |more: &str| format!(r#"{{"body":{REQUEST},{more}}}"#);
+        for (more, words) in [
+            (r#""costum_id":"a""#, ["`costum_id`", "custom_id"]),
+            (r#""lane":"high""#, ["`lane`", "custom_id"]),
+            (r#""method":"GET""#, ["`GET`", "POST"]),
+        ] {
+            let message = Job::parse_strict(line(more).as_bytes()).unwrap_err().to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
+        assert!(Job::parse(line(r#""lane":"high""#).as_bytes()).is_ok());
+        assert!(Job::parse_strict(line(r#""method":"POST""#).as_bytes()).is_ok());
     }
 
     #[test]

@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 94] = [
+const OTHERS: [(&str, &str); 97] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
@@ -79,11 +79,14 @@ const OTHERS: [(&str, &str); 94] = [
     ("gateway.on_disconnect", "continue"),
     ("gateway.dedupe", "1m"),
     ("gateway.heartbeat", "1s"),
+    ("gateway.notice", "2s"),
     ("gateway.drain", "1s"),
     ("gateway.cache_bytes", "0"),
     ("gateway.limits.max_body", "2000000"),
+    ("gateway.limits.max_bodies", "20000000"),
     ("gateway.limits.max_header", "2048"),
     ("gateway.limits.max_bulk", "2"),
+    ("gateway.limits.keep_alive", "5s"),
     ("gateway.limits.read_timeout", "1s"),
     ("gateway.limits.write_timeout", "2s"),
     ("gateway.limits.answer_timeout", "3s"),

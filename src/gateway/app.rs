@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Error, Options, auth::Keys, breaker::Breaker, cache::Cache, counters::Counters, error::Refusal,
-    models::Catalogue, slots::Slots,
+    Error, Options, auth::Keys, bodies::Bodies, breaker::Breaker, cache::Cache, counters::Counters,
+    error::Refusal, models::Catalogue, slots::Slots,
 };
 use crate::{
     admin::Admin,
@@ -27,8 +27,11 @@ pub(super) struct App {
     pub(super) breaker: Breaker,
     pub(super) cache: Cache,
     pub(super) slots: Slots,
+    pub(super) bodies: Bodies,
     pub(super) counters: Counters,
     pub(super) models: Catalogue,
+    /// The gateway is about to close: whoever chooses among gateways is to choose another one.
+    pub(super) leaving: CancellationToken,
     /// Event streams end, with a hint to come back.
     pub(super) closing: CancellationToken,
     /// Every answer ends, whole or not.
@@ -63,6 +66,8 @@ impl App {
             slots: Slots::new(&options.limits),
             counters: Counters::default(),
             models: Catalogue::default(),
+            bodies: Bodies::new(options.limits.max_bodies),
+            leaving: CancellationToken::new(),
             closing: CancellationToken::new(),
             producer: Producer::new(broker.clone(), producer),
             admin: Admin::new(broker.clone()),

@@ -13,7 +13,7 @@ use std::{
 
 use axum::{
     extract::FromRequestParts,
-    http::{HeaderMap, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
 };
 pub use keys::generate as generate_key;
 use keys::{Entry, Table};
@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 pub(super) use token::Signer;
 use utoipa::ToSchema;
 
-use super::{Error, Options, app::App, error::Refusal};
+use super::{Error, Options, app::App, error::Refusal, host};
 use crate::{
     broker::Rate,
     job::{Tenant, Timestamp},
@@ -38,6 +38,15 @@ const VERDICTS: u64 = 10_000;
 
 /// How often the file of keys is looked at.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// Requests that a page makes when it opens: a burst that nobody has configured is no smaller.
+const PAGE: u32 = 12;
+
+/// How `OpenAI`'s API tells the limit of requests, what is left of it, and when it is whole again.
+pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
+pub(super) const RATE_REMAINING: HeaderName =
+    HeaderName::from_static("x-ratelimit-remaining-requests");
+pub(super) const RATE_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
 
 /// What a key may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -250,27 +259,23 @@ fn unauthorized(message: &str) -> Refusal {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Served;
 
+/// Headers by which a proxy says that it asks for somebody else.
+const PROXIED: [&str; 2] = ["Forwarded", "X-Forwarded-For"];
+
 /// Without keys only programs of this machine are served; a web page that has another name for it is none.
 fn local(headers: &HeaderMap) -> Result<(), Refusal> {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
+    let refused = |met: &str| {
+        let text = format!(
+            "{met}: without API keys only 127.0.0.1 and localhost are served, and no proxy; set gateway.keys"
+        );
+        Err(Refusal::new(StatusCode::FORBIDDEN, "loopback_only", text))
     };
-    let address = name.trim_start_matches('[').trim_end_matches(']');
-    let loopback = address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
     // Whoever asks on behalf of others may be asked by anybody.
-    let direct = ["forwarded", "x-forwarded-for"].iter().all(|name| !headers.contains_key(*name));
-    if direct
-        && (loopback || name.eq_ignore_ascii_case("localhost") || name.ends_with(".localhost"))
-    {
-        return Ok(());
+    if let Some(name) = PROXIED.iter().find(|name| headers.contains_key(**name)) {
+        return refused(&format!("the header {name}, which a proxy adds"));
     }
-    let text = format!(
-        "host `{host}`: without API keys only 127.0.0.1 and localhost are served, and no proxy; set \
-         gateway.keys"
-    );
-    Err(Refusal::new(StatusCode::FORBIDDEN, "loopback_only", text))
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if host::is_local(host) { Ok(()) } else { refused(&format!("host `{host}`")) }
 }
 
 /// Who sends a request with these headers; the broker is not asked.
@@ -316,12 +321,21 @@ pub(super) async fn admit(app: &App, tenant: &Tenant) -> Result<(), Refusal> {
     if per_minute == 0 {
         return Ok(());
     }
-    let burst = if limits.burst == 0 { per_minute } else { limits.burst };
+    let burst = if limits.burst == 0 { per_minute.max(PAGE) } else { limits.burst };
     let wait = app.noticed(app.broker.admit(tenant, &Rate { per_minute, burst }).await)?;
     wait.map_or(Ok(()), |wait| {
         let text = format!("your tenant has had its {per_minute} requests of this minute; wait");
         let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", text);
-        Err(refusal.after(wait))
+        let seconds = wait.as_secs_f64().ceil();
+        let reset = HeaderValue::from_str(&format!("{seconds}s"));
+        let refusal = refusal
+            .with(RATE_LIMIT, HeaderValue::from(per_minute))
+            .with(RATE_REMAINING, HeaderValue::from(0));
+        Err(match reset {
+            Ok(reset) => refusal.with(RATE_RESET, reset),
+            Err(_) => refusal,
+        }
+        .after(wait))
     })
 }
 

@@ -7,7 +7,7 @@ use std::{any::Any, sync::Arc};
 use axum::{
     Extension, Router,
     body::Bytes,
-    extract::{Request, State},
+    extract::{OriginalUri, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -23,10 +23,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use self::common::Common;
 use super::{
     app::App,
-    auth::Known,
+    auth::{Known, RATE_LIMIT, RATE_REMAINING, RATE_RESET},
     console,
     error::{ErrorBody, JOB_HEADER, Refusal, SHOULD_RETRY},
-    events, health, jobs, models, openai, queues, schemas, ws,
+    events, health, host, jobs, models, openai, queues, schemas, ws,
 };
 
 /// Names a request in the log and in what clients report.
@@ -34,11 +34,12 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Millstream", description = "An LLM job queue: durable jobs, answers that can be resumed.\n\n\
+    info(title = "Millstream", contact(name = "The operator of this gateway"), description = "An LLM job queue: durable jobs, answers that can be resumed.\n\n\
         Every error is `{\"error\": {\"message\", \"type\", \"param\", \"code\"}}`. Each path answers 405 with \
         `Allow` to methods that it does not have (OPTIONS is answered where pages of other origins are allowed), \
         and HEAD where it has GET, but for the socket; any other path answers 404. \
         docs/HTTP.md tells the rest, the frames of WebSockets among it."),
+    servers((url = "/", description = "This gateway")),
     tags(
         (name = "jobs", description = "Jobs and their events"),
         (name = "openai", description = "What OpenAI's clients ask for"),
@@ -51,10 +52,20 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 struct Description;
 
 /// This description
+///
+/// What you read: every route, made from the code that serves it.
 #[utoipa::path(get, path = "/openapi.json", operation_id = "describe", tag = "operation", security(()),
     responses((status = 200, description = "OpenAPI 3.2", body = serde_json::Map<String, serde_json::Value>)))]
-async fn description(Extension(document): Extension<Document>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], document.json).into_response()
+async fn description(
+    Extension(document): Extension<Document>,
+    OriginalUri(uri): OriginalUri,
+) -> Response {
+    let json = match uri.path().strip_suffix("/openapi.json") {
+        // Wherever an application has put these routes.
+        Some(base) if !base.is_empty() => document.below(base),
+        _ => document.json,
+    };
+    ([(header::CONTENT_TYPE, "application/json")], json).into_response()
 }
 
 /// A WebSocket that follows many jobs
@@ -93,6 +104,16 @@ struct Document {
     _tasks: Arc<dyn Any + Send + Sync>,
 }
 
+impl Document {
+    /// The description of routes that stand below this path.
+    fn below(&self, base: &str) -> Bytes {
+        let document: Result<serde_json::Value, _> = serde_json::from_slice(&self.json);
+        let Ok(mut document) = document else { return self.json.clone() };
+        document["servers"][0]["url"] = base.into();
+        serde_json::to_vec(&document).unwrap_or_default().into()
+    }
+}
+
 /// Every route.
 pub(super) fn router(app: &Arc<App>, tasks: Arc<dyn Any + Send + Sync>) -> Router {
     let (router, mut document) = OpenApiRouter::with_openapi(Description::openapi())
@@ -116,6 +137,8 @@ pub(super) fn router(app: &Arc<App>, tasks: Arc<dyn Any + Send + Sync>) -> Route
     let router = router
         .route("/openapi.json", get(description).layer(Extension(document)))
         .route("/v1/ws", get(socket))
+        // Many ask so without having been told.
+        .route("/health", get(health::healthz))
         .merge(console::router())
         .fallback(nowhere)
         .method_not_allowed_fallback(wrong_method)
@@ -149,8 +172,8 @@ fn fault(app: &App, panic: &(dyn Any + Send)) -> Response {
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", text).into_response()
 }
 
-/// Refuses oversized headers, and names the request.
-async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Refuses headers that are too large or leave open what is meant, and names the request.
+async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let own = || HeaderValue::from_str(&uuid::Uuid::new_v4().simple().to_string()).ok();
     let id = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= 128).cloned().or_else(own);
     let most = app.options.limits.max_header;
@@ -162,13 +185,31 @@ async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
             format!("the headers have {size} bytes; allowed: {most} (gateway.limits.max_header)");
         Refusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", text)
             .into_response()
+    } else if let Err(refusal) = host::settle(&mut request).and(transferable(request.headers())) {
+        refusal.into_response()
     } else {
         next.run(request).await
     };
-    if let Some(id) = id {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
+    let headers = response.headers_mut();
+    headers.extend(id.map(|id| (REQUEST_ID, id)));
+    // A browser takes no answer for anything else than it is called, and keeps none that does not say so.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+/// Refuses a body that was coded on its way: the HTTP library takes the chunks apart, and nothing else.
+fn transferable(headers: &HeaderMap) -> Result<(), Refusal> {
+    let values = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let texts = values.map(|value| value.to_str().unwrap_or("?"));
+    let codings = texts.flat_map(|text| text.split(',')).map(str::trim).enumerate();
+    let mut others =
+        codings.filter(|(at, coding)| *at > 0 || !coding.eq_ignore_ascii_case("chunked"));
+    let Some((_, coding)) = others.next() else { return Ok(()) };
+    let text = format!("transfer coding `{coding}`; allowed: chunked, once");
+    let close = HeaderValue::from_static("close");
+    let refusal = Refusal::new(StatusCode::NOT_IMPLEMENTED, "transfer_coding", text);
+    Err(refusal.with(header::CONNECTION, close))
 }
 
 /// Lets pages of these origins in.
@@ -179,7 +220,8 @@ fn cors(origins: &[String]) -> CorsLayer {
         AllowOrigin::list(origins.iter().filter_map(|origin| origin.parse().ok()))
     };
     let common = [header::RETRY_AFTER, header::LOCATION, header::ETAG];
-    let exposed = [JOB_HEADER, REQUEST_ID, SHOULD_RETRY].into_iter().chain(common);
+    let ours = [JOB_HEADER, REQUEST_ID, SHOULD_RETRY, RATE_LIMIT, RATE_REMAINING, RATE_RESET];
+    let exposed = ours.into_iter().chain(common);
     let exposed: Vec<HeaderName> = exposed.collect();
     CorsLayer::new()
         .allow_origin(allowed)

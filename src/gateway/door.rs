@@ -72,8 +72,11 @@ impl Door {
             let text = "the gateway waits for its broker; try again soon";
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "broker_unavailable", text).after(SOON)
         };
-        let router: Router =
-            Router::new().route("/healthz", get(async || "{\"status\":\"ok\"}")).fallback(refuse);
+        let alive = async || "{\"status\":\"ok\"}";
+        let router: Router = Router::new()
+            .route("/healthz", get(alive))
+            .route("/health", get(alive))
+            .fallback(refuse);
         let mut answers = JoinSet::new();
         let mut work = std::pin::pin!(work);
         loop {

@@ -4,7 +4,7 @@ use std::{borrow::Cow, time::Duration};
 
 use axum::{
     Json,
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -28,6 +28,8 @@ pub struct Refusal {
     pub(super) status: StatusCode,
     pub(super) error: ErrorObject,
     pub(super) should_retry: Option<bool>,
+    /// Headers that belong to it.
+    pub(super) headers: Option<Box<HeaderMap>>,
 }
 
 /// The body of every error.
@@ -82,7 +84,7 @@ impl Refusal {
         let (message, code) = (message.into(), code.into());
         let error =
             ErrorObject { message, kind: kind(status), param: None, code, retry_after: None };
-        Self { status, error, should_retry: None }
+        Self { status, error, should_retry: None, headers: None }
     }
 
     /// 400: the request cannot be understood.
@@ -129,6 +131,18 @@ impl Refusal {
         self.error.retry_after = Some(u64::try_from(seconds).unwrap_or(u64::MAX));
         self
     }
+
+    /// The same, with a header of its own.
+    pub(super) fn with(mut self, name: impl Into<HeaderName>, value: HeaderValue) -> Self {
+        self.headers.get_or_insert_default().insert(name.into(), value);
+        self
+    }
+
+    /// The error object as JSON, for whoever answers outside of the router.
+    pub(super) fn body(&self) -> String {
+        let body = ErrorBody { error: self.error.clone() };
+        serde_json::to_string(&body).unwrap_or_default()
+    }
 }
 
 impl IntoResponse for Refusal {
@@ -136,6 +150,7 @@ impl IntoResponse for Refusal {
         let wait = self.error.retry_after;
         let mut response = (self.status, Json(ErrorBody { error: self.error })).into_response();
         let headers = response.headers_mut();
+        headers.extend(self.headers.map(|headers| *headers).unwrap_or_default());
         if let Some(seconds) = wait {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -10,13 +10,13 @@ use axum::{
 };
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
+    accept,
     app::App,
     error::{JOB_HEADER, Refusal},
-    params::{JobAt, JobReader, Params},
+    params::{Asked, JobAt, JobReader, Params},
     schemas, sse,
 };
 use crate::{
@@ -48,12 +48,20 @@ pub(super) struct From {
     token: Option<String>,
 }
 
+impl Asked for From {
+    const ALLOWED: &'static [(&'static str, &'static str)] = &[
+        ("after", "an event ID, FENCE-SEQ"),
+        ("limit", "1 to 1000"),
+        ("token", "a browser token"),
+    ];
+}
+
 /// Some of a job's events.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Page {
     /// `list`.
     object: &'static str,
-    #[schema(value_type = Vec<EventView>)]
+    #[schema(value_type = Vec<schemas::EventView>)]
     data: Vec<Event>,
     /// Whether the log holds more by now.
     has_more: bool,
@@ -64,21 +72,9 @@ pub(super) struct Page {
     over: bool,
 }
 
-/// One step of a job's history.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Event)]
-#[allow(dead_code, reason = "describes `event::Event`")]
-struct EventView {
-    /// `FENCE-SEQ`.
-    id: String,
-    event: schemas::EventName,
-    /// Depends on the event; see docs/HTTP.md.
-    data: serde_json::Map<String, Value>,
-}
-
 /// A job's events: a stream, or a page
 ///
-/// With `Accept: application/json` a page of what is there; otherwise server-sent events, replayed from the
+/// Where `Accept` prefers `application/json` a page of what is there; otherwise server-sent events, replayed from the
 /// cursor and then live, that end after the terminal event. 204 when nothing is left.
 #[utoipa::path(get, path = "/v1/jobs/{id}/events", operation_id = "job_events", tag = "jobs",
     security(("key" = []), ("header" = []), ("token" = [])),
@@ -94,14 +90,12 @@ pub(super) async fn events(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let after = cursor(&headers, from.after.as_deref())?;
-    let accept =
-        headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    let named = [(JOB_HEADER, id.to_string())];
+    let named = [(JOB_HEADER, id.to_string()), (header::VARY, "accept".to_owned())];
     let limit = from.limit.unwrap_or(100);
     if !(1..=MOST).contains(&limit) {
         return Err(Refusal::param("limit", format!("limit is {limit}; allowed: 1 to {MOST}")));
     }
-    if accept.contains("application/json") && !accept.contains("text/event-stream") {
+    if accept::prefers_json(&headers) {
         return Ok((named, Reply(page(&app, &tenant, id, after, limit).await?)).into_response());
     }
     let slot = app.slots.take(&tenant)?;

@@ -38,6 +38,8 @@ const fn health(status: &'static str) -> Health {
 }
 
 /// Whether the process lives
+///
+/// 200 as long as it does, whatever becomes of the broker: for whoever restarts it. `/health` is the same.
 #[utoipa::path(get, path = "/healthz", tag = "operation", security(()),
     responses((status = 200, description = "It lives", body = Health), (status = 304, description = "As the ETag says")))]
 pub(super) async fn healthz(
@@ -49,10 +51,12 @@ pub(super) async fn healthz(
 }
 
 /// Whether requests would be served now: the broker answers, and the gateway is not closing
+///
+/// For whoever chooses among gateways.
 #[utoipa::path(get, path = "/readyz", tag = "operation", security(()),
     responses((status = 200, description = "It is ready", body = Health)))]
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Response, Refusal> {
-    if app.closing.is_cancelled() {
+    if app.leaving.is_cancelled() || app.closing.is_cancelled() {
         let text = "the gateway is closing; ask another one";
         let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "closing", text);
         return Err(refusal.after(Duration::from_secs(1)));
@@ -79,6 +83,8 @@ impl FromRequestParts<Arc<App>> for Identified {
 }
 
 /// Who you are
+///
+/// The tenant, the rights and the expiry of the key that asks. The broker is not asked.
 #[utoipa::path(get, path = "/whoami", tag = "operation",
     responses((status = 200, description = "Whose key it is", body = Caller), (status = 304, description = "As the ETag says")))]
 pub(super) async fn whoami(
@@ -92,6 +98,8 @@ pub(super) async fn whoami(
 }
 
 /// What was counted, in the text format of Prometheus; needs the right `admin`
+///
+/// Since the start of this process, and of it alone.
 #[utoipa::path(get, path = "/metrics", tag = "operation",
     responses((status = 200, description = "The counters", body = String, content_type = "text/plain")))]
 pub(super) async fn metrics(
@@ -101,19 +109,47 @@ pub(super) async fn metrics(
     caller.needs(Right::Admin)?;
     let counters = &app.counters;
     let saved = counters.cache_saved().as_secs_f64();
-    let rows: [(&str, &str, f64); 9] = [
-        ("connections_open", "gauge", count(counters.connections())),
-        ("streams_open", "gauge", count(app.slots.open() as u64)),
-        ("sockets_open", "gauge", count(counters.sockets())),
-        ("topics_open", "gauge", count(app.listener.hub().topics() as u64)),
-        ("cache_hits_total", "counter", count(counters.cache_hits())),
-        ("cache_misses_total", "counter", count(counters.cache_misses())),
-        ("cache_saved_seconds_total", "counter", saved),
-        ("streams_diverged_total", "counter", count(counters.diverged())),
-        ("panics_total", "counter", count(counters.panics())),
+    let rows: [(&str, &str, &str, f64); 9] = [
+        (
+            "connections_open",
+            "gauge",
+            "Connections that speak HTTP.",
+            count(counters.connections()),
+        ),
+        ("streams_open", "gauge", "Open streams, of all kinds.", count(app.slots.open() as u64)),
+        ("sockets_open", "gauge", "Open WebSockets.", count(counters.sockets())),
+        (
+            "topics_open",
+            "gauge",
+            "Topics that are followed at the broker.",
+            count(app.listener.hub().topics() as u64),
+        ),
+        ("cache_hits_total", "counter", "Answers from the cache.", count(counters.cache_hits())),
+        (
+            "cache_misses_total",
+            "counter",
+            "Answers that had to be found out.",
+            count(counters.cache_misses()),
+        ),
+        ("cache_saved_seconds_total", "counter", "Time that the cache has saved.", saved),
+        (
+            "streams_diverged_total",
+            "counter",
+            "Chat completions that broke off as a later attempt said something else.",
+            count(counters.diverged()),
+        ),
+        (
+            "panics_total",
+            "counter",
+            "Requests that met a fault of the gateway itself.",
+            count(counters.panics()),
+        ),
     ];
-    let lines = rows.map(|(name, kind, value)| {
-        format!("# TYPE millstream_gateway_{name} {kind}\nmillstream_gateway_{name} {value}\n")
+    let lines = rows.map(|(name, kind, help, value)| {
+        format!(
+            "# HELP millstream_gateway_{name} {help}\n# TYPE millstream_gateway_{name} {kind}\n\
+             millstream_gateway_{name} {value}\n"
+        )
     });
     Ok(lines.concat())
 }

@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 use super::{
     app::App,
     auth::{Known, Right},
-    body::Json,
+    body::Sent,
     cache::{Answer, Guard, Key},
     error::{ErrorObject, JOB_HEADER, Refusal},
     openai::assemble::Assembly,
@@ -82,12 +82,10 @@ struct Item {
         (status = 409, description = "The idempotency key belongs to another request", body = super::error::ErrorBody)))]
 pub(super) async fn enqueue(
     State(app): State<Arc<App>>,
-    Known(caller): Known,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
-    Json(body): Json,
+    Sent { caller, body }: Sent,
 ) -> Result<Response, Refusal> {
-    caller.needs(Right::Enqueue)?;
     let key = idempotency_key(&headers)?;
     if body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
         if key.is_some() {
@@ -254,6 +252,8 @@ async fn many(app: &App, tenant: &Tenant, body: &[u8]) -> Result<Bulk, Refusal> 
 }
 
 /// Where a job stands, and what it has said so far
+///
+/// The text and the choices are those of the last attempt; `last_event_id` is the cursor to go on from.
 #[utoipa::path(get, path = "/v1/jobs/{id}", operation_id = "show_job", tag = "jobs", params(JobAt),
     security(("key" = []), ("header" = []), ("token" = [])),
     responses((status = 200, description = "The job", body = view::WholeJob), (status = 304, description = "As the ETag says")))]
@@ -363,6 +363,8 @@ pub(super) struct Token {
 }
 
 /// A browser token: reads this one job, for a short while, without the API key
+///
+/// State and events, and nothing else. Your server asks for it and gives it to the page.
 #[utoipa::path(post, path = "/v1/jobs/{id}/token", operation_id = "job_token", tag = "jobs", params(JobAt),
     responses((status = 200, description = "The token", body = Token)))]
 pub(super) async fn token(

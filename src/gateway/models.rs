@@ -171,6 +171,8 @@ pub(super) async fn list(
 }
 
 /// One model
+///
+/// As in the list; 404 where that does not name it.
 #[utoipa::path(get, path = "/v1/models/{model}", operation_id = "show_model", tag = "openai",
     params(("model" = String, Path, description = "The model's name")),
     responses((status = 200, description = "The model", body = Shown),

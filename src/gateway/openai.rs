@@ -29,8 +29,7 @@ use self::assemble::Assembly;
 use super::{
     abandon::Abandon,
     app::App,
-    auth::{Known, Right},
-    body::Json,
+    body::Sent,
     error::{ErrorObject, JOB_HEADER, Refusal},
     jobs,
     options::OnDisconnect,
@@ -77,7 +76,7 @@ fn refused(failure: &Failure) -> Refusal {
     let Status { http, kind, code, message, retry_after, should_retry } = failure.into();
     let status = StatusCode::from_u16(http).unwrap_or(StatusCode::BAD_GATEWAY);
     let error = ErrorObject { message, kind, param: None, code: code.into(), retry_after: None };
-    let refusal = Refusal { status, error, should_retry: Some(should_retry) };
+    let refusal = Refusal { status, error, should_retry: Some(should_retry), headers: None };
     match retry_after {
         Some(wait) => refusal.after(wait),
         None => refusal,
@@ -102,12 +101,12 @@ fn refused(failure: &Failure) -> Refusal {
         (status = 504, description = "The model, or a worker for it, took too long", body = super::error::ErrorBody)))]
 pub(super) async fn complete(
     State(app): State<Arc<App>>,
-    Known(caller): Known,
     headers: HeaderMap,
-    Json(body): Json,
+    Sent { caller, body }: Sent,
 ) -> Result<Response, Refusal> {
-    caller.needs(Right::Enqueue)?;
     let request = read(&body)?;
+    // The answer may take minutes.
+    drop(body);
     let stream = jobs::flag(&request, "stream")?;
     let mut key = jobs::idempotency_key(&headers)?;
     if key.is_none() && !app.options.dedupe.is_zero() {

@@ -36,10 +36,16 @@ pub struct Options {
     /// this time is given the same answer; it then goes on when its client goes away. Zero: never.
     #[serde(with = "humantime_serde")]
     pub dedupe: Duration,
-    /// How often an open stream says that it lives.
+    /// How often an open stream says that it lives; a chat completion that streams waits so long for its first
+    /// chunk before it begins without. Shorter than the retries of a job that fails, or such a request is told of it
+    /// sometimes by its status and sometimes within the stream.
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
-    /// How long answers may go on after SIGTERM.
+    /// How long everything is served on after SIGTERM while `/readyz` says 503, so that whoever chooses among
+    /// gateways has heard of it.
+    #[serde(with = "humantime_serde")]
+    pub notice: Duration,
+    /// How long answers may go on after that.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
     /// Bytes that cached answers may take.
@@ -66,11 +72,16 @@ pub enum OnDisconnect {
 pub struct Limits {
     /// Largest request body, in bytes.
     pub max_body: usize,
+    /// Most bytes of request bodies that are in memory at once; a tenant may have half of them.
+    pub max_bodies: usize,
     /// Most bytes of a request's headers.
     pub max_header: usize,
     /// Most jobs of one request.
     pub max_bulk: usize,
-    /// How long a client may take to send a request's headers, and its body.
+    /// How long a connection may wait for its next request. Longer than what proxies keep theirs for.
+    #[serde(with = "humantime_serde")]
+    pub keep_alive: Duration,
+    /// How long a client may take to send a request's headers, once they have begun, and its body.
     #[serde(with = "humantime_serde")]
     pub read_timeout: Duration,
     /// How long a client may take nothing of what is sent to it before its connection is closed; the
@@ -82,7 +93,8 @@ pub struct Limits {
     pub answer_timeout: Duration,
     /// Most requests of a tenant per minute, at all gateways together. 0: no limit.
     pub requests_per_minute: u32,
-    /// Most requests of a tenant at once, within its minute's. 0: a minute's.
+    /// Most requests of a tenant at once, within its minute's. 0: a minute's, and at least as many as a page makes
+    /// when it opens.
     pub burst: u32,
     /// Most connections of this process.
     pub max_connections: usize,
@@ -110,7 +122,8 @@ impl Default for Options {
             queues: Vec::new(),
             on_disconnect: OnDisconnect::default(),
             dedupe: Duration::ZERO,
-            heartbeat: Duration::from_secs(15),
+            heartbeat: Duration::from_secs(10),
+            notice: Duration::from_secs(1),
             drain: Duration::from_secs(25),
             cache_bytes: 16 * 1024 * 1024,
             limits: Limits::default(),
@@ -122,8 +135,10 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_body: 8 * 1024 * 1024,
+            max_bodies: 64 * 1024 * 1024,
             max_header: 16 * 1024,
             max_bulk: 1000,
+            keep_alive: Duration::from_secs(75),
             read_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
             answer_timeout: Duration::from_secs(900),
@@ -146,5 +161,25 @@ impl std::fmt::Debug for Options {
             .field("queue", &self.queue)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retry::Schedule;
+
+    /// A request that failed after all its retries was told so by its status or within its stream, as it happened:
+    /// the heartbeat was as long as the retries.
+    #[test]
+    fn a_stream_begins_before_the_retries_are_over() {
+        let Schedule { max_attempts, initial, multiplier, max, jitter, .. } = Schedule::default();
+        let delays = (1..max_attempts).scan(initial, |delay, _| {
+            let this = *delay;
+            *delay = delay.mul_f64(multiplier).min(max);
+            Some(this)
+        });
+        let shortest = delays.sum::<Duration>().mul_f64(1.0 - jitter);
+        assert!(Options::default().heartbeat < shortest, "{shortest:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     extract::{FromRequestParts, Path, Query},
-    http::request::Parts,
+    http::{Uri, request::Parts},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use utoipa::IntoParams;
@@ -16,18 +16,50 @@ use super::{
 };
 use crate::job::{JobId, Tenant, Timestamp};
 
+/// What a route takes in its query. Each parameter may be left out.
+pub(super) trait Asked: DeserializeOwned {
+    /// Each parameter, and what it may be.
+    const ALLOWED: &'static [(&'static str, &'static str)];
+}
+
 /// A query, read strictly.
 #[derive(Debug)]
 pub(super) struct Params<T>(pub(super) T);
 
-impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Params<T> {
+impl<T: Asked> FromRequestParts<Arc<App>> for Params<T> {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Refusal> {
-        Query::try_from_uri(&parts.uri)
-            .map(|Query(params)| Self(params))
-            .map_err(|error| Refusal::bad("invalid_parameter", error.body_text()))
+        match Query::try_from_uri(&parts.uri) {
+            Ok(Query(params)) => Ok(Self(params)),
+            Err(error) => Err(at_fault::<T>(&parts.uri)
+                .unwrap_or_else(|| Refusal::bad("invalid_parameter", error.body_text()))),
+        }
     }
+}
+
+/// The parameter for which a query cannot be read.
+fn at_fault<T: Asked>(uri: &Uri) -> Option<Refusal> {
+    let mut seen = Vec::new();
+    for pair in uri.query()?.split('&') {
+        let alone: Uri = format!("/?{pair}").parse().ok()?;
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&alone).ok()?;
+        let Some((name, value)) = pairs.into_iter().next() else { continue };
+        let name = name.as_str();
+        let Some((_, allowed)) = T::ALLOWED.iter().find(|(known, _)| *known == name) else {
+            let known: Vec<&str> = T::ALLOWED.iter().map(|(known, _)| *known).collect();
+            let text = format!("there is no parameter `{name}`; allowed: {}", known.join(", "));
+            return Some(Refusal::param(name, text));
+        };
+        if seen.contains(&pair.split('=').next()) {
+            return Some(Refusal::param(name, format!("{name} is given twice; allowed: once")));
+        }
+        if Query::<T>::try_from_uri(&alone).is_err() {
+            return Some(Refusal::param(name, format!("{name} is `{value}`; allowed: {allowed}")));
+        }
+        seen.push(pair.split('=').next());
+    }
+    None
 }
 
 /// What the path names.

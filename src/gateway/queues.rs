@@ -10,7 +10,7 @@ use super::{
     app::App,
     auth::{Known, Right},
     error::Refusal,
-    params::Params,
+    params::{Asked, Params},
 };
 use crate::{broker::Partition, job::QueueName};
 
@@ -46,7 +46,14 @@ pub(super) struct Queue {
     queue: Option<QueueName>,
 }
 
+impl Asked for Queue {
+    const ALLOWED: &'static [(&'static str, &'static str)] =
+        &[("queue", "1 to 64 of letters, digits and _ . - @")];
+}
+
 /// How much waits, runs, is parked and is dead; needs the right `admin`
+///
+/// Of one queue: the gateway's own, unless another is named.
 #[utoipa::path(get, path = "/v1/queues", operation_id = "list_queues", tag = "operation", params(Queue),
     responses((status = 200, description = "Of one queue", body = Queues)))]
 pub(super) async fn queues(

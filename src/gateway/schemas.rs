@@ -2,9 +2,12 @@
 
 #![allow(dead_code, reason = "they describe")]
 
+mod events;
+
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+pub(super) use events::{EventBlock, EventView};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::{
     PartialSchema, ToSchema,
@@ -139,6 +142,7 @@ impl ToSchema for Time {}
 
 /// A line of an `OpenAI` Batch input file.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(example = json!({
     "custom_id": "request-1", "method": "POST", "url": "/v1/chat/completions",
     "body": {"model": "any", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
@@ -149,6 +153,14 @@ pub(super) struct BatchLine {
     #[schema(min_length = 1, max_length = 256)]
     custom_id: Option<String>,
     url: Option<BatchUrl>,
+    method: Option<BatchMethod>,
+}
+
+/// How a Batch line may ask.
+#[derive(Deserialize, ToSchema)]
+pub(super) enum BatchMethod {
+    #[serde(rename = "POST")]
+    Post,
 }
 
 /// What a Batch line may ask for.
@@ -263,37 +275,6 @@ pub(super) struct ChunkBlock {
     /// A `chat.completion.chunk` as JSON, at the end `[DONE]`. Where the answer breaks off, `{"error": …}` in place
     /// of `[DONE]`.
     data: String,
-}
-
-/// One block of a job's events. Lines that begin with a colon are comments.
-#[derive(ToSchema)]
-pub(super) struct EventBlock {
-    /// The cursor to resume from. `reconnect` and `interrupted` have none.
-    #[schema(pattern = "^[0-9]+-[0-9]+$", nullable = false)]
-    id: Option<String>,
-    event: EventName,
-    /// The event's own data, as JSON.
-    #[schema(content_media_type = "application/json")]
-    data: String,
-    /// How soon to come back, in milliseconds.
-    #[schema(nullable = false)]
-    retry: Option<u64>,
-}
-
-/// What happened. `started`: text seen so far is to be discarded. `reconnect` and `interrupted` are no events of the
-/// job: the stream ends, and can be resumed.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum EventName {
-    Started,
-    Delta,
-    Retrying,
-    Done,
-    Failed,
-    Cancelled,
-    Requeued,
-    Reconnect,
-    Interrupted,
 }
 
 /// Why an attempt, or a job, failed.

@@ -4,6 +4,10 @@
 //! of what is sent to it, by the time that TCP allows for that (`TCP_USER_TIMEOUT`, RFC 5482): a stream reads
 //! no further ahead than its socket takes, so nothing piles up by then.
 
+mod http2;
+mod talk;
+mod wire;
+
 use std::{
     io,
     net::SocketAddr,
@@ -11,36 +15,25 @@ use std::{
     time::Duration,
 };
 
-use axum::Extension;
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use axum::http::StatusCode;
 use tokio::{
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
+use self::talk::Talk;
 use super::{
     Gateway,
     app::App,
-    auth::Served,
     door::{Door, RESPITE},
+    error::Refusal,
     options::Limits,
 };
 
-type Conversation =
-    http1::UpgradeableConnection<TokioIo<TcpStream>, TowerToHyperService<axum::Router>>;
-
-/// What a connection too many is told.
-const FULL: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n\
-    connection: close\r\ncontent-length: 152\r\n\r\n\
-    {\"error\":{\"message\":\"the gateway has all the connections that it may have; come back\",\
-    \"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
+/// How soon a connection too many is to come back.
+const COME_BACK: Duration = Duration::from_secs(5);
 
 /// What the system holds of one connection's answers, in bytes; it takes twice as much at most. Left to itself
 /// it takes megabytes for a client that does not read, and a slow one seems to take nothing for minutes.
@@ -96,52 +89,39 @@ impl Bound {
         self.door.addr()
     }
 
-    /// Serves until `shutdown`. Then no connection is accepted, event streams end with a hint to come back, and
-    /// answers in progress have `drain` to end.
+    /// Serves until `shutdown`. Then `/readyz` says 503 for as long as `notice`, while everything is served as before;
+    /// then no connection is accepted any more, event streams end with a hint to come back, and answers in progress
+    /// have `drain` to end. Connections that the system has taken by then are answered too.
     pub async fn run(self, shutdown: CancellationToken) -> Stopped {
         let app = Arc::clone(&self.gateway.app);
         let listener = self.door.into_listener();
-        let limits = &app.options.limits;
-        let service = TowerToHyperService::new(self.gateway.router().layer(Extension(Served)));
-        let mut http = http1::Builder::new();
-        // Headers beyond the limit, but not far beyond, are refused in words.
-        http.timer(TokioTimer::new())
-            .header_read_timeout(limits.read_timeout)
-            .max_buf_size((4 * limits.max_header).max(16 * 1024));
-        let mut tasks = JoinSet::new();
-        let room = Arc::new(Semaphore::new(limits.max_connections));
-        let mut connections = 0;
+        let mut served = Connections::new(&app, self.gateway.router());
+        let leave = async {
+            shutdown.cancelled().await;
+            app.leaving.cancel();
+            tokio::time::sleep(app.options.notice).await;
+        };
+        tokio::pin!(leave);
         loop {
-            let stream = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => break,
-                Some(ended) = tasks.join_next() => {
+                () = &mut leave => break,
+                Some(ended) = served.tasks.join_next() => {
                     app.counters.panics.fetch_add(u64::from(ended.is_err()), Ordering::Relaxed);
                     continue;
                 }
                 accepted = listener.accept() => accepted,
             };
-            let stream = match stream {
-                Ok((stream, _)) => stream,
+            match accepted {
+                Ok((stream, _)) => served.take(stream),
                 Err(error) => {
                     tracing::warn!(%error, "connection not accepted");
                     tokio::time::sleep(RESPITE).await;
-                    continue;
                 }
-            };
-            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-                let _ = stream.try_write(FULL);
-                continue;
-            };
-            if let Err(error) = tuned(&stream, limits) {
-                tracing::debug!(%error, "connection keeps the system's settings");
             }
-            connections += 1;
-            let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-            let open = Open::new(&app, permit);
-            tasks.spawn(converse(connection.with_upgrades(), app.closing.clone(), open));
         }
-        drop(listener);
+        served.take_waiting(listener);
+        let Connections { mut tasks, count: connections, .. } = served;
         let streams = app.slots.open();
         app.closing.cancel();
         app.sockets.close();
@@ -155,18 +135,58 @@ impl Bound {
     }
 }
 
-/// Serves a connection to its end; once the gateway closes, to the end of the answer in progress.
-async fn converse(connection: Conversation, closing: CancellationToken, _open: Open) {
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+/// The connections there are.
+struct Connections {
+    app: Arc<App>,
+    talk: Arc<Talk>,
+    room: Arc<Semaphore>,
+    tasks: JoinSet<()>,
+    count: u64,
+}
+
+impl Connections {
+    fn new(app: &Arc<App>, router: axum::Router) -> Self {
+        let room = Arc::new(Semaphore::new(app.options.limits.max_connections));
+        let talk = Arc::new(Talk::new(app, router));
+        Self { app: Arc::clone(app), talk, room, tasks: JoinSet::new(), count: 0 }
+    }
+
+    /// Serves a connection, or says that it is one too many.
+    fn take(&mut self, stream: TcpStream) {
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
+            let text = "the gateway has all the connections that it may have; come back";
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            let refusal = Refusal::new(status, "too_many_connections", text).after(COME_BACK);
+            let _ =
+                stream.try_write(&wire::answer("HTTP/1.1 503 Service Unavailable", None, &refusal));
+            return;
+        };
+        if let Err(error) = tuned(&stream, &self.app.options.limits) {
+            tracing::debug!(%error, "connection keeps the system's settings");
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection broke off");
+        self.count += 1;
+        let (talk, open) = (Arc::clone(&self.talk), Open::new(&self.app, permit));
+        self.tasks.spawn(async move {
+            talk.serve(stream).await;
+            drop(open);
+        });
+    }
+
+    /// Takes what the system has accepted and the gateway has not: closed, the listener would have it reset. The
+    /// system is asked itself, as the runtime may not have heard of the last ones.
+    fn take_waiting(&mut self, listener: TcpListener) {
+        let waiting = listener.into_std().and_then(|listener| {
+            loop {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                self.take(TcpStream::from_std(stream)?);
+            }
+        });
+        match waiting {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok::<(), _>(()) => {}
+            Err(error) => tracing::warn!(%error, "connections that waited are not answered"),
+        }
     }
 }
 

@@ -15,11 +15,12 @@
 //! One task serves a socket, and all that it follows ends with it. It reads no further ahead than the client
 //! takes: a slow client falls behind its live messages and catches up from the log.
 //!
-//! Close codes: 1003 for a binary frame, 1008 after [`FAULTS`] frames that are no requests, 1009 for one that is
+//! Close codes: 1002 for what is no WebSocket frame, 1003 for a binary frame, 1007 for text that is not UTF-8, 1008 after [`FAULTS`] frames that are no requests, 1009 for one that is
 //! too large, 1012 when the gateway closes (come back at once), 4408 when nothing was said or heard for
 //! `socket_idle`.
 
 pub(super) mod frame;
+mod handshake;
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -28,10 +29,10 @@ use std::{
 
 use axum::{
     extract::{
-        FromRequestParts, State,
+        State,
         ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
     },
-    http::{HeaderMap, StatusCode, header, request::Parts},
+    http::{HeaderMap, StatusCode},
     response::Response,
 };
 use frame::Request;
@@ -39,10 +40,12 @@ use futures_util::{
     StreamExt,
     stream::{self, BoxStream},
 };
+pub(super) use handshake::Upgrade;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_stream::StreamMap;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use tungstenite::error::ProtocolError;
 
 use super::{
     app::App,
@@ -120,37 +123,33 @@ enum End {
 
 type Step = Result<(), End>;
 
-/// An upgrade, its refusal in words.
-pub(super) struct Upgrade(WebSocketUpgrade);
-
-impl FromRequestParts<Arc<App>> for Upgrade {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refusal> {
-        WebSocketUpgrade::from_request_parts(parts, app).await.map(Self).map_err(|error| {
-            let text = format!("{}; this route is for WebSockets", error.body_text());
-            Refusal::new(error.status(), "not_a_websocket", text)
-        })
-    }
-}
-
 pub(super) fn upgrade(
     State(app): State<Arc<App>>,
     Known(caller): Known,
     headers: &HeaderMap,
-    Upgrade(upgrade): Upgrade,
+    Upgrade(upgrade, served): Upgrade,
 ) -> Result<Response, Refusal> {
-    serve(&app, headers, upgrade, caller)
+    let scheme = served.then_some("http");
+    handshake::same_site(&app.options.cors_origins, headers, scheme)?;
+    open(&app, upgrade, caller)
 }
 
-/// Serves a caller on an upgraded connection.
+/// Serves a caller on an upgraded connection of an application's own server.
 pub(super) fn serve(
     app: &Arc<App>,
     headers: &HeaderMap,
     upgrade: WebSocketUpgrade,
     caller: Arc<Caller>,
 ) -> Result<Response, Refusal> {
-    same_site(app, headers)?;
+    handshake::same_site(&app.options.cors_origins, headers, None)?;
+    open(app, upgrade, caller)
+}
+
+fn open(
+    app: &Arc<App>,
+    upgrade: WebSocketUpgrade,
+    caller: Arc<Caller>,
+) -> Result<Response, Refusal> {
     let slot = app.slots.take(&caller.tenant)?;
     let (open, cutoff) = (Open::new(app), app.cutoff.clone());
     let max = app.options.limits.max_body;
@@ -174,20 +173,19 @@ pub(super) fn serve(
     }))
 }
 
-/// Browsers let every page open sockets to everywhere: one of another origin is refused.
-fn same_site(app: &App, headers: &HeaderMap) -> Result<(), Refusal> {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
-    let host = origin.split_once("://").map(|(_, host)| host);
-    let allowed = &app.options.cors_origins;
-    if (host.is_some() && host == text(header::HOST))
-        || allowed.iter().any(|one| one == "*" || one == origin)
-    {
-        return Ok(());
-    }
-    let text =
-        format!("pages of {origin} may not open sockets here; gateway.cors_origins lists who may");
-    Err(Refusal::new(StatusCode::FORBIDDEN, "origin_not_allowed", text))
+/// Why a connection cannot be read any more.
+fn broken(error: axum::Error) -> End {
+    let Ok(fault) = error.into_inner().downcast::<tungstenite::Error>() else { return End::Gone };
+    let code = match *fault {
+        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
+            return End::Gone;
+        }
+        tungstenite::Error::Protocol(_) => close_code::PROTOCOL,
+        tungstenite::Error::Utf8(_) => close_code::INVALID,
+        tungstenite::Error::Capacity(_) => close_code::SIZE,
+        _ => return End::Gone,
+    };
+    End::Close(code, fault.to_string())
 }
 
 impl Session {
@@ -223,7 +221,8 @@ impl Session {
     async fn part(&mut self, end: End) {
         let mut legible = true;
         if let End::Close(code, reason) = end {
-            legible = code != close_code::SIZE;
+            legible =
+                ![close_code::SIZE, close_code::PROTOCOL, close_code::INVALID].contains(&code);
             let close = CloseFrame { code, reason: reason.into() };
             if self.socket.send(Message::Close(Some(close))).await.is_err() {
                 return;
@@ -231,7 +230,7 @@ impl Session {
         }
         while let Some(Ok(_)) = self.socket.recv().await {}
         if !legible {
-            // The rest of a frame that is too large is not read: the client has its time to hear why.
+            // What follows a frame that is too large, or none, is not read: the client has its time to hear why.
             std::future::pending::<()>().await;
         }
     }
@@ -288,12 +287,7 @@ impl Session {
                 close_code::UNSUPPORTED,
                 "binary frame; allowed: JSON text".to_owned(),
             )),
-            Some(Err(error)) => {
-                // The message is the only trace of its cause that the server's crate leaves.
-                let text = error.to_string();
-                let large = text.contains("too long") || text.contains("too big");
-                Err(if large { End::Close(close_code::SIZE, text) } else { End::Gone })
-            }
+            Some(Err(error)) => Err(broken(error)),
             Some(Ok(Message::Text(text))) => {
                 self.is_let_in()?;
                 self.active = Instant::now();

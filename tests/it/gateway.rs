@@ -5,6 +5,7 @@ mod cache;
 mod chat;
 mod connections;
 mod events;
+mod idle;
 mod jobs;
 mod limits;
 mod processes;

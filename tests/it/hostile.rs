@@ -2,8 +2,10 @@
 
 mod bodies;
 mod floods;
+mod hosts;
 mod slow;
 mod strange;
+mod unread;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -24,7 +26,12 @@ const PATIENCE: Duration = Duration::from_millis(1200);
 
 /// Options whose patience is short.
 fn impatient() -> Options {
-    limited(Limits { read_timeout: PATIENCE, write_timeout: PATIENCE, ..Limits::default() })
+    limited(Limits {
+        keep_alive: PATIENCE,
+        read_timeout: PATIENCE,
+        write_timeout: PATIENCE,
+        ..Limits::default()
+    })
 }
 
 /// A connection that takes hardly anything before it is read.

@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 94] = [
+const PROVEN: [(&str, &str); 97] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
     ("redis.connect_timeout", "a_server_that_takes_no_connection_is_given_up"),
@@ -73,11 +73,14 @@ const PROVEN: [(&str, &str); 94] = [
     ("gateway.on_disconnect", "where_it_is_configured_a_job_goes_on_without_its_client"),
     ("gateway.dedupe", "a_request_that_repeats_another_within_the_window_gets_its_answer"),
     ("gateway.heartbeat", "an_open_stream_says_that_it_lives_as_often_as_configured"),
+    ("gateway.notice", "a_gateway_that_is_stopped_is_not_ready_before_it_listens_no_more"),
     ("gateway.drain", "a_completion_longer_than_the_drain_names_its_job_which_goes_on"),
     ("gateway.cache_bytes", "without_room_nothing_is_kept"),
     ("gateway.limits.max_body", "a_body_above_the_limit_is_refused"),
+    ("gateway.limits.max_bodies", "unfinished_bodies_take_no_more_memory_than_allowed"),
     ("gateway.limits.max_header", "headers_above_the_limit_are_refused"),
     ("gateway.limits.max_bulk", "an_array_has_no_more_jobs_than_allowed"),
+    ("gateway.limits.keep_alive", "an_idle_connection_is_kept_as_long_as_it_is_told"),
     ("gateway.limits.read_timeout", "a_body_that_trickles_is_refused"),
     ("gateway.limits.write_timeout", "a_client_that_takes_nothing_is_cut_off"),
     ("gateway.limits.answer_timeout", "a_completion_that_takes_too_long_names_its_job"),

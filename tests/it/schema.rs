@@ -36,6 +36,14 @@ async fn the_gateway_does_what_its_description_says_and_nothing_else() {
     let mut gateway = Running::start(GATEWAY, &[], &env);
     let url = address(&gateway.wait_for("gateway listens"));
 
+    // It is OpenAPI, its examples are what they are examples of, and each event has data of its own.
+    let answer = crate::support::web::client().get(format!("{url}/openapi.json")).send().await;
+    let text = answer.unwrap().text().await.unwrap();
+    let mut check = Command::new("python");
+    check.arg(format!("{FOLDER}/description.py")).arg(folder.write("openapi.json", &text));
+    let checked = tokio::task::block_in_place(|| check.output()).unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+
     // `tests/setup.sh` brings it, and `make test` puts it on the PATH.
     let mut command = Command::new("schemathesis");
     command

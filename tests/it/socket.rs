@@ -2,6 +2,7 @@
 
 mod client;
 mod leaving;
+mod protocol;
 
 use std::time::Duration;
 

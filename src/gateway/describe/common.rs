@@ -12,21 +12,19 @@ use utoipa::{
 };
 
 /// Every route may answer so.
-const ALWAYS: [(&str, &str); 3] = [
+const ALWAYS: [(&str, &str); 5] = [
+    ("400", "The request does not say which host is meant, or a value is not allowed"),
     ("431", "The headers are too large"),
     ("500", "A fault of the gateway"),
+    ("501", "The body has a transfer coding that is not known"),
     ("503", "The broker cannot be reached, or the gateway is closing or full; see Retry-After"),
 ];
-
-/// A route that takes anything but its path.
-const ASKED: [(&str, &str); 1] =
-    [("400", "The request cannot be understood, or a value is not allowed")];
 
 /// A route that takes a body.
 const SENT: [(&str, &str); 3] = [
     ("408", "The body did not arrive in time"),
     ("413", "The body or the job is too large"),
-    ("415", "The body is not JSON"),
+    ("415", "The body is not JSON, or is compressed"),
 ];
 
 /// A route that is not for everybody.
@@ -42,6 +40,16 @@ const COUNTED: [(&str, &str); 1] =
 /// A route whose path names something.
 const NAMED: [(&str, &str); 1] =
     [("404", "There is no such job or model, or it is somebody else's")];
+
+/// What a tenant that asks too often is told of its limit.
+const RATES: [(&str, &str); 3] = [
+    ("x-ratelimit-limit-requests", "Where requests are limited: how many a minute has"),
+    ("x-ratelimit-remaining-requests", "Where requests are limited: how many are left"),
+    (
+        "x-ratelimit-reset-requests",
+        "Where requests are limited: when there is another, such as `3s`",
+    ),
+];
 
 /// Adds what the routes have in common.
 pub(super) struct Common;
@@ -76,10 +84,8 @@ pub(super) fn complete(document: &mut Document) {
 
 fn add_errors(path: &str, operation: &mut Operation) {
     let open = operation.security.as_deref() == Some(&[SecurityRequirement::default()]);
-    let has_parameters = operation.parameters.as_ref().is_some_and(|all| !all.is_empty());
-    let parts: [(bool, &[(&str, &str)]); 6] = [
+    let parts: [(bool, &[(&str, &str)]); 5] = [
         (true, &ALWAYS),
-        (has_parameters || operation.request_body.is_some(), &ASKED),
         (operation.request_body.is_some(), &SENT),
         (!open, &KNOWN),
         (path.starts_with("/v1/"), &COUNTED),
@@ -117,6 +123,11 @@ fn add_headers(path: &str, operation: &mut Operation) {
         }
         if ["429", "503"].contains(&status.as_str()) {
             header(response, "retry-after", "After how many seconds another try makes sense");
+        }
+        if status == "429" && path.starts_with("/v1/") {
+            for (name, text) in RATES {
+                header(response, name, text);
+            }
         }
         if status == "401" {
             header(response, "www-authenticate", "`Bearer`");

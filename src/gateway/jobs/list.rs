@@ -10,7 +10,7 @@ use super::super::{
     app::App,
     auth::{Known, Right},
     error::{ErrorBody, Refusal},
-    params::Params,
+    params::{Asked, Params},
     schemas, view,
 };
 use crate::{
@@ -54,6 +54,15 @@ pub(in crate::gateway) struct Which {
     /// Only those that are older than this job.
     #[param(value_type = Option<String>, format = "uuid", nullable = false)]
     before: Option<JobId>,
+}
+
+impl Asked for Which {
+    const ALLOWED: &'static [(&'static str, &'static str)] = &[
+        ("state", "waiting, parked, running, done, failed, cancelled"),
+        ("label", "name:value"),
+        ("limit", "1 to 100"),
+        ("before", "a job's ID"),
+    ];
 }
 
 fn twenty() -> usize {

@@ -304,6 +304,47 @@ async fn a_browser_token_reads_one_job_for_a_while() {
     none.refused(404, "job_not_found");
 }
 
+/// Answers could be kept by whoever lies in between, and be taken for what they are not.
+#[tokio::test]
+async fn answers_are_kept_by_nobody_and_are_what_they_say() {
+    let web = Web::start(&embedded(), options());
+    let id = web.enqueue("a").await;
+    let token = format!("/v1/jobs/{id}/token");
+    let events = format!("/v1/jobs/{id}/events?limit=1");
+    for (method, path, caching) in [
+        (Method::GET, "/v1/jobs", "no-store"),
+        (Method::GET, "/v1/queues", "no-store"),
+        (Method::GET, "/metrics", "no-store"),
+        (Method::GET, "/readyz", "no-store"),
+        (Method::GET, &events, "no-store"),
+        (Method::POST, &token, "no-store"),
+        (Method::GET, "/v1/jobs?limit=0", "no-store"),
+        (Method::GET, "/nowhere", "no-store"),
+        (Method::GET, "/whoami", "private, max-age=30"),
+        (Method::GET, "/", "no-cache"),
+    ] {
+        let request = web.ask(method, path).header("accept", "application/json");
+        let reply = Reply::of(request).await;
+        assert_eq!(reply.header("cache-control"), caching, "{path}");
+        assert_eq!(reply.header("x-content-type-options"), "nosniff", "{path}");
+    }
+}
+
+/// Load tools ask for another name, and lint what is counted.
+#[tokio::test]
+async fn health_has_two_names_and_each_figure_is_explained() {
+    let web = Web::start(&embedded(), options());
+    assert_eq!(web.get("/health").await.text, web.get("/healthz").await.text);
+    let metrics = web.get("/metrics").await.text;
+    let lines: Vec<&str> = metrics.lines().collect();
+    for three in lines.chunks(3) {
+        let [help, kind, figure] = three else { panic!("{three:?}") };
+        let name = figure.split(' ').next().unwrap();
+        assert!(help.strip_prefix(&format!("# HELP {name} ")).is_some_and(|text| text.len() > 9));
+        assert!(kind.starts_with(&format!("# TYPE {name} ")), "{kind}");
+    }
+}
+
 /// A page whose name leads to this machine is still not of this machine.
 #[tokio::test]
 async fn without_keys_only_this_machine_is_served() {

@@ -161,6 +161,32 @@ async fn events_come_in_pages_as_json() {
     }
 }
 
+/// A client that would take anything got a page, and one that excluded the stream got the stream.
+#[tokio::test]
+async fn a_stream_or_a_page_comes_as_accept_prefers() {
+    let broker = embedded();
+    let web = Web::start(&broker, options());
+    let id = web.enqueue("a").await;
+    Hand::begin(&broker).await.done().await;
+    let path = format!("/v1/jobs/{id}/events");
+    for (accept, kind) in [
+        // As axios asks.
+        ("application/json, text/plain, */*", "text/event-stream"),
+        ("*/*", "text/event-stream"),
+        ("Application/Json", "application/json"),
+        ("application/json, text/event-stream;q=0", "application/json"),
+        ("application/json;q=0, */*", "text/event-stream"),
+    ] {
+        let request = web.ask(Method::GET, &path).header("accept", accept);
+        let reply = Reply::of(request).await;
+        assert_eq!((reply.status.as_u16(), reply.header("content-type")), (200, kind), "{accept}");
+        assert_eq!(reply.header("vary"), "accept");
+    }
+    let last = web.get(&format!("/v1/jobs/{id}")).await.json()["last_event_id"].clone();
+    let over = web.get(&format!("{path}?after={}", last.as_str().unwrap())).await;
+    assert_eq!((over.status.as_u16(), over.header("vary")), (204, "accept"));
+}
+
 #[tokio::test]
 async fn an_open_stream_says_that_it_lives_as_often_as_configured() {
     let broker = embedded();

@@ -224,6 +224,22 @@ async fn the_newest_jobs_come_first_and_page_by_page() {
     ] {
         web.get(&format!("/v1/jobs?{wrong}")).await.refused(400, "invalid_parameter");
     }
+    // Each names the parameter, and what it may be; what the parser says of itself did neither.
+    for (wrong, param, words) in [
+        ("/v1/jobs?limit=abc", "limit", "limit is `abc`; allowed: 1 to 100"),
+        ("/v1/jobs?limit=", "limit", "limit is ``; allowed: 1 to 100"),
+        ("/v1/jobs?limit=0", "limit", "limit is 0; allowed: 1 to 100"),
+        ("/v1/jobs?limit=1&state=slow", "state", "allowed: waiting, parked, running, done"),
+        ("/v1/jobs?before=x", "before", "before is `x`; allowed: a job's ID"),
+        ("/v1/jobs?limit=1&limit=2", "limit", "limit is given twice"),
+        ("/v1/jobs?colour=red", "colour", "allowed: state, label, limit, before"),
+        ("/v1/queues?queue=a%20b", "queue", "queue is `a b`; allowed: 1 to 64"),
+    ] {
+        let reply = web.get(wrong).await;
+        let message = reply.refused(400, "invalid_parameter");
+        assert!(message.contains(words), "{wrong}: {message}");
+        assert_eq!(reply.json()["error"]["param"], param, "{wrong}");
+    }
     let unknown = format!("/v1/jobs?before={}", JobId::new());
     web.get(&unknown).await.refused(404, "job_not_found");
 }

@@ -159,6 +159,11 @@ async fn two_gateways_count_the_requests_of_a_tenant_together() {
     let refused = refused.expect("the fifth request is one too many");
     assert!(refused.refused(429, "too_many_requests").contains("20"));
     assert!((1..=3).contains(&refused.header("retry-after").parse::<u32>().unwrap()));
+    // As OpenAI's API says it.
+    let told = ["limit", "remaining", "reset"];
+    let told = told.map(|what| refused.header(&format!("x-ratelimit-{what}-requests")).to_owned());
+    assert_eq!(told[..2], ["20", "0"]);
+    assert_eq!(told[2], format!("{}s", refused.header("retry-after")));
     for url in [&urls[0], &urls[2]] {
         ask(url, "/v1/models").await.refused(429, "too_many_requests");
         assert_eq!(ask(url, "/healthz").await.status, 200);
@@ -183,14 +188,27 @@ async fn connected(server: &Server) -> millstream::broker::Shared {
 /// A burst that is not named is a whole minute's.
 #[tokio::test]
 async fn a_minutes_requests_may_come_at_once() {
-    let limits = Limits { requests_per_minute: 5, ..Limits::default() };
+    let limits = Limits { requests_per_minute: 20, ..Limits::default() };
     let web = Web::start(&embedded(), limited(limits));
-    for _ in 0..5 {
+    for _ in 0..20 {
         assert_eq!(web.get("/v1/jobs").await.status, 200);
     }
-    let sixth = web.get("/v1/jobs").await;
-    sixth.refused(429, "too_many_requests");
-    assert!((10..=12).contains(&sixth.header("retry-after").parse::<u32>().unwrap()));
+    let next = web.get("/v1/jobs").await;
+    next.refused(429, "too_many_requests");
+    assert!((1..=3).contains(&next.header("retry-after").parse::<u32>().unwrap()));
+}
+
+/// A page that opens asks for several things at once, and a small limit refused the half of them.
+#[tokio::test]
+async fn a_burst_that_is_not_named_fits_a_page() {
+    let limits = Limits { requests_per_minute: 5, ..Limits::default() };
+    let web = Web::start(&embedded(), limited(limits));
+    for _ in 0..12 {
+        assert_eq!(web.get("/v1/jobs").await.status, 200);
+    }
+    let next = web.get("/v1/jobs").await;
+    next.refused(429, "too_many_requests");
+    assert!((10..=12).contains(&next.header("retry-after").parse::<u32>().unwrap()));
 }
 
 #[tokio::test]

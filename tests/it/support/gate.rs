@@ -88,6 +88,7 @@ pub fn brisk() -> Options {
     Options {
         listen: ([127, 0, 0, 1], 0).into(),
         heartbeat: Duration::from_millis(200),
+        notice: Duration::ZERO,
         drain: Duration::from_secs(5),
         ..Options::default()
     }

@@ -28,7 +28,8 @@ pub fn embedded() -> Shared {
 
 /// Any free port.
 pub fn options() -> Options {
-    Options { listen: ([127, 0, 0, 1], 0).into(), ..Options::default() }
+    let notice = Duration::ZERO;
+    Options { listen: ([127, 0, 0, 1], 0).into(), notice, ..Options::default() }
 }
 
 /// A client with connections of its own.

@@ -1,0 +1,194 @@
+//! One connection, from its first byte to its end.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    Extension,
+    body::Body,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header},
+};
+use hyper::{
+    body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint},
+    server::conn::http1,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpStream, time::timeout};
+use tower::ServiceExt as _;
+
+use super::{
+    super::{app::App, auth::Served},
+    http2,
+    wire::{Progress, Wire},
+};
+
+/// How long a client that has connected while the gateway closes may take to begin its request.
+const LAST_CALL: Duration = Duration::from_millis(500);
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// How every connection is served.
+#[derive(Debug)]
+pub(super) struct Talk {
+    app: Arc<App>,
+    router: axum::Router,
+    http: http1::Builder,
+    /// The value of `Keep-Alive`.
+    kept: Option<HeaderValue>,
+}
+
+impl Talk {
+    pub(super) fn new(app: &Arc<App>, router: axum::Router) -> Self {
+        let limits = &app.options.limits;
+        let mut http = http1::Builder::new();
+        // Headers beyond the limit, but not far beyond, are refused by the router, which names it.
+        http.timer(TokioTimer::new())
+            .header_read_timeout(limits.keep_alive)
+            .max_buf_size((4 * limits.max_header).max(16 * 1024));
+        let kept = HeaderValue::from_str(&format!("timeout={}", limits.keep_alive.as_secs())).ok();
+        Self { app: Arc::clone(app), router: router.layer(Extension(Served)), http, kept }
+    }
+
+    /// Serves a connection to its end; once the gateway closes, to the end of the answer in progress.
+    pub(super) async fn serve(self: Arc<Self>, stream: TcpStream) {
+        let limits = &self.app.options.limits;
+        let mut first = [0; http2::PREFACE.len()];
+        let met = tokio::select! {
+            biased;
+            met = timeout(limits.keep_alive, stream.peek(&mut first)) => met,
+            // A request that is on its way is answered.
+            () = self.app.closing.cancelled() => timeout(LAST_CALL, stream.peek(&mut first)).await,
+        };
+        match met {
+            Ok(Ok(count)) if count > 0 => {}
+            _ => return,
+        }
+        if first == *http2::PREFACE {
+            return http2::refuse(stream, limits.read_timeout).await;
+        }
+        let progress = Arc::new(Progress::default());
+        let wire = Wire::new(stream, Arc::clone(&progress), limits.read_timeout);
+        let talk = (Arc::clone(&self), Arc::clone(&progress));
+        let service = hyper::service::service_fn(move |request| {
+            let (talk, progress) = talk.clone();
+            async move { Ok::<_, std::convert::Infallible>(talk.answer(request, progress).await) }
+        });
+        let connection = self.http.serve_connection(TokioIo::new(wire), service).with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.app.closing.cancelled() => {
+                // The library would close a connection whose first head is on its way.
+                if progress.asked() > 0 {
+                    connection.as_mut().graceful_shutdown();
+                }
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "connection broke off");
+        }
+    }
+
+    async fn answer(
+        &self,
+        request: hyper::Request<Incoming>,
+        progress: Arc<Progress>,
+    ) -> hyper::Response<Counted> {
+        progress.ask(!request.body().is_end_stream());
+        let last = request.version() < Version::HTTP_11 || asks_to_close(request.headers());
+        let watching = Arc::clone(&progress);
+        let request = request.map(|body| Body::new(Watched { body, progress: watching }));
+        let mut response = match self.router.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return response.map(|body| Counted { body, _end: None });
+        }
+        let headers = response.headers_mut();
+        if self.app.leaving.is_cancelled() || progress.has_unread() {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        } else if !last && !asks_to_close(headers) {
+            headers.extend(self.kept.clone().map(|kept| (KEEP_ALIVE, kept)));
+        }
+        response.map(|body| Counted { body, _end: Some(End(progress)) })
+    }
+}
+
+fn asks_to_close(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::CONNECTION).iter();
+    values.any(|value| {
+        let options = value.to_str().unwrap_or_default();
+        options.split(',').any(|option| option.trim().eq_ignore_ascii_case("close"))
+    })
+}
+
+/// A request's body, its end noticed.
+struct Watched {
+    body: Incoming,
+    progress: Arc<Progress>,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.progress.read_whole();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Says that an answer is whole when it goes.
+struct End(Arc<Progress>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.answer();
+    }
+}
+
+/// An answer's body, its end noticed.
+struct Counted {
+    body: Body,
+    _end: Option<End>,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

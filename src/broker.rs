@@ -20,6 +20,7 @@ pub mod memory;
 pub mod redis;
 mod tenancy;
 mod topic;
+mod trouble;
 mod view;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -38,6 +39,7 @@ pub use limits::{Correction, Counted, Limits};
 pub use tenancy::{Rate, Recent, Tenancy};
 use tokio_util::sync::CancellationToken;
 pub use topic::{Signal, Topic, Wake};
+pub use trouble::Trouble;
 pub use view::{Depth, LaneDepth, Record, WorkerSeen};
 
 use crate::{
@@ -238,6 +240,14 @@ pub trait Log: Send + Sync {
 /// What operators ask.
 #[async_trait]
 pub trait Inspect: Send + Sync {
+    /// Whether a job would be taken now, as far as that does not depend on the job: it writes where
+    /// nothing is, and changes nothing.
+    ///
+    /// # Errors
+    /// Those that an enqueue would meet: [`Error::Unavailable`], or [`Error::Trouble`] where the
+    /// broker answers and takes no writes.
+    async fn ready(&self) -> Result<()>;
+
     /// A job's record.
     async fn job(&self, id: JobId) -> Result<Option<Record>>;
 

@@ -12,6 +12,7 @@
 
 mod layers;
 mod mask;
+mod nearest;
 mod ranges;
 
 use std::{fmt, path::PathBuf};
@@ -19,7 +20,7 @@ use std::{fmt, path::PathBuf};
 pub use layers::{Flag, Layers, environment, variables};
 pub use mask::printed;
 
-pub use crate::broker::redis::masked_url;
+pub use crate::mask::url as masked_url;
 use serde::{Deserialize, Serialize};
 
 use crate::{broker, gateway, listener, producer, simulator, upstream, worker};
@@ -138,12 +139,14 @@ pub enum Error {
         message: String,
     },
     /// A key that does not exist.
-    #[error("unknown key `{key}` ({origin}); allowed: {allowed}")]
+    #[error("unknown key `{key}` ({origin}); {meant}allowed: {allowed}")]
     UnknownKey {
         /// The key.
         key: String,
         /// Where it was set.
         origin: Origin,
+        /// The one that was probably meant, in words, or nothing.
+        meant: String,
         /// The keys that exist there.
         allowed: String,
     },

@@ -41,10 +41,12 @@ pub mod fuzzing;
 mod health;
 mod host;
 mod jobs;
+mod latest;
 mod models;
 mod openai;
 mod options;
 mod params;
+mod presence;
 mod queues;
 mod schemas;
 mod serve;
@@ -124,6 +126,17 @@ pub struct Gateway {
     tasks: Arc<Vec<AbortOnDropHandle<()>>>,
 }
 
+/// The right to say that a gateway's broker may be asked.
+#[derive(Debug)]
+pub struct Opening(Arc<app::App>);
+
+impl Opening {
+    /// The broker may be asked from here on.
+    pub fn open(self) {
+        self.0.breaker.release();
+    }
+}
+
 impl Gateway {
     /// A gateway to what `broker` holds. Reads the file of keys. Must be called within a tokio runtime.
     pub fn new(
@@ -147,6 +160,13 @@ impl Gateway {
     /// Asks `source` for the models where [`Options::models`] names none.
     pub fn models_from(&self, source: ModelSource) {
         self.app.models.ask_at(source);
+    }
+
+    /// Asks nothing of the broker until [`Opening::open`]: what needs it is refused (503), and everything else
+    /// is answered. For a process that is there before its broker is. Call it before the gateway serves.
+    pub fn closed(&self) -> Opening {
+        self.app.breaker.hold();
+        Opening(Arc::clone(&self.app))
     }
 
     /// Every route. What they need goes on for as long as there is such a router, or this gateway. Nested below a

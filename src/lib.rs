@@ -8,7 +8,7 @@
 //!
 //! From the ground up; dependencies only go down.
 //!
-//! - [`job`], [`event`], [`state`], [`retry`], [`error`]: the domain, pure
+//! - [`job`], [`event`], [`state`], [`retry`], [`error`], [`mask`]: the domain, pure
 //! - [`broker`]: the ports, and their adapters [`broker::redis`] and [`broker::memory`]
 //! - `upstream`: the model's port, and its adapter `upstream::openai`; `simulator` stands in for
 //!   a model
@@ -40,6 +40,7 @@ pub mod event;
 pub mod gateway;
 pub mod job;
 pub mod listener;
+pub mod mask;
 pub mod producer;
 pub mod retry;
 #[cfg(feature = "simulator")]

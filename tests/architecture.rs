@@ -10,14 +10,15 @@ use std::{
 };
 
 /// What each module may use of this crate. `config`, `bench` and `cli` stand above everything.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("job", &[]),
+    ("mask", &[]),
     ("error", &[]),
     ("retry", &[]),
     ("state", &[]),
     ("event", &["error", "job"]),
-    ("broker", &["error", "event", "job", "retry", "state"]),
-    ("upstream", &["error", "event", "job"]),
+    ("broker", &["error", "event", "job", "mask", "retry", "state"]),
+    ("upstream", &["error", "event", "job", "mask"]),
     ("simulator", &[]),
     ("admin", &["broker", "error", "job", "state"]),
     ("producer", &["broker", "job", "retry"]),
@@ -35,6 +36,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
             "gateway",
             "job",
             "listener",
+            "mask",
             "producer",
             "retry",
             "simulator",
@@ -72,7 +74,7 @@ const HOMES: [(&str, &[&str]); 8] = [
 ];
 
 /// The domain is pure.
-const PURE: [&str; 5] = ["src/job", "src/event", "src/state", "src/retry", "src/error"];
+const PURE: [&str; 6] = ["src/mask", "src/job", "src/event", "src/state", "src/retry", "src/error"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Trouble;
 use crate::job::JobId;
 
 /// The result of a broker's port.
@@ -20,9 +21,17 @@ pub enum Error {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// It refuses user, password or command.
-    #[error("broker refuses access: {0}")]
-    Denied(String),
+    /// It is there, and cannot be used. Nothing was done.
+    #[error("{message}; {}", kind.remedy())]
+    Trouble {
+        /// Why.
+        kind: Trouble,
+        /// What was met.
+        message: String,
+        /// The client's own error.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     /// Its address cannot be read.
     #[error("{0}")]
     Address(String),
@@ -66,7 +75,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unavailable { .. } => "broker_unavailable",
-            Self::Denied(_) => "broker_denied",
+            Self::Trouble { kind, .. } => kind.code(),
             Self::Address(_) => "broker_address",
             Self::TooOld { .. } => "broker_too_old",
             Self::Schema(_) => "schema",
@@ -78,7 +87,11 @@ impl Error {
 
     /// Whether the same call may succeed later without anyone acting.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Full { .. })
+        match self {
+            Self::Unavailable { .. } | Self::Full { .. } => true,
+            Self::Trouble { kind, .. } => kind.passes(),
+            _ => false,
+        }
     }
 }
 
@@ -93,6 +106,12 @@ mod tests {
             Error::Unavailable { message: "connect".to_owned(), source: Some(source.into()) };
         assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "refused");
         assert!(error.is_transient());
-        assert!(!Error::Denied(String::new()).is_transient());
+        let trouble = |kind| Error::Trouble { kind, message: "met".to_owned(), source: None };
+        assert!(
+            !trouble(Trouble::Login).is_transient() && trouble(Trouble::Loading).is_transient()
+        );
+        assert_eq!(trouble(Trouble::Loading).code(), "broker_loading");
+        let text = trouble(Trouble::Loading).to_string();
+        assert_eq!(text, "met; wait until it has read its data");
     }
 }

@@ -18,10 +18,12 @@ mod lease;
 mod log;
 pub mod migrate;
 mod pool;
+mod probe;
 mod promote;
 mod pubsub;
 mod reconcile;
 mod scripts;
+mod server;
 mod settle;
 mod tenancy;
 
@@ -33,7 +35,8 @@ use pool::Pool;
 use scripts::Scripts;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Limits, Result};
+use super::{Limits, Result};
+use crate::mask;
 
 /// How to reach Redis, and how long it keeps what is over.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +69,9 @@ pub struct Options {
     pub recent_jobs: u32,
     /// Apply migrations at start; otherwise only check that they are applied.
     pub auto_migrate: bool,
+    /// Accept a server that drops any key when its memory is full (`allkeys-*`), and with that the
+    /// silent loss of jobs.
+    pub allow_eviction: bool,
     /// The bounds of each queue.
     pub limits: Limits,
 }
@@ -85,6 +91,7 @@ impl Default for Options {
             dead_ttl: Duration::from_secs(30 * DAY),
             recent_jobs: 1_000,
             auto_migrate: true,
+            allow_eviction: false,
             limits: Limits::default(),
         }
     }
@@ -93,7 +100,7 @@ impl Default for Options {
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Options")
-            .field("url", &masked_url(&self.url))
+            .field("url", &mask::url(&self.url))
             .field("prefix", &self.prefix)
             .finish_non_exhaustive()
     }
@@ -116,40 +123,53 @@ impl fmt::Debug for Redis {
 }
 
 impl Redis {
-    /// Connects, and checks credentials and version. Schema is checked by
-    /// [`migrate`](Self::migrate) and its kin.
+    /// Connects, and checks credentials, version, and that the server keeps what it is given. Schema
+    /// is checked by [`migrate`](Self::migrate) and its kin.
     ///
     /// # Errors
-    /// [`Error::Address`], [`Error::Denied`] and [`Error::TooOld`] will not pass by waiting;
-    /// [`Error::Unavailable`] may.
+    /// [`broker::Error::is_transient`](crate::broker::Error::is_transient) tells those that may pass by waiting.
     pub async fn connect(options: Options) -> Result<Self> {
         let connector = Connector::new(&options)?;
-        let info = connector.server_info("server").await?;
-        check_version(&info)?;
-        connector.started(uptime(&info));
-        let pool = Pool::new(connector, options.pool_size);
-        Ok(Self {
-            pool,
+        connector.check(options.allow_eviction).await?;
+        Ok(Self::over(connector, options))
+    }
+
+    /// As [`connect`](Self::connect), but nothing is asked yet: calls fail for as long as the server is
+    /// away, and nothing may be enqueued before [`check`](Self::check) has passed.
+    ///
+    /// # Errors
+    /// [`broker::Error::Address`](crate::broker::Error::Address) for an address that cannot be read.
+    pub fn unconnected(options: Options) -> Result<Self> {
+        Ok(Self::over(Connector::new(&options)?, options))
+    }
+
+    fn over(connector: Connector, options: Options) -> Self {
+        Self {
+            pool: Pool::new(connector, options.pool_size),
             keys: Arc::new(Keys::new(options.prefix.clone())),
             scripts: Arc::new(Scripts::new()),
             options: Arc::new(options),
             wakes: Arc::default(),
-        })
+        }
+    }
+
+    /// Whether the server can be used at all, as [`connect`](Self::connect) checks it.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn check(&self) -> Result<()> {
+        self.pool.connector().check(self.options.allow_eviction).await
     }
 
     /// What the server calls itself, with its version: `Redis 7.0.15`.
     pub async fn server(&self) -> Result<String> {
-        let info = self.pool.connector().server_info("server").await?;
-        Ok(match version(&info, "valkey_version:") {
-            Some(version) => format!("Valkey {version}"),
-            None => format!("Redis {}", version(&info, "redis_version:").unwrap_or("unknown")),
-        })
+        Ok(self.pool.connector().info("server").await?.name())
     }
 
     /// How often each command was called, by anybody, since the server began to count; those that
     /// scripts call are among them.
     pub async fn calls(&self) -> Result<BTreeMap<String, u64>> {
-        let info = self.pool.connector().server_info("commandstats").await?;
+        let info = self.pool.connector().info("commandstats").await?.0;
         let count = |line: &str| {
             let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
             Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
@@ -163,66 +183,6 @@ impl Redis {
     }
 }
 
-/// A URL without its password.
-pub fn masked_url(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").map_or(("", url), |(s, rest)| (s, rest));
-    let (rest, query) = rest.split_once('?').map_or((rest, None), |(r, query)| (r, Some(query)));
-    // The last @ ends the password, which may hold others that should have been encoded.
-    let mut shown = match rest.rsplit_once('@') {
-        Some((user, host)) => match user.split_once(':') {
-            Some((name, _)) => format!("{name}:***@{host}"),
-            None => rest.to_owned(),
-        },
-        None => rest.to_owned(),
-    };
-    if !scheme.is_empty() {
-        shown = format!("{scheme}://{shown}");
-    }
-    let parts = query.map(|query| {
-        let hide = |part: &str| match part.split_once('=') {
-            Some((name, _)) if name.starts_with("pass") => format!("{name}=***"),
-            _ => part.to_owned(),
-        };
-        query.split('&').map(hide).collect::<Vec<_>>().join("&")
-    });
-    parts.map_or(shown.clone(), |query| format!("{shown}?{query}"))
-}
-
-/// A version among what the server says of itself.
-fn version<'a>(info: &'a str, field: &str) -> Option<&'a str> {
-    info.lines().find_map(|line| line.strip_prefix(field)).map(str::trim)
-}
-
-/// Valkey reports the Redis version that it is compatible with, too.
-fn check_version(info: &str) -> Result<()> {
-    let version = version(info, "redis_version:").unwrap_or("unknown");
-    let major = version.split('.').next().and_then(|n| n.parse::<u32>().ok()).unwrap_or(0);
-    if major >= 7 {
-        return Ok(());
-    }
-    Err(Error::TooOld { met: format!("Redis {version}") })
-}
-
-/// How long the server has been running.
-fn uptime(info: &str) -> Duration {
-    let seconds = info.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:"));
-    Duration::from_secs(seconds.and_then(|s| s.trim().parse().ok()).unwrap_or(0))
-}
-
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_old_server_is_named() {
-        assert!(check_version("# Server\r\nredis_version:7.0.15\r\n").is_ok());
-        assert!(check_version("redis_version:7.2.4\r\nvalkey_version:9.1.0\r\n").is_ok());
-        let error = check_version("redis_version:6.2.14\r\n").unwrap_err();
-        assert!(error.to_string().contains("Redis 6.2.14"), "{error}");
-        assert!(error.to_string().contains("7.0"), "{error}");
-    }
 }

@@ -4,11 +4,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use humantime_serde::re::humantime::parse_duration;
 use serde_json::{Value, json, value::RawValue};
 
-use super::{Error, Exit};
+use super::{Context, Error, Exit, logging};
 use crate::{
     config::{self, Flag, Layers, Loaded},
     job::{ChatRequest, QueueName},
@@ -33,19 +33,38 @@ pub(super) struct Common {
     /// Any key of the configuration, such as worker.block=5s; can be repeated
     #[arg(long = "set", global = true, value_name = "SECTION.KEY=VALUE", value_parser = pair)]
     settings: Vec<(String, String)>,
+
+    /// Log more on standard error; twice for everything. RUST_LOG or log.filter say it in detail
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+
+    /// Nothing on standard error but errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
 }
 
 impl Common {
-    /// The configuration; `flags` are what the command's own flags set.
-    pub(super) fn load(&self, flags: Vec<Flag>) -> Result<Loaded, Error> {
+    /// The configuration; `flags` are what the command's own flags set. From here on lines for people
+    /// are written as the log is.
+    pub(super) fn load(&self, flags: Vec<Flag>, cx: &mut Context) -> Result<Loaded, Error> {
+        let filter = match (self.quiet, self.verbose) {
+            (true, _) => Some(("--quiet", "error,async_openai=off")),
+            (false, 0) => None,
+            (false, 1) => Some(("--verbose", "info,millstream=debug,async_openai=off")),
+            (false, _) => Some(("--verbose", "debug,millstream=trace,async_openai=off")),
+        };
+        let filter = filter.map(|(name, filter)| Flag::new(name, "log.filter", filter));
         let settings = self.settings.iter().map(|(key, value)| Flag::new("--set", key, value));
         let url = self.redis_url.iter().map(|url| Flag::new("--redis-url", "redis.url", url));
         let layers = Layers {
             file: self.config.clone(),
             directory: PathBuf::new(),
             environment: config::environment(),
-            flags: settings.chain(url).chain(flags).collect(),
+            flags: filter.into_iter().chain(settings).chain(url).chain(flags).collect(),
         };
+        let format = layers.log_format();
+        cx.terminal.speak(format, self.quiet);
+        logging::tell_panics(format);
         Ok(layers.load()?)
     }
 }

@@ -50,7 +50,7 @@ pub(super) struct Ask {
 /// Answers on the embedded broker with a worker of its own, or through Redis where it is
 /// configured.
 pub(super) async fn run(ask: Ask, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
-    let config = common.load(Vec::new())?.config;
+    let config = common.load(Vec::new(), cx)?.config;
     logging::start(&config.log, Level::Quiet);
     let (model, system) = (&ask.model, ask.system.as_deref());
     let request = args::request(model, system, Vec::new(), Some(&ask.question), &ask.params)?;

@@ -27,7 +27,7 @@ use crate::{
 /// Runs until SIGINT or SIGTERM. No other process reaches the embedded broker, so each line of
 /// standard input is a question to it.
 pub(super) async fn run(common: &Common, cx: &mut Context) -> Result<Exit, Error> {
-    let mut config = common.load(Vec::new())?.config;
+    let mut config = common.load(Vec::new(), cx)?.config;
     logging::start(&config.log, if config.is_embedded() { Level::Quiet } else { Level::Info });
     let broker = cx.unless_interrupted(Broker::open(&config), "").await??;
     cx.unless_interrupted(broker.prepare(&config.worker.queues), "").await??;
@@ -85,7 +85,10 @@ fn introduce(config: &Config, engine: &Engine, bound: &Bound, cx: &mut Context) 
             ask::say_simulated(cx);
         }
         None if config.upstream.base_url.is_empty() => cx.terminal.say("model: OpenAI"),
-        None => cx.terminal.say(format_args!("model: {}", config.upstream.base_url)),
+        None => {
+            let url = config::masked_url(&config.upstream.base_url);
+            cx.terminal.say(format_args!("model: {url}"));
+        }
     }
     let addr = bound.addr();
     cx.terminal.say(format_args!("web: http://{addr} (console), OPENAI_BASE_URL=http://{addr}/v1"));

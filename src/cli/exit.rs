@@ -26,6 +26,30 @@ pub enum Exit {
     Job = 6,
     /// A benchmark that was to be checked missed a budget.
     Missed = 7,
+    /// The broker's memory is full.
+    OutOfMemory = 8,
+    /// The broker is a replica, which takes no writes.
+    ReadOnly = 9,
+    /// The broker takes no writes while it cannot save, or lacks replicas.
+    Unsafe = 10,
+    /// The broker is there, and not ready: it loads its data, is blocked, fails over, has all its clients.
+    NotReady = 11,
+    /// A lane of the queue, or its group, is gone.
+    NoGroup = 12,
+    /// The broker refuses user or password.
+    Login = 13,
+    /// The broker's ACL forbids a command or key.
+    Permission = 14,
+    /// What is at the address is no Redis.
+    NotRedis = 15,
+    /// TLS on one side only, or a certificate that is not trusted.
+    Tls = 16,
+    /// The broker does not have that database.
+    Database = 17,
+    /// The broker is a part of a Cluster.
+    Cluster = 18,
+    /// The broker drops jobs when its memory is full.
+    Eviction = 19,
     /// SIGINT or SIGTERM came before the end.
     Interrupted = 130,
 }
@@ -41,6 +65,18 @@ Exit codes:
     5  model's endpoint unavailable, or it refuses the key
     6  a job failed, or was not over in time
     7  a budget was missed (bench --check)
+    8  Redis is out of memory
+    9  Redis is a replica, and takes no writes
+   10  Redis cannot save or lacks replicas, and takes no writes
+   11  Redis is not ready: it loads its data, is blocked, or fails over
+   12  a lane of the queue is gone from Redis
+   13  Redis refuses user or password
+   14  Redis forbids a command or key (ACL)
+   15  the address is not that of a Redis
+   16  TLS on one side only, or a certificate that is not trusted
+   17  Redis does not have that database
+   18  Redis is one node of several of a Cluster
+   19  Redis drops jobs when its memory is full
   130  interrupted";
 
 impl From<Exit> for ExitCode {
@@ -55,6 +91,25 @@ impl Exit {
         match failure.code {
             error::Code::UpstreamAuth | error::Code::UpstreamConnection => Self::Upstream,
             _ => Self::Job,
+        }
+    }
+
+    /// What a broker that is there and cannot be used means.
+    fn of_trouble(trouble: broker::Trouble) -> Self {
+        use broker::Trouble as T;
+        match trouble {
+            T::OutOfMemory => Self::OutOfMemory,
+            T::ReadOnly => Self::ReadOnly,
+            T::Disk | T::Replicas => Self::Unsafe,
+            T::Loading | T::Busy | T::Failover | T::Clients => Self::NotReady,
+            T::NoGroup => Self::NoGroup,
+            T::Login | T::Protected => Self::Login,
+            T::Permission => Self::Permission,
+            T::NotRedis => Self::NotRedis,
+            T::Tls | T::Certificate => Self::Tls,
+            T::Database => Self::Database,
+            T::Cluster => Self::Cluster,
+            T::Eviction => Self::Eviction,
         }
     }
 }
@@ -169,7 +224,7 @@ impl From<broker::Error> for Error {
                 (Exit::Broker, "start Redis there, or set REDIS_URL to where it runs")
             }
             E::Address(_) => (Exit::Configuration, "correct REDIS_URL (redis.url)"),
-            E::Denied(_) => (Exit::Broker, "correct REDIS_URL (redis.url)"),
+            E::Trouble { kind, .. } => (Exit::of_trouble(*kind), kind.remedy()),
             E::TooOld { .. } => (Exit::Broker, "upgrade it, or set REDIS_URL to another"),
             E::Schema(_) => (Exit::Configuration, ""),
             E::Full { .. } => (Exit::Broker, ""),
@@ -275,7 +330,19 @@ mod tests {
     #[test]
     fn each_kind_has_its_code() {
         let code = |error: Error| error.exit() as u8;
-        assert_eq!(code(broker::Error::Denied(String::new()).into()), 4);
+        let trouble = |kind| broker::Error::Trouble { kind, message: "m".to_owned(), source: None };
+        for (kind, number) in [
+            (broker::Trouble::OutOfMemory, 8),
+            (broker::Trouble::ReadOnly, 9),
+            (broker::Trouble::Loading, 11),
+            (broker::Trouble::NoGroup, 12),
+            (broker::Trouble::Login, 13),
+            (broker::Trouble::NotRedis, 15),
+            (broker::Trouble::Database, 17),
+        ] {
+            assert_eq!(code(trouble(kind).into()), number);
+            assert!(EXIT_CODES.contains(&format!("\n   {number:>2}  ")), "{number}");
+        }
         assert_eq!(code(broker::Error::TooOld { met: String::new() }.into()), 4);
         assert_eq!(code(broker::Error::Address(String::new()).into()), 3);
         assert_eq!(code(producer::Error::TooLarge { bytes: 2, max: 1 }.into()), 2);

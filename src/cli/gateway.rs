@@ -2,7 +2,7 @@
 
 #![expect(clippy::doc_markdown, reason = "the comments of arguments are the text of --help")]
 
-use std::net::SocketAddr;
+use std::convert::Infallible;
 
 use clap::Parser;
 
@@ -29,10 +29,10 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "millstream-gateway", version, after_help = EXIT_CODES)]
 pub struct Args {
-    /// The address; port 0 takes any free one [default: gateway.listen, 127.0.0.1:8080, with the port
-    /// of PORT where that is set]
+    /// The address, such as 127.0.0.1:8080, localhost:8080, or :8080 for this machine alone; port 0 takes
+    /// any free one [default: gateway.listen, 127.0.0.1:8080, with the port of PORT where that is set]
     #[arg(long, value_name = "HOST:PORT")]
-    listen: Option<SocketAddr>,
+    listen: Option<String>,
 
     /// The file of API keys [default: gateway.keys]
     #[arg(long, value_name = "PATH")]
@@ -44,8 +44,7 @@ pub struct Args {
 
 impl Args {
     fn flags(&self) -> Vec<Flag> {
-        let listen =
-            self.listen.map(|addr| Flag::new("--listen", "gateway.listen", addr.to_string()));
+        let listen = self.listen.as_ref().map(|addr| Flag::new("--listen", "gateway.listen", addr));
         let keys = self.keys.as_ref().map(|path| Flag::new("--keys", "gateway.keys", path));
         listen.into_iter().chain(keys).collect()
     }
@@ -53,22 +52,38 @@ impl Args {
 
 /// Serves until it is stopped. The first line of standard output is its address.
 pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
-    let mut config = args.common.load(args.flags())?.config;
+    let mut config = args.common.load(args.flags(), cx)?.config;
     logging::start(&config.log, Level::Info);
     parts::needs_redis(&config)?;
     if args.listen.is_none() {
         listen_on_port(&mut config)?;
     }
     many_descriptors();
-    let mut door = Door::open(&config.gateway)?;
+    let door = Door::open(&config.gateway)?;
     let url = format!("http://{}", door.addr());
     cx.terminal.line(&url)?;
-    let connected = door.meanwhile(worker::connect(&config, cx)).await?;
-    let Some(broker) = connected else { return Ok(Exit::Ok) };
+    let broker = Broker::unconnected(&config)?;
     let listener = Listener::new(broker.shared.clone(), config.listener.clone());
-    let bound = build(&config, &broker, listener)?.behind(door);
-    tracing::info!(url, "gateway listens");
-    let stopped = bound.run(cx.interrupt.clone()).await;
+    let gateway = build(&config, &broker, listener)?;
+    let opening = gateway.closed();
+    let stop = cx.interrupt.child_token();
+    let serving = gateway.behind(door).run(stop.clone());
+    tokio::pin!(serving);
+    let there = async {
+        worker::until_there(&broker, &config).await?;
+        opening.open();
+        tracing::info!(url, "gateway listens");
+        std::future::pending::<Result<Infallible, Error>>().await
+    };
+    let stopped = tokio::select! {
+        stopped = &mut serving => stopped,
+        Err(error) = there => {
+            // No time mends it: whoever asked is told to come back, and finds another one.
+            stop.cancel();
+            serving.await;
+            return Err(error);
+        }
+    };
     let Stopped { connections, streams, unfinished } = stopped;
     cx.terminal.say(format_args!(
         "gateway stopped: {connections} connections served, {streams} streams open at the end, {unfinished} \

@@ -102,7 +102,7 @@ pub(super) struct Wait {
 
 /// Tells of jobs.
 pub(super) async fn run(what: Jobs, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
-    let config = common.load(Vec::new())?.config;
+    let config = common.load(Vec::new(), cx)?.config;
     logging::start(&config.log, Level::Warn);
     let (broker, _) = cx.unless_interrupted(Broker::open_shared(&config), "").await??;
     match what {

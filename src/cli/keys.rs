@@ -43,7 +43,7 @@ pub(super) enum Keys {
 
 /// Does it.
 pub(super) fn run(what: &Keys, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
-    let config = common.load(Vec::new())?.config;
+    let config = common.load(Vec::new(), cx)?.config;
     let Keys::Create { id, tenant, rights, expires_in } = what;
     if config.gateway.secret.is_empty() {
         return Err(Error::new(

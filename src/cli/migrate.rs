@@ -33,7 +33,7 @@ pub(super) struct Scope {
 
 /// Applies migrations, or shows them.
 pub(super) async fn run(what: Migrate, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
-    let config = common.load(Vec::new())?.config;
+    let config = common.load(Vec::new(), cx)?.config;
     logging::start(&config.log, Level::Warn);
     parts::needs_redis(&config)?;
     let redis = cx.unless_interrupted(Redis::connect(config.redis.clone()), "").await??;

@@ -26,8 +26,23 @@ impl Broker {
             let shared = Arc::new(Memory::new(config.embedded.clone()));
             return Ok(Self { shared, redis: None });
         }
-        let redis = Redis::connect(config.redis.clone()).await?;
+        let broker = Self::unconnected(config)?;
+        broker.check().await?;
+        Ok(broker)
+    }
+
+    /// Redis, which may not be there yet.
+    pub(super) fn unconnected(config: &Config) -> Result<Self, crate::broker::Error> {
+        let redis = Redis::unconnected(config.redis.clone())?;
         Ok(Self { shared: Arc::new(redis.clone()), redis: Some(redis) })
+    }
+
+    /// Checks that it is there, and can be used.
+    pub(super) async fn check(&self) -> Result<(), crate::broker::Error> {
+        match &self.redis {
+            Some(redis) => redis.check().await,
+            None => Ok(()),
+        }
     }
 
     /// Redis, for a command that makes no sense on an embedded broker; checked to be one that

@@ -11,6 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Exit, Terminal, exit::one_line};
+use crate::config::{self, Layers};
 
 /// What a command runs in.
 #[derive(Debug)]
@@ -58,6 +59,9 @@ fn start<A: Parser>(
     drains: bool,
 ) -> ExitCode {
     let mut terminal = Terminal::standard();
+    // What flags and file say of it is known only where the arguments can be read.
+    let layers = Layers { environment: config::environment(), ..Layers::default() };
+    terminal.speak(layers.log_format(), false);
     let args = match A::try_parse() {
         Ok(args) => args,
         Err(error) => return refused(&error, &mut terminal).into(),

@@ -16,7 +16,7 @@ pub(super) enum Settings {
 
 /// Reads the configuration as every command does, and tells of it.
 pub(super) fn run(what: &Settings, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
-    let loaded = common.load(Vec::new())?;
+    let loaded = common.load(Vec::new(), cx)?;
     let config = &loaded.config;
     match what {
         Settings::Print => write!(cx.terminal.out(), "{}", config::printed(config))?,
@@ -30,9 +30,9 @@ pub(super) fn run(what: &Settings, common: &Common, cx: &mut Context) -> Result<
                 config::masked_url(&config.redis.url)
             };
             let model = match (&config.upstream.base_url, config.has_upstream()) {
-                (_, false) => "none; the simulator answers `ask` and `dev`",
-                (url, true) if url.is_empty() => "OpenAI",
-                (url, true) => url,
+                (_, false) => "none; the simulator answers `ask` and `dev`".to_owned(),
+                (url, true) if url.is_empty() => "OpenAI".to_owned(),
+                (url, true) => config::masked_url(url),
             };
             cx.terminal.line(format_args!("ok: {file}"))?;
             cx.terminal.line(format_args!("broker: {broker}"))?;

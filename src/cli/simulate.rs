@@ -1,7 +1,5 @@
 //! `millstream simulate`: the simulated model as a server.
 
-use std::net::SocketAddr;
-
 use clap::Args;
 
 use super::{
@@ -19,7 +17,7 @@ use crate::{
 pub(super) struct Simulate {
     /// Address to listen on; port 0 takes any free one [default: 127.0.0.1:8099]
     #[arg(long, value_name = "HOST:PORT")]
-    listen: Option<SocketAddr>,
+    listen: Option<String>,
 
     /// Time to the first token [default: 200ms]
     #[arg(long, value_name = "DURATION", value_parser = args::span)]
@@ -55,7 +53,7 @@ impl Simulate {
             value.map(|value| Flag::new(&format!("--{name}"), &key, value))
         };
         [
-            flag("listen", self.listen.map(|v| v.to_string())),
+            flag("listen", self.listen.clone()),
             flag("ttft", self.ttft.clone()),
             flag("rate", self.rate.map(|v| v.to_string())),
             flag("tokens", self.tokens.map(|v| v.to_string())),
@@ -71,7 +69,7 @@ impl Simulate {
 
 /// Answers until SIGINT or SIGTERM. The first line of standard output is the base URL.
 pub(super) async fn run(args: Simulate, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
-    let config = common.load(args.flags())?.config;
+    let config = common.load(args.flags(), cx)?.config;
     logging::start(&config.log, Level::Info);
     let simulator = Simulator::bind(config.simulator).await?;
     let url = simulator.base_url();

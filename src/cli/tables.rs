@@ -36,7 +36,7 @@ pub(super) async fn open(
     common: &Common,
     cx: &mut Context,
 ) -> Result<(Broker, Vec<Partition>, Config), Error> {
-    let config = common.load(Vec::new())?.config;
+    let config = common.load(Vec::new(), cx)?.config;
     logging::start(&config.log, Level::Warn);
     let (broker, _) = cx.unless_interrupted(Broker::open_shared(&config), "").await??;
     let partitions = parts::partitions(&queues.or(&config.worker.queues));

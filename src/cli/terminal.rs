@@ -5,11 +5,18 @@ use std::{
     io::{self, IsTerminal, Write},
 };
 
+use super::logging::json_line;
+use crate::config::LogFormat;
+
 /// Standard output and standard error, or what stands for them.
 pub struct Terminal {
     out: Box<dyn Write + Send>,
     err: Box<dyn Write + Send>,
     is_watched: bool,
+    /// How lines for people are written.
+    format: LogFormat,
+    /// Only errors are told.
+    quiet: bool,
 }
 
 impl fmt::Debug for Terminal {
@@ -25,12 +32,20 @@ impl Terminal {
             out: Box::new(anstream::stdout()),
             err: Box::new(anstream::stderr()),
             is_watched: io::stderr().is_terminal(),
+            format: LogFormat::Text,
+            quiet: false,
         }
     }
 
     /// Other writers, as in tests.
     pub fn new(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>) -> Self {
-        Self { out, err, is_watched: false }
+        Self { out, err, is_watched: false, format: LogFormat::Text, quiet: false }
+    }
+
+    /// Writes lines for people as the log is written, and, where it is to be quiet, only errors.
+    pub(super) fn speak(&mut self, format: LogFormat, quiet: bool) {
+        (self.format, self.quiet) = (format, quiet);
+        self.is_watched &= format == LogFormat::Text && !quiet;
     }
 
     /// Whether a person may be watching standard error.
@@ -60,19 +75,32 @@ impl Terminal {
         self.out.flush()
     }
 
-    /// A line for people, on standard error. Nobody listens where it cannot be written.
+    /// A line for people, on standard error.
     pub(super) fn say(&mut self, line: impl fmt::Display) {
-        let _ = writeln!(self.err, "{line}");
+        if !self.quiet {
+            self.tell("INFO", "", line);
+        }
     }
 
     /// A warning for people, on standard error.
     pub(super) fn warn(&mut self, line: impl fmt::Display) {
-        self.say(format_args!("\x1b[1;33mwarning:\x1b[0m {line}"));
+        if !self.quiet {
+            self.tell("WARN", "\x1b[1;33mwarning:\x1b[0m ", line);
+        }
     }
 
     /// What went wrong, on standard error.
     pub(super) fn fail(&mut self, line: impl fmt::Display) {
-        self.say(format_args!("\x1b[1;31merror:\x1b[0m {line}"));
+        self.tell("ERROR", "\x1b[1;31merror:\x1b[0m ", line);
+    }
+
+    /// Writes a line at once. Nobody listens where it cannot be written.
+    fn tell(&mut self, level: &str, prefix: &str, line: impl fmt::Display) {
+        let line = match self.format {
+            LogFormat::Text => format!("{prefix}{line}\n"),
+            LogFormat::Json => json_line(level, line),
+        };
+        let _ = self.err.write_all(line.as_bytes());
     }
 }
 

@@ -12,7 +12,6 @@ use super::{
     parts::{self, Broker},
 };
 use crate::{
-    broker,
     config::{self, Config, Flag},
     job::QueueName,
     listener::Listener,
@@ -63,7 +62,7 @@ impl Args {
 
 /// Works until it is stopped, then tells what it finished and what it left.
 pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
-    let config = args.common.load(args.flags())?.config;
+    let config = args.common.load(args.flags(), cx)?.config;
     logging::start(&config.log, Level::Info);
     parts::needs_redis(&config)?;
     if !config.has_upstream() {
@@ -102,26 +101,31 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
 }
 
 /// Waits until Redis can be used, and says so; what will not pass by waiting ends it at once.
-/// `None` when a signal came first.
-pub(super) async fn connect(config: &Config, cx: &mut Context) -> Result<Option<Broker>, Error> {
+async fn connect(config: &Config, cx: &mut Context) -> Result<Option<Broker>, Error> {
+    let broker = Broker::unconnected(config)?;
+    let found = cx.unless_interrupted(until_there(&broker, config), "").await;
+    match found {
+        Err(_) => Ok(None),
+        Ok(found) => found.map(|()| Some(broker)),
+    }
+}
+
+/// Waits until Redis can be used, and has what the queues need.
+pub(super) async fn until_there(broker: &Broker, config: &Config) -> Result<(), Error> {
     let mut backoff = Backoff::connecting();
     loop {
         let attempt = async {
-            let broker = Broker::open(config).await?;
-            broker.prepare(&config.worker.queues).await?;
-            Ok::<_, broker::Error>(broker)
+            broker.check().await?;
+            broker.prepare(&config.worker.queues).await
         };
-        let Ok(result) = cx.unless_interrupted(attempt, "").await else { return Ok(None) };
-        let error = match result {
-            Ok(broker) => return Ok(Some(broker)),
-            Err(error @ broker::Error::Unavailable { .. }) => error,
+        let error = match attempt.await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_transient() => error,
             Err(error) => return Err(error.into()),
         };
         let delay = backoff.next_delay();
         tracing::warn!(%error, retry_in = ?delay, "waiting for Redis");
-        if cx.unless_interrupted(tokio::time::sleep(delay), "").await.is_err() {
-            return Ok(None);
-        }
+        tokio::time::sleep(delay).await;
     }
 }
 

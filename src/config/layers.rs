@@ -2,13 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    net::{SocketAddr, ToSocketAddrs as _},
     path::{Path, PathBuf},
 };
 
 use config::{FileFormat, Value as Setting, ValueKind};
 use serde_json::Value;
 
-use super::{Config, Error, Loaded, Origin, mask, ranges};
+use super::{Config, Error, Loaded, LogFormat, Origin, mask, nearest::nearest, ranges};
 
 /// What a variable begins with.
 const PREFIX: &str = "MILLSTREAM_";
@@ -17,11 +18,14 @@ const FILE_VARIABLE: &str = "MILLSTREAM_CONFIG";
 /// The file that is read when none is named.
 const FILE: &str = "config.toml";
 /// Variables under names that other programs use too. An empty one counts as unset.
-const PLAIN: [(&str, &str); 3] = [
+const PLAIN: [(&str, &str); 4] = [
     ("REDIS_URL", "redis.url"),
     ("OPENAI_BASE_URL", "upstream.base_url"),
     ("OPENAI_API_KEY", "upstream.api_key"),
+    ("RUST_LOG", "log.filter"),
 ];
+/// Keys that hold an address to listen on.
+const ADDRESSES: [&str; 2] = ["gateway.listen", "simulator.listen"];
 
 /// A value that a flag sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,13 +92,15 @@ impl Layers {
             builder = builder.set_override(key, setting).map_err(Error::Layers)?;
         }
         let built = builder.build().map_err(Error::Layers)?;
-        let tree: Value = built.try_deserialize().map_err(Error::Layers)?;
+        let mut tree: Value = built.try_deserialize().map_err(Error::Layers)?;
+        let given = tree.clone();
         let origin = |key: &str| match (set.get(key), &file) {
             (Some((_, origin)), _) => origin.clone(),
-            (None, Some(path)) if at(&tree, key).is_some() => Origin::File(path.clone()),
+            (None, Some(path)) if at(&given, key).is_some() => Origin::File(path.clone()),
             _ => Origin::Default,
         };
         known(&tree, &defaults, "", &origin)?;
+        resolve(&mut tree);
         let config = typed(&tree, &origin)?;
         if let Some(rule) = ranges::rules(&config).into_iter().find(|rule| !rule.holds) {
             return Err(Error::Value {
@@ -105,6 +111,23 @@ impl Layers {
             });
         }
         Ok(Loaded { config, file })
+    }
+
+    /// How lines of the log look, as far as that can be told before the rest is known to be right: what
+    /// is wrong is told in the same way.
+    pub fn log_format(&self) -> LogFormat {
+        let variable = format!("{PREFIX}LOG__FORMAT");
+        let flag = self.flags.iter().rev().find(|flag| flag.key == "log.format");
+        let set = self.environment.iter().find(|(name, _)| *name == variable);
+        let told = flag.map(|flag| flag.value.clone()).or(set.map(|(_, value)| value.clone()));
+        let of_file = || {
+            let table: toml::Table = std::fs::read_to_string(self.file()?).ok()?.parse().ok()?;
+            Some(table.get("log")?.get("format")?.as_str()?.to_owned())
+        };
+        match told.or_else(of_file).as_deref() {
+            Some("json") => LogFormat::Json,
+            _ => LogFormat::Text,
+        }
     }
 
     fn file(&self) -> Option<PathBuf> {
@@ -135,8 +158,9 @@ impl Layers {
         for flag in &self.flags {
             let origin = Origin::Flag(flag.name.clone());
             if at(defaults, &flag.key).is_none_or(Value::is_object) {
-                let allowed = leaves(defaults).into_iter().map(|(key, _)| key).collect::<Vec<_>>();
-                return Err(unknown(&flag.key, origin, &allowed.join(", ")));
+                let keys: Vec<String> = leaves(defaults).into_iter().map(|(key, _)| key).collect();
+                let allowed: Vec<&str> = keys.iter().map(String::as_str).collect();
+                return Err(unknown("", &flag.key, origin, &allowed));
             }
             set.insert(flag.key.clone(), (flag.value.clone(), origin));
         }
@@ -163,9 +187,10 @@ fn key_of(name: &str, defaults: &Value) -> Result<String, Error> {
         return Ok(key);
     }
     let letters = |key: &str| key.replace(['.', '_'], "");
-    let meant = leaves(defaults).into_iter().find(|(leaf, _)| letters(leaf) == letters(&key));
-    let hint = match meant {
-        Some((leaf, _)) => {
+    let keys: Vec<String> = leaves(defaults).into_iter().map(|(leaf, _)| leaf).collect();
+    let meant = keys.iter().find(|leaf| letters(leaf) == letters(&key)).map(String::as_str);
+    let hint = match meant.or_else(|| nearest(&key, keys.iter().map(String::as_str))) {
+        Some(leaf) => {
             format!("{PREFIX}{} is probably meant", leaf.to_uppercase().replace('.', "__"))
         }
         None => format!(
@@ -227,8 +252,40 @@ fn read(path: &Path) -> Result<String, Error> {
     Ok(text)
 }
 
-fn unknown(key: &str, origin: Origin, allowed: &str) -> Error {
-    Error::UnknownKey { key: key.to_owned(), origin, allowed: allowed.to_owned() }
+/// A key that is not among those `allowed` below `above`.
+fn unknown(above: &str, key: &str, origin: Origin, allowed: &[&str]) -> Error {
+    let full =
+        |name: &str| if above.is_empty() { name.to_owned() } else { format!("{above}.{name}") };
+    let meant = nearest(key, allowed.iter().copied());
+    let meant =
+        meant.map(|name| format!("`{}` is probably meant; ", full(name))).unwrap_or_default();
+    Error::UnknownKey { key: full(key), origin, meant, allowed: allowed.join(", ") }
+}
+
+/// Turns addresses as people write them into those that can be listened on: `localhost:8080`, and `:8080`
+/// for this machine alone. What cannot be read stays, and is refused with its key.
+fn resolve(tree: &mut Value) {
+    for key in ADDRESSES {
+        let Some(value) = tree.pointer_mut(&format!("/{}", key.replace('.', "/"))) else {
+            continue;
+        };
+        let Some(text) = value.as_str() else { continue };
+        if let Some(addr) = address(text) {
+            *value = Value::String(addr.to_string());
+        }
+    }
+}
+
+/// The address that a text means. Of a host with several, IPv4 goes first.
+fn address(text: &str) -> Option<SocketAddr> {
+    if let Ok(addr) = text.parse() {
+        return Some(addr);
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    let host = if host.is_empty() { "127.0.0.1" } else { host };
+    let found: Vec<SocketAddr> =
+        (host, port.parse::<u16>().ok()?).to_socket_addrs().ok()?.collect();
+    found.iter().find(|addr| addr.is_ipv4()).or(found.first()).copied()
 }
 
 /// Refuses keys that the defaults do not have.
@@ -245,7 +302,7 @@ fn known(
             known(value, default, &key, origin)?;
         } else {
             let allowed: Vec<&str> = allowed.keys().map(String::as_str).collect();
-            return Err(unknown(&key, origin(&key), &allowed.join(", ")));
+            return Err(unknown(above, name, origin(&key), &allowed));
         }
     }
     Ok(())

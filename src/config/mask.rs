@@ -3,25 +3,25 @@
 use serde_json::Value;
 
 use super::Config;
-use crate::broker::redis::masked_url;
+use crate::mask::{self, MASK};
 
 /// Keys whose whole value is a secret.
 const SECRETS: [&str; 3] = ["upstream.api_key", "simulator.api_key", "gateway.secret"];
-/// What stands for a secret.
-const MASK: &str = "***";
+/// Keys whose value is an address, which may hold secrets.
+const ADDRESSES: [&str; 2] = ["redis.url", "upstream.base_url"];
 
 /// The value of a key, without its secret.
 pub(super) fn masked(key: &str, value: &str) -> String {
     match key {
         _ if SECRETS.contains(&key) && !value.is_empty() => MASK.to_owned(),
-        "redis.url" => masked_url(value),
+        _ if ADDRESSES.contains(&key) => mask::url(value),
         _ => value.to_owned(),
     }
 }
 
 /// A decoder's message, unless it may repeat a secret.
 pub(super) fn without_value(key: &str, message: &str) -> String {
-    if SECRETS.contains(&key) || key == "redis.url" {
+    if SECRETS.contains(&key) || ADDRESSES.contains(&key) {
         "text".to_owned()
     } else {
         message.to_owned()

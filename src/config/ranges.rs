@@ -82,7 +82,7 @@ fn brokers(c: &Config) -> Vec<Rule> {
     vec![
         text(
             "redis.url",
-            &crate::broker::redis::masked_url(url),
+            url,
             url.is_empty() || is_url,
             "redis://[user:password@]host[:port][/db], rediss:// for TLS, unix:///path, or empty \
              for the embedded broker",

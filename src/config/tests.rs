@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 97] = [
+const OTHERS: [(&str, &str); 98] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
@@ -48,6 +48,7 @@ const OTHERS: [(&str, &str); 97] = [
     ("redis.dead_ttl", "1h"),
     ("redis.recent_jobs", "12"),
     ("redis.auto_migrate", "false"),
+    ("redis.allow_eviction", "true"),
     ("redis.limits.max_jobs", "4"),
     ("redis.limits.max_bytes", "3000000"),
     ("redis.limits.max_jobs_per_tenant", "2"),
@@ -264,6 +265,55 @@ fn unknown_keys_and_variables_are_refused() {
     }
 }
 
+/// Guards against a misspelt key that is answered only by a list of a hundred.
+#[test]
+fn a_misspelt_key_is_answered_by_the_one_that_was_meant() {
+    for text in [
+        message(with_file("[worker]\nconcurency = 2\n", &[])),
+        message(with(&[], &[("worker.concurency", "2")])),
+        message(with(&[("MILLSTREAM_WORKER__CONCURENCY", "2")], &[]))
+            .replace("MILLSTREAM_WORKER__CONCURRENCY", "`worker.concurrency`"),
+    ] {
+        assert!(text.contains("`worker.concurrency` is probably meant"), "{text}");
+    }
+    let text = message(with_file("[wroker]\nconcurrency = 2\n", &[]));
+    assert!(text.contains("`worker` is probably meant"), "{text}");
+    assert!(!message(with(&[], &[("nonsense", "2")])).contains("probably"));
+}
+
+/// Guards against addresses that every other server takes, and this one refused.
+#[test]
+fn an_address_may_name_its_host_or_only_its_port() {
+    for (text, meant) in [
+        ("localhost:8080", "127.0.0.1:8080"),
+        (":8080", "127.0.0.1:8080"),
+        ("127.0.0.1:1", "127.0.0.1:1"),
+        ("[::1]:1", "[::1]:1"),
+        ("0.0.0.0:1", "0.0.0.0:1"),
+    ] {
+        for key in ["gateway.listen", "simulator.listen"] {
+            let config = with(&[], &[(key, text)]).unwrap().config;
+            let met = if key == "gateway.listen" {
+                config.gateway.listen
+            } else {
+                config.simulator.listen
+            };
+            assert_eq!(met.to_string(), meant, "{key} {text}");
+        }
+    }
+    for text in ["localhost", "localhost:x", ":65536", "no.such.host.invalid:1"] {
+        let refused = message(with(&[], &[("gateway.listen", text)]));
+        assert!(refused.contains("gateway.listen") && refused.contains(text), "{refused}");
+    }
+}
+
+#[test]
+fn rust_log_is_the_filter_unless_a_stronger_one_is_set() {
+    let filter = |env: &[(&str, &str)]| with(env, &[]).unwrap().config.log.filter;
+    assert_eq!(filter(&[("RUST_LOG", "debug")]), "debug");
+    assert_eq!(filter(&[("RUST_LOG", "debug"), ("MILLSTREAM_LOG__FILTER", "warn")]), "warn");
+}
+
 #[test]
 fn secrets_are_masked() {
     let loaded = with(
@@ -278,12 +328,15 @@ fn secrets_are_masked() {
     let printed = printed(&loaded.unwrap().config);
     assert!(printed.contains("rediss://user:***@host:6380/1"), "{printed}");
     assert!(!printed.contains("hidden") && !printed.contains("p@ss"), "{printed}");
-    assert_eq!(masked_url("redis://:pw@h"), "redis://:***@h");
-    assert_eq!(masked_url("unix:///r.sock?db=1&pass=pw"), "unix:///r.sock?db=1&pass=***");
-    assert_eq!(masked_url("redis://h:1"), "redis://h:1");
-    for (variable, value) in
-        [("REDIS_URL", "http://u:hunter2@h"), ("OPENAI_API_KEY", "hunter2 with space")]
-    {
+    let models = with(&[("OPENAI_BASE_URL", "https://u:hunter2@h/v1?key=hunter2")], &[]).unwrap();
+    let printed = super::printed(&models.config);
+    assert!(printed.contains("https://u:***@h/v1?key=***"), "{printed}");
+    for (variable, value) in [
+        ("REDIS_URL", "http://u:hunter2@h"),
+        ("REDIS_URL", "redsi://:a?hunter2@h"),
+        ("OPENAI_BASE_URL", "htp://hunter2@h/v1"),
+        ("OPENAI_API_KEY", "hunter2 with space"),
+    ] {
         let text = message(with(&[(variable, value)], &[]));
         assert!(!text.contains("hunter2") && text.contains(variable), "{text}");
     }

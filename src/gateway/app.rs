@@ -1,13 +1,13 @@
 //! What the handlers share.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Error, Options, auth::Keys, bodies::Bodies, breaker::Breaker, cache::Cache, counters::Counters,
-    error::Refusal, models::Catalogue, slots::Slots,
+    error::Refusal, latest::Latest, models::Catalogue, presence::Presence, slots::Slots,
 };
 use crate::{
     admin::Admin,
@@ -17,6 +17,9 @@ use crate::{
     producer::{self, Producer},
 };
 
+/// How long what `/readyz` was told holds: whoever asks needs no key.
+const READY: Duration = Duration::from_secs(1);
+
 pub(super) struct App {
     pub(super) options: Options,
     pub(super) broker: Shared,
@@ -25,6 +28,9 @@ pub(super) struct App {
     pub(super) admin: Admin,
     pub(super) keys: Keys,
     pub(super) breaker: Breaker,
+    /// Whether the broker takes jobs, as `/readyz` was last told.
+    pub(super) ready: Latest<Result<(), Refusal>>,
+    pub(super) presence: Presence,
     pub(super) cache: Cache,
     pub(super) slots: Slots,
     pub(super) bodies: Bodies,
@@ -62,6 +68,8 @@ impl App {
             sockets: TaskTracker::new(),
             keys: Keys::load(&options)?,
             breaker: Breaker::default(),
+            ready: Latest::new(READY),
+            presence: Presence::default(),
             cache: Cache::new(options.cache_bytes),
             slots: Slots::new(&options.limits),
             counters: Counters::default(),
@@ -98,7 +106,7 @@ pub(super) trait Transient {
 
 impl Transient for broker::Error {
     fn is_away(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        self.is_transient() && !matches!(self, Self::Full { .. })
     }
 }
 

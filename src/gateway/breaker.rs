@@ -28,13 +28,28 @@ const PATIENT: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     open: AtomicBool,
+    /// Nothing is asked of the broker yet, whether it answers or not.
+    held: AtomicBool,
     suspected: Notify,
+    released: Notify,
 }
 
 impl Breaker {
     /// Refuses while the broker is away.
     pub(super) fn check(&self) -> Result<(), Refusal> {
-        if self.open.load(Ordering::Relaxed) { Err(Refusal::away()) } else { Ok(()) }
+        let is_away = self.open.load(Ordering::Relaxed) || self.held.load(Ordering::Relaxed);
+        if is_away { Err(Refusal::away()) } else { Ok(()) }
+    }
+
+    /// Refuses until [`Breaker::release`].
+    pub(super) fn hold(&self) {
+        self.held.store(true, Ordering::Relaxed);
+    }
+
+    /// The broker may be asked from here on.
+    pub(super) fn release(&self) {
+        self.held.store(false, Ordering::Relaxed);
+        self.released.notify_one();
     }
 
     /// A call of the broker failed: whether it is away is asked at once.
@@ -46,6 +61,9 @@ impl Breaker {
 /// Opens the breaker when a call has failed or the subscriber connection is lost and a question goes unanswered,
 /// and closes it when the broker is back. Silent while it is there.
 pub(super) async fn probe(app: Arc<App>) {
+    while app.breaker.held.load(Ordering::Relaxed) {
+        app.breaker.released.notified().await;
+    }
     // Nobody writes to this topic: only its link is looked at.
     let own = Topic::Worker(WorkerId::new("gateway"));
     let mut subscription = app.listener.hub().subscribe(own);

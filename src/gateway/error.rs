@@ -21,6 +21,9 @@ pub(super) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-re
 /// How long a client waits for a broker that cannot be reached.
 const AWAY: Duration = Duration::from_secs(2);
 
+/// How long for one that is full, which an operator has to mend.
+const FULL: Duration = Duration::from_secs(10);
+
 /// Why a request is refused. The body is `{"error": {"message", "type", "param", "code"}}`, with `retry_after`
 /// where another try makes sense.
 #[derive(Debug, Clone)]
@@ -109,6 +112,13 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "broker_unavailable", text).after(AWAY)
     }
 
+    /// 503: the broker has no room for another byte. What it has refused, it has not done.
+    fn out_of_memory() -> Self {
+        let text = "the broker is out of memory: nothing was added; try again later, and tell whoever runs it";
+        let code = broker::Trouble::OutOfMemory.code();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, text).after(FULL)
+    }
+
     /// 503: the broker was asked, and did not do it, or did it without saying so.
     fn in_doubt() -> Self {
         let text = "the broker did not answer as it should; if this was to change something, it may have \
@@ -117,6 +127,12 @@ impl Refusal {
             error: ErrorObject { message: text.to_owned(), ..Self::away().error },
             ..Self::away()
         }
+    }
+
+    /// The same, in other words.
+    pub(super) fn reading(mut self, message: String) -> Self {
+        self.error.message = message;
+        self
     }
 
     /// The same, with the field or parameter at fault.
@@ -199,7 +215,12 @@ impl From<broker::Error> for Refusal {
             other => {
                 // What the broker says may name hosts and users: that is for the log.
                 tracing::warn!(error = %other, "broker call failed");
-                Self::in_doubt()
+                match other {
+                    broker::Error::Trouble { kind: broker::Trouble::OutOfMemory, .. } => {
+                        Self::out_of_memory()
+                    }
+                    _ => Self::in_doubt(),
+                }
             }
         }
     }

@@ -17,12 +17,14 @@ use super::{
     app::App,
     error::{JOB_HEADER, Refusal},
     params::{Asked, JobAt, JobReader, Params},
+    presence::{self, with_warning},
     schemas, sse,
 };
 use crate::{
     event::{Event, EventId},
     job::{JobId, Tenant},
     listener,
+    state::State as JobState,
 };
 
 /// Most events of a page.
@@ -105,13 +107,23 @@ pub(super) async fn events(
         return Ok((StatusCode::NO_CONTENT, named).into_response());
     }
     let (heartbeat, closing) = (app.options.heartbeat, app.closing.clone());
+    let waiting = following.record().filter(|record| record.state == JobState::Waiting);
+    let queue = waiting.and_then(|record| record.partition.as_ref()).map(|p| p.queue.clone());
+    let reader = Arc::clone(&app);
     let events = following.events().map(move |event| {
         // The slot is taken as long as the stream is there.
         let _ = &slot;
         let is_let_in = caller.as_ref().is_none_or(|caller| app.keys.holds(caller));
         passed(event, is_let_in)
     });
-    Ok((named, sse::respond(sse::until_closing(events, closing), heartbeat)).into_response())
+    let blocks = sse::until_closing(events, closing);
+    let Some(queue) = queue else {
+        return Ok((named, sse::respond(blocks, heartbeat)).into_response());
+    };
+    let warning = presence::warning(&reader, &queue).await;
+    let response = presence::told(reader, queue, warning.clone(), blocks);
+    let response = (named, sse::respond(response, heartbeat)).into_response();
+    Ok(with_warning(response, warning.as_deref()))
 }
 
 /// An event for a reader whose key is still in force; a browser token opens a stream, and does not close it.

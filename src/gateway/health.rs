@@ -16,8 +16,9 @@ use super::{
     auth::{self, Caller, Right},
     cache::{Answer, Key},
     error::Refusal,
+    presence,
 };
-use crate::job::JobId;
+use crate::broker;
 
 const HEALTH: Duration = Duration::from_secs(60);
 const CALLER: Duration = Duration::from_secs(30);
@@ -31,10 +32,14 @@ pub(super) struct Health {
     /// `ok` or `ready`.
     status: &'static str,
     version: &'static str,
+    /// What an operator should know although it is ready: that no worker serves its queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    warning: Option<String>,
 }
 
 const fn health(status: &'static str) -> Health {
-    Health { status, version: env!("CARGO_PKG_VERSION") }
+    Health { status, version: env!("CARGO_PKG_VERSION"), warning: None }
 }
 
 /// Whether the process lives
@@ -50,9 +55,10 @@ pub(super) async fn healthz(
     Ok(app.cache.get(Key::Health, &app.counters, find).await?.respond(&headers))
 }
 
-/// Whether requests would be served now: the broker answers, and the gateway is not closing
+/// Whether requests would be served now: the broker takes jobs, and the gateway is not closing
 ///
-/// For whoever chooses among gateways.
+/// The broker is asked once a second at most. A queue that no worker serves is named by `warning`, and is no
+/// reason to send clients elsewhere: jobs wait there.
 #[utoipa::path(get, path = "/readyz", tag = "operation", security(()),
     responses((status = 200, description = "It is ready", body = Health)))]
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Response, Refusal> {
@@ -62,12 +68,22 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Response, Refu
         return Err(refusal.after(Duration::from_secs(1)));
     }
     app.breaker.check()?;
-    let asked = tokio::time::timeout(READY, app.broker.job(JobId::new())).await;
-    app.noticed(asked.unwrap_or_else(|_| {
+    app.ready.get(takes_jobs(&app)).await?;
+    let warning = presence::warning(&app, &app.options.queue).await;
+    let health = Health { warning, ..health("ready") };
+    Ok(([(header::CACHE_CONTROL, "no-store")], Reply(health)).into_response())
+}
+
+/// Asks the broker whether it takes jobs.
+async fn takes_jobs(app: &App) -> Result<(), Refusal> {
+    let asked = tokio::time::timeout(READY, app.broker.ready()).await.unwrap_or_else(|_| {
         let message = format!("no answer within {} s", READY.as_secs());
-        Err(crate::broker::Error::Unavailable { message, source: None })
-    }))?;
-    Ok(([(header::CACHE_CONTROL, "no-store")], Reply(health("ready"))).into_response())
+        Err(broker::Error::Unavailable { message, source: None })
+    });
+    let Err(error) = asked else { return Ok(()) };
+    let code = error.code();
+    let refusal = app.noticed::<(), _>(Err(error)).err().unwrap_or_else(Refusal::away);
+    Err(refusal.reading(format!("the broker takes no jobs now: {code}")))
 }
 
 /// Somebody whose key is good; the broker is not asked.

@@ -22,6 +22,7 @@ use super::{
     error::{ErrorObject, JOB_HEADER, Refusal},
     openai::assemble::Assembly,
     params::{JobAt, JobReader},
+    presence::{self, with_warning},
     schemas, view,
 };
 use crate::{
@@ -71,7 +72,8 @@ struct Item {
     request_body(content = schemas::Submitted, content_type = "application/json"),
     responses(
         (status = 202, description = "One job was taken", body = view::Accepted,
-            headers(("location" = String, description = "The job")),
+            headers(("location" = String, description = "The job"),
+                ("x-millstream-warning" = String, description = "No worker serves the queue, where that is so")),
             links(
                 ("show" = (operation_id = "show_job", parameters(("id" = "$response.body#/id")))),
                 ("events" = (operation_id = "job_events", parameters(("id" = "$response.body#/id")))),
@@ -95,13 +97,15 @@ pub(super) async fn enqueue(
         return Ok(Reply(many(&app, &caller.tenant, &body).await?).into_response());
     }
     let submission = submission(&app, &caller.tenant, &body, key)?;
+    let queue = submission.partition.queue.clone();
     let receipt = submit(&app, &caller.tenant, submission).await?;
     let accepted = view::Accepted::from(&receipt);
     let named = [
         (header::LOCATION, format!("{}/{}", uri.path(), receipt.id)),
         (JOB_HEADER, receipt.id.to_string()),
     ];
-    Ok((StatusCode::ACCEPTED, named, Reply(accepted)).into_response())
+    let response = (StatusCode::ACCEPTED, named, Reply(accepted)).into_response();
+    Ok(with_warning(response, presence::warning(&app, &queue).await.as_deref()))
 }
 
 /// The header's value.

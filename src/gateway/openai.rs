@@ -33,6 +33,7 @@ use super::{
     error::{ErrorObject, JOB_HEADER, Refusal},
     jobs,
     options::OnDisconnect,
+    presence::{self, with_warning},
     schemas,
     slots::Slot,
 };
@@ -55,6 +56,8 @@ struct Asked {
     abandon: Abandon,
     /// Whether the same request finds the same job again.
     keyed: bool,
+    /// That no worker serves its queue, where that is so.
+    warning: Option<String>,
     _slot: Slot,
 }
 
@@ -141,16 +144,20 @@ pub(super) async fn complete(
     let created =
         following.record().and_then(|record| record.enqueued_at).map_or(0, |at| at.0 / 1000);
     let from = following.record().filter(|_| duplicate).map_or(0, in_force);
+    let waits = following.record().is_some_and(|record| record.state == state::State::Waiting);
     let events = following.events().skip_while(move |event| {
         std::future::ready(event.as_ref().is_ok_and(|event| event.id.fence < from))
     });
-    let asked = Asked { app, job, model, created, abandon, keyed, _slot: slot };
+    // A job that has begun is in somebody's hands.
+    let warning = if waits { presence::warning(&app, &app.options.queue).await } else { None };
+    let told = warning.clone();
+    let asked = Asked { app, job, model, created, abandon, keyed, warning, _slot: slot };
     let answer = if stream {
         stream::streamed(asked, events, include_usage).await
     } else {
         whole(asked, events).await
     };
-    Ok((named, answer).into_response())
+    Ok(with_warning((named, answer).into_response(), told.as_deref()))
 }
 
 /// The least fence of a job's present attempt, or of its next one: what was before, nobody who asks now has
@@ -200,7 +207,9 @@ async fn whole(
             event = events.next() => event,
             () = &mut deadline => {
                 asked.abandon.forgive();
-                let what = format!("no answer within {} s", limit.as_secs_f64());
+                let why = presence::warning(&asked.app, &asked.app.options.queue).await;
+                let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+                let what = format!("no answer within {} s{why}", limit.as_secs_f64());
                 return Err(asked.broken(StatusCode::GATEWAY_TIMEOUT, "answer_timeout", &what));
             }
             () = asked.app.cutoff.cancelled() => {

@@ -52,7 +52,7 @@ impl Default for Options {
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options")
-            .field("base_url", &self.base_url)
+            .field("base_url", &crate::mask::url(&self.base_url))
             .field("connect_timeout", &self.connect_timeout)
             .finish_non_exhaustive()
     }
@@ -87,7 +87,7 @@ impl OpenAi {
         let base = base.trim_end_matches('/');
         let url = reqwest::Url::parse(base).ok().filter(|url| url.scheme().starts_with("http"));
         if url.is_none() {
-            return Err(Error::Address(base.to_owned()));
+            return Err(Error::Address(crate::mask::url(base)));
         }
         let http = reqwest::Client::builder()
             .connect_timeout(options.connect_timeout)

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use millstream::{broker, event::EventId, job::JobId, producer};
+use millstream::{event::EventId, job::JobId, producer};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
@@ -55,7 +55,7 @@ async fn library(world: Arc<World>, job: usize, planned: Planned) {
         let asked = now();
         match world.producer.enqueue(planned.job()).await {
             Ok(receipt) => return acknowledged(&world, job, receipt.id, asked),
-            Err(producer::Error::Broker(broker::Error::Unavailable { .. })) => {}
+            Err(producer::Error::Broker(error)) if error.is_transient() => {}
             Err(error) => panic!("{}: {error}", planned.name),
         }
         if planned.job.idempotency_key.is_none() {

@@ -7,8 +7,8 @@ use futures_util::StreamExt as _;
 use millstream::{
     admin::{Admin, Cancelled, Requeued},
     broker::{
-        Attempt, Begin, Cancel, Crashes, DeadLetter, Depth, Entry, Error, Outcome, Reopened,
-        Result, Run, Settled, Spent, WorkerId, Written, redis::keys::Keys,
+        Attempt, Begin, Cancel, Crashes, DeadLetter, Depth, Entry, Outcome, Reopened, Result, Run,
+        Settled, Spent, WorkerId, Written, redis::keys::Keys,
     },
     event::{Body, Event},
     job::{ChatRequest, Job, JobId, Lane, Timestamp},
@@ -35,7 +35,7 @@ async fn through<T>(call: impl AsyncFn() -> Result<T>) -> T {
     soon(async {
         loop {
             match call().await {
-                Err(Error::Unavailable { .. }) => {
+                Err(error) if error.is_transient() => {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 answer => break answer.unwrap(),

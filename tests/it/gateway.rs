@@ -11,3 +11,4 @@ mod limits;
 mod processes;
 mod repeats;
 mod revoked;
+mod unserved;

@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 97] = [
+const PROVEN: [(&str, &str); 98] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
     ("redis.connect_timeout", "a_server_that_takes_no_connection_is_given_up"),
@@ -42,6 +42,7 @@ const PROVEN: [(&str, &str); 97] = [
     ("redis.dead_ttl", "a_dead_letter_beyond_its_time_goes"),
     ("redis.recent_jobs", "the_most_recent_jobs_of_a_tenant_are_kept"),
     ("redis.auto_migrate", "without_auto_migrate_the_operator_migrates"),
+    ("redis.allow_eviction", "a_redis_that_drops_jobs_is_refused_unless_that_is_accepted"),
     ("redis.limits.max_jobs", "each_bound_of_a_queue_is_the_one_that_is_configured"),
     ("redis.limits.max_bytes", "each_bound_of_a_queue_is_the_one_that_is_configured"),
     ("redis.limits.max_jobs_per_tenant", "each_bound_of_a_queue_is_the_one_that_is_configured"),

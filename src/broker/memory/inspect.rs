@@ -12,6 +12,10 @@ use crate::{
 
 #[async_trait]
 impl Inspect for Memory {
+    async fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn job(&self, id: JobId) -> Result<Option<Record>> {
         Ok(self.inner.lock().record(id, Timestamp::now()))
     }

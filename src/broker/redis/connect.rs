@@ -7,14 +7,25 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo, ProtocolVersion,
-    RedisError,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    ProtocolVersion, RedisError,
     aio::{AsyncPushSender, MultiplexedConnection},
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 
-use super::{Options, masked_url, pool::LastError};
-use crate::broker::{Error, Partition, Result};
+use super::{
+    Options, codec,
+    pool::LastError,
+    probe::{self, Voice},
+    server::{Info, Memory, check_policy, check_slots},
+};
+use crate::{
+    broker::{Error, Partition, Result, Trouble},
+    mask,
+};
+
+/// How long it is taken to be as full as it was.
+const RECENT: Duration = Duration::from_secs(1);
 
 /// Opens connections to one server.
 #[derive(Debug, Clone)]
@@ -26,6 +37,8 @@ pub struct Connector {
     /// Pooled connections opened so far.
     pub(super) opened: Arc<AtomicU64>,
     calm: Arc<Mutex<Calm>>,
+    /// How full the server was when it last refused a write for that, and when that was.
+    memory: Arc<Mutex<Option<(Instant, Memory)>>>,
     /// Partitions that were refused, and since when they are not any more.
     refused: Arc<Mutex<HashMap<Partition, Option<Instant>>>>,
     pub(super) last_error: LastError,
@@ -57,7 +70,7 @@ impl Connector {
     pub fn new(options: &Options) -> Result<Self> {
         crate::install_tls_provider();
         let url = options.url.as_str();
-        let shown = masked_url(url);
+        let shown = mask::url(url);
         let info = url.into_connection_info().map_err(|_| {
             Error::Address(format!(
                 "`{shown}` is not a Redis URL; allowed: redis://[user:password@]host[:port][/db], \
@@ -81,6 +94,7 @@ impl Connector {
             response_timeout: options.response_timeout,
             opened: Arc::default(),
             calm: Arc::default(),
+            memory: Arc::default(),
             refused: Arc::default(),
             last_error: LastError::default(),
         })
@@ -105,13 +119,81 @@ impl Connector {
         }
     }
 
-    /// What the server says of itself, asked over a connection that is closed again: what is wrong
-    /// with address, credentials or server shows here at once.
-    pub async fn server_info(&self, section: &str) -> Result<String> {
-        let mut connection =
-            self.open(self.info.clone(), &self.config(self.response_timeout)).await?;
+    /// A section of what the server says of itself, asked over a connection that is closed again: what
+    /// is wrong with address, credentials or server shows here at once.
+    pub async fn info(&self, section: &str) -> Result<Info> {
+        let mut connection = self.pooled().await?;
         let info = redis::cmd("INFO").arg(section).query_async(&mut connection).await;
-        info.map_err(|e| self.classify(e))
+        info.map(Info).map_err(|e| self.classify(e))
+    }
+
+    /// Whether this server can be used: what it is, and that it keeps what it is given.
+    pub async fn check(&self, allow_eviction: bool) -> Result<()> {
+        match self.look(allow_eviction).await {
+            Err(error @ (Error::Unavailable { .. } | Error::Protocol(_))) => {
+                Err(self.diagnosed(error).await)
+            }
+            result => result,
+        }
+    }
+
+    async fn look(&self, allow_eviction: bool) -> Result<()> {
+        let mut connection = self.pooled().await?;
+        let mut ask = async |words: &[&str]| {
+            let (name, arguments) = words.split_first().unwrap_or((&"PING", &[]));
+            redis::cmd(name).arg(arguments).query_async::<redis::Value>(&mut connection).await
+        };
+        let text = |value| codec::read::<String>(value, "text");
+        let server = Info(text(ask(&["INFO", "server"]).await.map_err(|e| self.classify(e))?)?);
+        server.check(&self.shown)?;
+        self.started(server.uptime());
+        tracing::debug!(url = self.shown, server = server.name(), "broker answers");
+        if server.is_cluster() {
+            let nodes = ask(&["CLUSTER", "NODES"]).await.map_err(|e| self.classify(e))?;
+            check_slots(&text(nodes)?, &self.shown)?;
+        }
+        let memory = Info(text(ask(&["INFO", "memory"]).await.map_err(|e| self.classify(e))?)?);
+        let mut policy = memory.policy().map(str::to_owned);
+        if policy.is_none() {
+            // Whoever may not ask does not know.
+            let told = ask(&["CONFIG", "GET", "maxmemory-policy"]).await.ok();
+            let told = told.and_then(|value| codec::read::<Vec<String>>(value, "policy").ok());
+            policy = told.and_then(|told| told.into_iter().nth(1));
+        }
+        check_policy(policy.as_deref(), allow_eviction, &self.shown)
+    }
+
+    /// What else may stand at the address than a Redis that answers as it should.
+    async fn diagnosed(&self, error: Error) -> Error {
+        let shown = &self.shown;
+        let (host, port, tls) = match self.info.addr() {
+            ConnectionAddr::Tcp(host, port) => (host, *port, false),
+            ConnectionAddr::TcpTls { host, port, .. } => (host, *port, true),
+            _ => return error,
+        };
+        let (kind, message) = match probe::listen(host, port, self.connect_timeout).await {
+            Some(Voice::Redis(_)) if tls => {
+                (Trouble::Tls, format!("{shown}: the Redis there speaks no TLS"))
+            }
+            // It has closed the connection, and its word may not have arrived before.
+            Some(Voice::Redis(line)) if line.contains("max number of clients") => {
+                (Trouble::Clients, format!("{shown}: Redis says `{line}`"))
+            }
+            Some(Voice::Redis(line)) if line.starts_with("DENIED") => {
+                (Trouble::Protected, format!("{shown}: Redis says `{line}`"))
+            }
+            Some(Voice::Tls) if !tls => {
+                (Trouble::Tls, format!("{shown}: what listens there speaks only TLS"))
+            }
+            Some(Voice::Http) => {
+                (Trouble::NotRedis, format!("{shown} is a web server, and no Redis"))
+            }
+            Some(Voice::Other(said)) => {
+                (Trouble::NotRedis, format!("{shown} is no Redis; it says `{said}`"))
+            }
+            _ => return error,
+        };
+        Error::Trouble { kind, message, source: None }
     }
 
     /// A connection of its own, for commands that block up to `block`.
@@ -151,23 +233,44 @@ impl Connector {
     /// What a client error means here. Whatever a server may recover from by itself or by its
     /// operator's hand is worth waiting for: a full memory or disk, a replica, a restart.
     pub fn classify(&self, error: RedisError) -> Error {
-        let text = error.to_string();
-        let passing = ["LOADING", "max number of clients"].iter().any(|word| text.contains(word));
-        let code = error.code().unwrap_or_default().to_owned();
-        match error.kind() {
-            _ if passing || is_cut(&error) => self.unavailable(&text, Some(error)),
-            _ if matches!(code.as_str(), "NOAUTH" | "WRONGPASS" | "NOPERM") => self.denied(&text),
-            ErrorKind::AuthenticationFailed => self.denied(&text),
-            ErrorKind::InvalidClientConfig => Error::Address(format!("{}: {text}", self.shown)),
-            ErrorKind::RESP3NotSupported => Error::TooOld { met: text },
-            ErrorKind::Parse | ErrorKind::UnexpectedReturnType | ErrorKind::Client => {
-                Error::Protocol(text)
-            }
-            _ if matches!(code.as_str(), "ERR" | "WRONGTYPE" | "CROSSSLOT" | "NOPROTO") => {
-                Error::Protocol(text)
-            }
-            _ => self.unavailable(&text, Some(error)),
+        if is_cut(&error) {
+            return self.unavailable(&error.to_string(), Some(error));
         }
+        let said = said(&error);
+        if let Some(kind) = trouble(&error, &said) {
+            let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            let message = match (kind, &*memory) {
+                (Trouble::OutOfMemory, Some((_, memory))) => {
+                    format!("Redis is full: {memory} ({})", self.shown)
+                }
+                (Trouble::OutOfMemory, None) => format!("Redis is full ({})", self.shown),
+                _ => format!("{}: Redis says `{said}`", self.shown),
+            };
+            return Error::Trouble { kind, message, source: Some(error.into()) };
+        }
+        match error.kind() {
+            ErrorKind::InvalidClientConfig => Error::Address(format!("{}: {said}", self.shown)),
+            ErrorKind::RESP3NotSupported => Error::TooOld { met: said },
+            ErrorKind::Parse | ErrorKind::UnexpectedReturnType | ErrorKind::Client => {
+                Error::Protocol(said)
+            }
+            _ if matches!(error.code(), Some("ERR" | "WRONGTYPE" | "NOPROTO")) => {
+                Error::Protocol(said)
+            }
+            _ => self.unavailable(&said, Some(error)),
+        }
+    }
+
+    /// Whether a server that has refused a write for want of memory should be asked how full it is.
+    pub(super) fn wants_memory(&self, error: &RedisError) -> bool {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        error.code() == Some("OOM") && memory.as_ref().is_none_or(|(at, _)| at.elapsed() > RECENT)
+    }
+
+    /// How full the server is: its answer to `INFO memory`.
+    pub(super) fn has_memory(&self, info: String) {
+        let memory = Info(info).memory().map(|memory| (Instant::now(), memory));
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = memory;
     }
 
     /// The server took the connection and says nothing.
@@ -219,10 +322,44 @@ impl Connector {
         let mut calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);
         (calm.since, calm.after_outage) = (None, true);
     }
+}
 
-    fn denied(&self, text: &str) -> Error {
-        Error::Denied(format!("{text} ({}); check user, password and ACL", self.shown))
+/// The server's own words, where it is the server that says them.
+fn said(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        _ if error.kind() == ErrorKind::AuthenticationFailed => error.category().to_owned(),
+        _ => error.to_string(),
     }
+}
+
+/// The trouble that an error tells of, by the first word of what the server said. `said` tells more
+/// where the client has put its own word in front.
+fn trouble(error: &RedisError, said: &str) -> Option<Trouble> {
+    let refused_database = || error.to_string().contains("refused to switch database");
+    Some(match error.code().unwrap_or_default() {
+        "OOM" => Trouble::OutOfMemory,
+        "READONLY" => Trouble::ReadOnly,
+        "MISCONF" => Trouble::Disk,
+        "NOREPLICAS" => Trouble::Replicas,
+        "LOADING" => Trouble::Loading,
+        "BUSY" => Trouble::Busy,
+        "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "UNBLOCKED" => Trouble::Failover,
+        "NOGROUP" => Trouble::NoGroup,
+        "NOAUTH" | "WRONGPASS" => Trouble::Login,
+        "DENIED" => Trouble::Protected,
+        "NOPERM" => Trouble::Permission,
+        "MOVED" | "ASK" | "CROSSSLOT" => Trouble::Cluster,
+        _ if said.contains("max number of clients") => Trouble::Clients,
+        _ if said.contains("invalid peer certificate") || said.contains("CertificateRequired") => {
+            Trouble::Certificate
+        }
+        _ if error.kind() == ErrorKind::AuthenticationFailed => Trouble::Login,
+        _ if refused_database() && said.contains("Authentication required") => Trouble::Login,
+        _ if refused_database() && said.contains("no permissions") => Trouble::Permission,
+        _ if refused_database() => Trouble::Database,
+        _ => return None,
+    })
 }
 
 /// Whether the connection ended under a request. Where it ends within a reply, the client tells of a
@@ -267,6 +404,55 @@ mod tests {
             assert!(is_cut(&error), "after {end} bytes: {error}");
             let error = connector.classify(error);
             assert!(error.is_transient(), "after {end} bytes: {error}");
+        }
+        server.await.unwrap();
+    }
+
+    /// Guards against what a server says in so many words being told as one that is away.
+    #[tokio::test]
+    async fn each_word_of_the_server_is_told_by_its_trouble() {
+        let words = [
+            ("OOM command not allowed when used memory > 'maxmemory'.", Trouble::OutOfMemory),
+            ("READONLY You can't write against a read only replica.", Trouble::ReadOnly),
+            ("MISCONF Redis is configured to save RDB snapshots", Trouble::Disk),
+            ("NOREPLICAS Not enough good replicas to write.", Trouble::Replicas),
+            ("LOADING Redis is loading the dataset in memory", Trouble::Loading),
+            ("BUSY Redis is busy running a script.", Trouble::Busy),
+            ("MASTERDOWN Link with MASTER is down", Trouble::Failover),
+            ("CLUSTERDOWN The cluster is down", Trouble::Failover),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", Trouble::Failover),
+            ("UNBLOCKED force unblock from blocking operation", Trouble::Failover),
+            ("ERR max number of clients reached", Trouble::Clients),
+            ("NOGROUP No such key 'x' or consumer group 'workers'", Trouble::NoGroup),
+            ("NOAUTH Authentication required.", Trouble::Login),
+            ("WRONGPASS invalid username-password pair", Trouble::Login),
+            ("DENIED Redis is running in protected mode", Trouble::Protected),
+            ("NOPERM this user has no permissions to run the 'xadd' command", Trouble::Permission),
+            ("MOVED 3999 127.0.0.1:6381", Trouble::Cluster),
+            ("ASK 3999 127.0.0.1:6381", Trouble::Cluster),
+            ("CROSSSLOT Keys in request don't hash to the same slot", Trouble::Cluster),
+        ];
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("redis://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (mut client, _) = listener.accept().await.unwrap();
+            for (word, _) in words {
+                assert!(client.read(&mut [0; 64]).await.unwrap() > 0);
+                client.write_all(format!("-{word}\r\n").as_bytes()).await.unwrap();
+            }
+        });
+        let connector = Connector::new(&Options { url, ..Options::default() }).unwrap();
+        let mut connection = connector.dedicated(Duration::ZERO).await.unwrap();
+        for (word, expected) in words {
+            let answer = redis::cmd("PING").query_async::<redis::Value>(&mut connection).await;
+            let error = connector.classify(answer.unwrap_err());
+            let text = error.to_string();
+            assert!(text.contains(word) || text.contains("Redis is full"), "{word}: {text}");
+            assert!(!text.contains("is Redis running"), "{text}");
+            assert!(
+                matches!(error, Error::Trouble { kind, .. } if kind == expected),
+                "{word}: {error:?}"
+            );
         }
         server.await.unwrap();
     }

@@ -245,7 +245,9 @@ pub(super) fn refuse_all<T>(count: usize, error: &Error) -> Vec<Result<T>> {
 /// The same error once more, without its source.
 fn copy(error: &Error) -> Error {
     match error {
-        Error::Denied(text) => Error::Denied(text.clone()),
+        Error::Trouble { kind, message, .. } => {
+            Error::Trouble { kind: *kind, message: message.clone(), source: None }
+        }
         Error::Protocol(text) => Error::Protocol(text.clone()),
         Error::Conflict { id } => Error::Conflict { id: *id },
         Error::Full { message, retry_after } => {

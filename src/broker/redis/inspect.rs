@@ -131,6 +131,14 @@ fn absent_is_empty(reply: redis::RedisResult<Value>) -> redis::RedisResult<Value
 
 #[async_trait]
 impl Inspect for Redis {
+    async fn ready(&self) -> Result<()> {
+        // It is refused as every write is (a full memory, a replica, a disk), and adds nothing: there
+        // is no such log.
+        let mut write = redis::cmd("XADD");
+        write.arg(self.keys.log(JobId::new())).arg("NOMKSTREAM").arg("*").arg("ready").arg(1);
+        self.pool.command(&write).await.map(drop)
+    }
+
     async fn job(&self, id: JobId) -> Result<Option<Record>> {
         record(id, self.pool.command(redis::cmd("HGETALL").arg(self.keys.job(id))).await?)
     }

@@ -159,7 +159,7 @@ impl Pool {
             }
             let result = connection.ping().await;
             if !self.was_dead(&connection, before, &result) {
-                return self.finish(&connection, result).map(|()| connection);
+                return self.finish(&connection, result).await.map(|()| connection);
             }
         }
     }
@@ -171,7 +171,7 @@ impl Pool {
             let mut connection = self.connection().await?;
             let result = command.query_async(&mut connection.inner).await;
             if !self.was_dead(&connection, before, &result) {
-                return self.finish(&connection, result);
+                return self.finish(&connection, result).await;
             }
         }
     }
@@ -184,7 +184,7 @@ impl Pool {
             let mut connection = self.connection().await?;
             let result = pipeline.query_async(&mut connection.inner).await;
             if !self.was_dead(&connection, before, &result) {
-                return self.finish_all(&connection, result);
+                return self.finish_all(&connection, result).await;
             }
         }
     }
@@ -211,7 +211,7 @@ impl Pool {
             }
             let result = pipeline.query_async(&mut connection.inner).await;
             if !self.was_dead(&connection, before, &result) {
-                return self.finish_all(&connection, result).map(Some);
+                return self.finish_all(&connection, result).await.map(Some);
             }
         }
     }
@@ -236,18 +236,23 @@ impl Pool {
         pipeline: &mut Pipeline,
     ) -> Result<Vec<RedisResult<Value>>> {
         let result = pipeline.ignore_errors().query_async(&mut connection.inner).await;
-        self.finish_all(&connection, result)
+        self.finish_all(&connection, result).await
     }
 
-    fn finish_all(
+    async fn finish_all(
         &self,
         connection: &Pooled,
         result: RedisResult<Vec<RedisResult<Value>>>,
     ) -> Result<Vec<RedisResult<Value>>> {
-        if result.iter().flatten().filter_map(|reply| reply.as_ref().err()).any(poisons) {
+        let errors = || result.iter().flatten().filter_map(|reply| reply.as_ref().err());
+        if errors().any(poisons) {
             self.poison(connection);
         }
-        self.finish(connection, result)
+        let full = errors().any(|error| self.connector.wants_memory(error));
+        if full {
+            self.ask_memory(connection).await;
+        }
+        self.finish(connection, result).await
     }
 
     /// The newest connection's number: what is known to be whole now was seen within it.
@@ -263,7 +268,7 @@ impl Pool {
             let mut connection = self.connection().await?;
             let result = script.invoke_async(&mut connection.inner).await;
             if !self.was_dead(&connection, before, &result) {
-                return self.finish(&connection, result);
+                return self.finish(&connection, result).await;
             }
         }
     }
@@ -272,7 +277,7 @@ impl Pool {
     pub async fn script_once(&self, script: &ScriptInvocation<'_>) -> Result<Value> {
         let mut connection = self.alive().await?;
         let result = script.invoke_async(&mut connection.inner).await;
-        self.finish(&connection, result)
+        self.finish(&connection, result).await
     }
 
     /// As [`Pool::script`], but only on connections that are no younger than `session`; `None` where
@@ -290,12 +295,13 @@ impl Pool {
             }
             let result = script.invoke_async(&mut connection.inner).await;
             if !self.was_dead(&connection, before, &result) {
-                return self.finish(&connection, result).map(Some);
+                return self.finish(&connection, result).await.map(Some);
             }
         }
     }
 
-    fn finish<T>(&self, connection: &Pooled, result: RedisResult<T>) -> Result<T> {
+    /// The result of a request, in the broker's terms.
+    async fn finish<T>(&self, connection: &Pooled, result: RedisResult<T>) -> Result<T> {
         match result {
             Ok(value) => {
                 *connection.answered.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -306,8 +312,19 @@ impl Pool {
                 if poisons(&error) {
                     self.poison(connection);
                 }
+                if self.connector.wants_memory(&error) {
+                    self.ask_memory(connection).await;
+                }
                 Err(self.connector.classify(error))
             }
+        }
+    }
+
+    /// Asks how full the server is, so that its refusal can be told in figures.
+    async fn ask_memory(&self, connection: &Pooled) {
+        let mut connection = connection.inner.clone();
+        if let Ok(info) = redis::cmd("INFO").arg("memory").query_async(&mut connection).await {
+            self.connector.has_memory(info);
         }
     }
 

@@ -1,6 +1,10 @@
 //! A chat completion as server-sent events.
 
-use std::{collections::VecDeque, sync::atomic::Ordering};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use axum::{
     http::StatusCode,
@@ -11,7 +15,7 @@ use futures_util::{Stream, StreamExt, stream};
 use super::{Asked, chunk::Writer, refused, splice::Splice};
 use crate::{
     event::{Body, Event, Failed},
-    gateway::{error::Refusal, sse::respond},
+    gateway::{error::Refusal, presence, sse::respond},
     listener,
 };
 
@@ -28,7 +32,8 @@ struct Streaming<S> {
 }
 
 /// The response, once it is known how it begins: with the first chunk, or with the status of a job that failed
-/// before it. One that takes longer than a heartbeat begins without.
+/// before it. One that takes longer than a heartbeat begins without, and so does one that nobody serves: its
+/// client learns why it waits.
 pub(super) async fn streamed<S>(
     asked: Asked,
     events: S,
@@ -38,10 +43,12 @@ where
     S: Stream<Item = Result<Event, listener::Error>> + Send + Unpin + 'static,
 {
     let heartbeat = asked.app.options.heartbeat;
+    let (app, warning) = (Arc::clone(&asked.app), asked.warning.clone());
+    let patience = if warning.is_some() { Duration::ZERO } else { heartbeat };
     let writer = Writer::new(asked.id(), asked.created, asked.model.clone(), include_usage);
     let (splice, queue) = (Splice::default(), VecDeque::new());
     let mut streaming = Streaming { asked, events, splice, writer, queue, ended: false };
-    if let Ok(Err(refusal)) = tokio::time::timeout(heartbeat, streaming.fill()).await {
+    if let Ok(Err(refusal)) = tokio::time::timeout(patience, streaming.fill()).await {
         return Err(refusal);
     }
     let blocks = stream::unfold(streaming, async |mut streaming| {
@@ -53,7 +60,8 @@ where
         let data = streaming.queue.pop_front()?;
         Some((sse::Event::default().data(data), streaming))
     });
-    Ok(respond(blocks, heartbeat))
+    let queue = app.options.queue.clone();
+    Ok(respond(presence::told(app, queue, warning, blocks), heartbeat))
 }
 
 impl<S: Stream<Item = Result<Event, listener::Error>> + Send + Unpin> Streaming<S> {

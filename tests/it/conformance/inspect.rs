@@ -11,6 +11,7 @@ use millstream::{
 use crate::support::subject::{Subject, failure, far, job, soon, worker};
 
 pub async fn what_is_not_there_is_empty(s: &Subject) {
+    s.ready().await.unwrap();
     assert_eq!(s.job(JobId::new()).await.unwrap(), None);
     assert_eq!(s.depth(&s.partition).await.unwrap(), Depth::default());
     assert_eq!(s.dead_letters(&s.partition, 9).await.unwrap(), []);

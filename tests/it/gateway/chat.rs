@@ -398,8 +398,10 @@ async fn a_late_first_token_is_waited_for_with_comments() {
     let heartbeat = Duration::from_millis(100);
     let web = Web::start(&broker, Options { heartbeat, ..options() });
     let mut stream = stream(&web, &streamed("slow")).await;
-    let ping = Block { comment: "ping".to_owned(), ..Block::default() };
-    assert_eq!(stream.any().await.unwrap(), ping);
+    for _ in 0..3 {
+        let block = stream.any().await.unwrap();
+        assert!(!block.comment.is_empty() && block.event.is_empty(), "{block:?}");
+    }
     let mut hand = Hand::begin(&broker).await;
     hand.fail(Failure::new(Code::InvalidRequest, "too hard")).await;
     // The status has gone: the error is in the stream.

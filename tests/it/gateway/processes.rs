@@ -102,6 +102,45 @@ async fn a_gateway_that_cannot_start_says_why() {
     }
 }
 
+/// Guards against a gateway that answers nothing as documented until Redis is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_without_redis_answers_what_needs_none() {
+    let mut server = Server::start().await;
+    server.stop();
+    let (redis, port) = (server.url(), port::free().to_string());
+    let env = [("REDIS_URL", redis.as_str()), ("PORT", &port)];
+    let mut gateway = Running::start(GATEWAY, &[], &env);
+    gateway.wait_for("waiting for Redis");
+    let url = format!("http://127.0.0.1:{port}");
+    let get = async |path: &str| Reply::of(client().get(format!("{url}{path}"))).await;
+    let health = get("/healthz").await;
+    assert_eq!((&health.json()["status"], health.status.as_u16()), (&json!("ok"), 200));
+    assert!(
+        health.json()["version"].is_string() && !health.header("etag").is_empty(),
+        "{}",
+        health.text
+    );
+    assert_eq!(get("/whoami").await.json()["tenant"], "default");
+    assert!(get("/metrics").await.text.contains("millstream_gateway_connections_open"));
+    assert!(get("/openapi.json").await.json()["paths"]["/v1/jobs"].is_object());
+    assert!(get("/").await.text.contains("<title>"));
+    get("/nowhere").await.refused(404, "not_found");
+    let enqueue = async || {
+        let request = client().post(format!("{url}/v1/jobs"));
+        let request = request.header("content-type", "application/json");
+        Reply::of(request.body(chat("a").to_string())).await
+    };
+    for reply in [get("/readyz").await, get("/v1/queues").await, enqueue().await] {
+        reply.refused(503, "broker_unavailable");
+        assert_eq!(reply.header("retry-after"), "2");
+    }
+    server.restart().await;
+    gateway.wait_for("gateway listens");
+    assert_eq!(enqueue().await.status, 202);
+    gateway.signal("TERM");
+    assert_eq!(gateway.end().0, Some(0));
+}
+
 /// Everything in one process, which ends at once although somebody waits for an answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dev_serves_the_web_and_ends_at_once() {

@@ -387,6 +387,9 @@ impl Control for Dying {
 
 #[async_trait]
 impl Inspect for Dying {
+    async fn ready(&self) -> Result<()> {
+        self.fate.beside("ready", self.inner.ready()).await
+    }
     async fn job(&self, id: JobId) -> Result<Option<Record>> {
         self.fate.step("job", self.inner.job(id)).await
     }

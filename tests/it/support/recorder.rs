@@ -415,6 +415,11 @@ impl Control for Recorder {
 
 #[async_trait]
 impl Inspect for Recorder {
+    async fn ready(&self) -> Result<()> {
+        self.seen.call("Inspect::ready");
+        self.inner.ready().await
+    }
+
     async fn job(&self, id: JobId) -> Result<Option<Record>> {
         self.seen.call("Inspect::job");
         self.inner.job(id).await

@@ -40,7 +40,16 @@ impl Server {
         Self::start_with("everysec").await
     }
 
+    /// A server with more arguments.
+    pub async fn with(more: &[&'static str]) -> Self {
+        Self::begin("no", more).await
+    }
+
     async fn start_with(aof: &'static str) -> Self {
+        Self::begin(aof, &[]).await
+    }
+
+    async fn begin(aof: &'static str, more: &[&'static str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("millstream-test-{}-{number}", std::process::id());
@@ -49,12 +58,13 @@ impl Server {
         // Between finding a port and using it another process may take it: then another is found.
         for _ in 0..10 {
             let port = port::free();
-            let process = spawn(port, &dir, aof, &[]);
+            let process = spawn(port, &dir, aof, more);
             let mut server = Self { process, port, dir: dir.clone(), aof };
             if server.is_ready().await {
                 return server;
             }
-            server.stop();
+            // With it goes its folder.
+            drop(server);
             std::fs::create_dir_all(&dir).unwrap();
         }
         panic!("no redis-server started within ten attempts");
@@ -63,6 +73,11 @@ impl Server {
     /// Where it listens.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> &std::path::Path {
+        &self.dir
     }
 
     /// Its port.

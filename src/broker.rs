@@ -114,7 +114,7 @@ pub trait Claim: Send + Sync {
     -> Result<Swept>;
 
     /// Forgets workers that hold nothing: `worker`, which leaves, or all that have not read for
-    /// `idle`. Returns how many names went. One that comes back is known again with its next read.
+    /// `idle` and do not hear what they are told. Returns how many names went.
     async fn retire(
         &self,
         partition: &Partition,
@@ -261,7 +261,8 @@ pub trait Inspect: Send + Sync {
     /// How much waits, runs, is parked and is dead in a partition.
     async fn depth(&self, partition: &Partition) -> Result<Depth>;
 
-    /// The workers that have read a partition, the most recent first.
+    /// The workers that have read a partition, the most recent first. One that lives is among them,
+    /// however long it has had nothing to do.
     async fn workers(&self, partition: &Partition) -> Result<Vec<WorkerSeen>>;
 
     /// Up to `most` dead letters of a partition, the oldest first, behind the one called `after`.

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Mutex, PoisonError},
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -14,9 +13,6 @@ use crate::{
     job::{Invalid, Job, Lane, QueueName, Timestamp},
     retry::Backoff,
 };
-
-/// A worker that has read within this time is alive: it reads at least every 30 s.
-const ALIVE: Duration = Duration::from_secs(45);
 
 /// A batch that a lane refuses as full brings the lane's turn nearer by this part of `trim_every`:
 /// what was only acknowledged may be all that fills it.
@@ -239,7 +235,7 @@ impl Producer {
     /// Workers that serve a queue, as far as the broker can tell.
     pub async fn live_workers(&self, queue: &QueueName) -> broker::Result<usize> {
         let workers = self.broker.workers(&Partition::first(queue.clone())).await?;
-        Ok(workers.iter().filter(|worker| worker.idle < ALIVE).count())
+        Ok(workers.iter().filter(|worker| worker.is_live()).count())
     }
 
     /// Counts what was added, and trims the lanes whose turn has come. A trim that fails costs

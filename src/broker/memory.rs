@@ -237,7 +237,9 @@ impl Claim for Memory {
         worker: Option<&WorkerId>,
         idle: Duration,
     ) -> Result<u64> {
-        Ok(self.inner.lock().queue(partition).retire(worker, idle))
+        let mut state = self.inner.lock();
+        let listening = state.topics.workers();
+        Ok(state.queue(partition).retire(worker, idle, &listening))
     }
 
     async fn wake(&self, partition: &Partition, why: Wake) -> Result<()> {

@@ -110,7 +110,21 @@ pub struct WorkerSeen {
     pub id: String,
     /// Entries in its hands.
     pub pending: u64,
-    /// Time since it last read.
+    /// Time since it last read, or since it was last given an entry: servers differ in whether a
+    /// blocking read that brings nothing counts.
     #[serde(with = "humantime_serde")]
     pub idle: Duration,
+    /// Whether it hears what it is told, which it does for as long as it lives.
+    pub listens: bool,
+}
+
+impl WorkerSeen {
+    /// A worker that is not heard of otherwise is taken to live for this time after it has read: its
+    /// subscription may just be made, or be made anew.
+    const GRACE: Duration = Duration::from_secs(45);
+
+    /// Whether it lives, as far as the broker can tell.
+    pub fn is_live(&self) -> bool {
+        self.listens || self.idle < Self::GRACE
+    }
 }

@@ -89,7 +89,7 @@ pub(super) async fn workers(
 /// Shows the workers that have read the queues.
 async fn seen(view: View, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let (broker, partitions, _) = open(view.queues, common, cx).await?;
-    let mut table = table(&["queue", "worker", "in hands", "idle"], 2);
+    let mut table = table(&["queue", "worker", "in hands", "idle", "live"], 2);
     for partition in partitions {
         for worker in broker.shared.workers(&partition).await? {
             match view.output {
@@ -103,7 +103,7 @@ async fn seen(view: View, common: &Common, cx: &mut Context) -> Result<Exit, Err
     finish(&table, view.output, &mut cx.terminal)
 }
 
-fn worker_row(partition: &Partition, worker: &WorkerSeen) -> [String; 4] {
+fn worker_row(partition: &Partition, worker: &WorkerSeen) -> [String; 5] {
     let idle = std::time::Duration::from_millis(
         u64::try_from(worker.idle.as_millis()).unwrap_or(u64::MAX),
     );
@@ -112,6 +112,7 @@ fn worker_row(partition: &Partition, worker: &WorkerSeen) -> [String; 4] {
         worker.id.clone(),
         worker.pending.to_string(),
         format_duration(idle).to_string(),
+        if worker.is_live() { "yes" } else { "no" }.to_owned(),
     ]
 }
 

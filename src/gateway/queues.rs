@@ -32,7 +32,7 @@ struct Depth {
     /// Jobs that wait for a time.
     parked: u64,
     dead: u64,
-    /// Workers that have read it of late.
+    /// Live workers that serve it.
     workers: usize,
 }
 

@@ -182,6 +182,7 @@ behaviours! {
         entries_deleted_under_a_worker_are_not_given_to_it_again,
         a_lane_refused_on_one_queue_stops_no_takeover_on_others,
         workers_that_hold_nothing_are_forgotten,
+        a_worker_that_listens_lives_however_long_it_is_idle,
         a_kept_job_has_its_whole_time_again,
         a_job_that_is_over_keeps_the_time_of_its_end,
     }

@@ -49,6 +49,7 @@ mod logs;
 mod migrate;
 mod model;
 mod options;
+mod presence;
 mod programs;
 mod readme;
 mod redis_loss;

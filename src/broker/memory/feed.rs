@@ -1,7 +1,7 @@
 //! Subscriptions to live messages.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, atomic::Ordering},
 };
@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 
 use super::Inner;
-use crate::broker::{Feed, Result, Signal, Sink, Topic};
+use crate::broker::{Feed, Result, Signal, Sink, Topic, WorkerId};
 
 /// Who hears which topic. A topic nobody hears is not kept.
 #[derive(Default)]
@@ -23,6 +23,15 @@ impl Topics {
             sink(Signal::Message(topic.clone(), message.to_vec()));
         }
         members.len() as u64
+    }
+
+    /// The workers that hear what they are told.
+    pub(super) fn workers(&self) -> HashSet<WorkerId> {
+        let worker = |topic: &Topic| match topic {
+            Topic::Worker(id) => Some(id.clone()),
+            Topic::Job(_) | Topic::Wake(_) => None,
+        };
+        self.0.keys().filter_map(worker).collect()
     }
 
     fn join(&mut self, topic: &Topic, id: u64, sink: &Sink) {

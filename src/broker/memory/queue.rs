@@ -3,7 +3,7 @@
 mod shelf;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     ops::Bound,
     time::{Duration, Instant},
 };
@@ -277,11 +277,18 @@ impl Queue {
         true
     }
 
-    /// Forgets workers that hold nothing: one that leaves, or all that were silent for so long.
-    pub(super) fn retire(&mut self, worker: Option<&WorkerId>, idle: Duration) -> u64 {
+    /// Forgets workers that hold nothing: one that leaves, or all that were silent for so long and are
+    /// not `listening`.
+    pub(super) fn retire(
+        &mut self,
+        worker: Option<&WorkerId>,
+        idle: Duration,
+        listening: &HashSet<WorkerId>,
+    ) -> u64 {
         let (held, before) = (self.held_by_worker(), self.workers.len());
         self.workers.retain(|id, seen| {
-            let leaves = Some(id) == worker || seen.elapsed() > idle;
+            let silent = seen.elapsed() > idle && !listening.contains(id);
+            let leaves = Some(id) == worker || silent;
             held.contains_key(id) || !leaves
         });
         (before - self.workers.len()) as u64
@@ -314,12 +321,13 @@ impl Queue {
         }
     }
 
-    pub(super) fn workers(&self) -> Vec<WorkerSeen> {
+    pub(super) fn workers(&self, listening: &HashSet<WorkerId>) -> Vec<WorkerSeen> {
         let held = self.held_by_worker();
         let seen = |(id, at): (&WorkerId, &Instant)| WorkerSeen {
             id: id.to_string(),
             pending: held.get(id).copied().unwrap_or_default(),
             idle: at.elapsed(),
+            listens: listening.contains(id),
         };
         let mut workers: Vec<_> = self.workers.iter().map(seen).collect();
         workers.sort_by_key(|worker| worker.idle);

@@ -256,7 +256,9 @@ impl State {
     }
 
     pub(super) fn workers(&self, partition: &Partition) -> Vec<WorkerSeen> {
-        self.queues.get(partition).map(Queue::workers).unwrap_or_default()
+        let listening = self.topics.workers();
+        let workers = |queue: &Queue| queue.workers(&listening);
+        self.queues.get(partition).map(workers).unwrap_or_default()
     }
 
     pub(super) fn dead_letters(

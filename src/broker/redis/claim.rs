@@ -190,7 +190,7 @@ impl Claim for Redis {
         for lane in self.keys.lanes(partition) {
             call.key(lane);
         }
-        call.arg(worker.map_or("", WorkerId::as_str)).arg(millis(idle));
+        call.arg(worker.map_or("", WorkerId::as_str)).arg(millis(idle)).arg(self.keys.workers());
         codec::read(self.pool.script(&call).await?, "retire")
     }
 

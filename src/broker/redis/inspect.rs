@@ -117,6 +117,30 @@ pub(super) fn letters(value: Value) -> Result<Vec<DeadLetter>> {
     Ok(codec::entries(value)?.into_iter().map(read).collect())
 }
 
+impl Redis {
+    /// Notes which workers hear their channels. Where the server does not say, as under an ACL, they are
+    /// judged by what they have read.
+    async fn ask_who_listens(&self, workers: &mut [WorkerSeen]) {
+        if workers.is_empty() {
+            return;
+        }
+        let mut command = redis::cmd("PUBSUB");
+        command.arg("NUMSUB");
+        for worker in &*workers {
+            command.arg(format!("{}{}", self.keys.workers(), worker.id));
+        }
+        let heard = self.pool.command(&command).await;
+        match heard.and_then(|reply| codec::read::<Vec<(String, u64)>>(reply, "PUBSUB NUMSUB")) {
+            Ok(heard) => {
+                for (worker, (_, count)) in workers.iter_mut().zip(heard) {
+                    worker.listens = count > 0;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "not told which workers listen"),
+        }
+    }
+}
+
 /// A missing key is an empty one; every other error stands.
 fn absent_is_empty(reply: redis::RedisResult<Value>) -> redis::RedisResult<Value> {
     match reply {
@@ -214,12 +238,14 @@ impl Inspect for Redis {
                 let id: String = codec::read(get("name"), "consumer name")?;
                 let pending: u64 = codec::read(get("pending"), "consumer pending")?;
                 let idle = Duration::from_millis(codec::read(get("idle"), "consumer idle")?);
-                let worker = seen.entry(id.clone()).or_insert(WorkerSeen { id, pending: 0, idle });
+                let unheard = WorkerSeen { id: id.clone(), pending: 0, idle, listens: false };
+                let worker = seen.entry(id).or_insert(unheard);
                 worker.pending += pending;
                 worker.idle = worker.idle.min(idle);
             }
         }
         let mut workers: Vec<WorkerSeen> = seen.into_values().collect();
+        self.ask_who_listens(&mut workers).await;
         workers.sort_by(|a, b| a.idle.cmp(&b.idle).then_with(|| a.id.cmp(&b.id)));
         Ok(workers)
     }

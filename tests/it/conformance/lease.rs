@@ -16,7 +16,7 @@ use millstream::{
     state::State,
 };
 
-use crate::support::subject::{DEADLINE, Subject, begun, delta, job, worker};
+use crate::support::subject::{DEADLINE, Subject, begun, delta, job, soon, worker};
 
 const DAY: Duration = Duration::from_hours(24);
 const NEVER: Duration = Duration::from_hours(1);
@@ -400,6 +400,38 @@ pub async fn workers_that_hold_nothing_are_forgotten(s: &Subject) {
     assert_eq!(names().await, [holding.to_string()]);
     // Its entry is still there to be taken over.
     assert_eq!(swept(s, &worker("heir"), SOON, 1).await.len(), 1);
+}
+
+/// Guards against a live worker that is forgotten, or counts as none, because it has had nothing to do.
+pub async fn a_worker_that_listens_lives_however_long_it_is_idle(s: &Subject) {
+    let (idle, gone) = (worker("idle"), worker("gone"));
+    let listening = s.listen(&[Topic::Worker(idle.clone())]).await;
+    for reader in [&idle, &gone] {
+        s.reader(reader).await.pending().await.unwrap();
+        s.reader(reader).await.read(Lane::Normal, 1).await.unwrap();
+    }
+    let seen = async || -> Vec<(String, bool)> {
+        let workers = s.workers(&s.partition).await.unwrap();
+        workers.into_iter().map(|worker| (worker.id, worker.listens)).collect()
+    };
+    assert_eq!(seen().await.len(), 2);
+    let long = Duration::from_millis(1);
+    tokio::time::sleep(long * 5).await;
+    assert_eq!(s.retire(&s.partition, None, long).await.unwrap(), 1);
+    assert_eq!(seen().await, [(idle.to_string(), true)]);
+    // One that leaves is forgotten though it still listens, and so is one that has died.
+    assert_eq!(s.retire(&s.partition, Some(&idle), NEVER).await.unwrap(), 1);
+    s.reader(&idle).await.pending().await.unwrap();
+    s.reader(&idle).await.read(Lane::Normal, 1).await.unwrap();
+    drop(listening);
+    soon(async {
+        while seen().await != [(idle.to_string(), false)] {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    tokio::time::sleep(long * 5).await;
+    assert_eq!(s.retire(&s.partition, None, long).await.unwrap(), 1);
 }
 
 pub async fn a_kept_job_has_its_whole_time_again(s: &Subject) {

@@ -1,4 +1,4 @@
-//! Memory for request bodies, within a bound in all and for each tenant.
+//! Memory for request bodies and for messages of WebSockets, within a bound in all and for each tenant.
 //!
 //! A body takes room as its bytes arrive, and gives it back when it is dropped. Where there is none the request is
 //! refused instead of made to wait: bodies that wait for one another's room would all wait for ever.
@@ -76,15 +76,50 @@ impl Room {
     }
 }
 
-impl Drop for Room {
-    fn drop(&mut self) {
+impl Room {
+    fn give_back(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
         let mut taken = self.shared.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.all = taken.all.saturating_sub(self.bytes);
+        let bytes = std::mem::take(&mut self.bytes);
+        taken.all = taken.all.saturating_sub(bytes);
         if let Some(mine) = taken.by_tenant.get_mut(&self.tenant) {
-            *mine = mine.saturating_sub(self.bytes);
+            *mine = mine.saturating_sub(bytes);
             if *mine == 0 {
                 taken.by_tenant.remove(&self.tenant);
             }
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+/// The room of a WebSocket's message that is not whole: taken where its bytes come in, and given back where the
+/// message goes out.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Meter(Arc<Mutex<Option<Room>>>);
+
+impl Meter {
+    /// Counts from here on.
+    pub(super) fn begin(&self, room: Room) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(room);
+    }
+
+    /// Takes room for bytes that came in, or says that there is none.
+    pub(super) fn count(&self, bytes: usize) -> Result<(), Refusal> {
+        let mut room = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        room.as_mut().map_or(Ok(()), |room| room.take(bytes))
+    }
+
+    /// A message is whole.
+    pub(super) fn settle(&self) {
+        if let Some(room) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            room.give_back();
         }
     }
 }

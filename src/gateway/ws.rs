@@ -16,7 +16,7 @@
 //! takes: a slow client falls behind its live messages and catches up from the log.
 //!
 //! Close codes: 1002 for what is no WebSocket frame, 1003 for a binary frame, 1007 for text that is not UTF-8, 1008 after [`FAULTS`] frames that are no requests, 1009 for one that is
-//! too large, 1012 when the gateway closes (come back at once), 4408 when nothing was said or heard for
+//! too large, 1012 when the gateway closes (come back at once), 1013 for an unfinished one without room, 4408 when nothing was said or heard for
 //! `socket_idle`.
 
 pub(super) mod frame;
@@ -50,6 +50,7 @@ use tungstenite::error::ProtocolError;
 use super::{
     app::App,
     auth::{self, Caller, Known, Right},
+    bodies::Meter,
     error::Refusal,
     jobs,
     slots::Slot,
@@ -73,6 +74,10 @@ pub(super) const PROTOCOL: &str = "millstream";
 /// How long a client has to hear the last words, and to answer them.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// Codes behind which nothing can be read any more.
+const ILLEGIBLE: [u16; 4] =
+    [close_code::SIZE, close_code::PROTOCOL, close_code::INVALID, close_code::AGAIN];
+
 /// A send that took longer had to wait until the client took something, and so has heard of it.
 const AT_ONCE: Duration = Duration::from_millis(1);
 
@@ -87,6 +92,7 @@ struct Session {
     app: Arc<App>,
     caller: Arc<Caller>,
     socket: WebSocket,
+    meter: Meter,
     followed: StreamMap<JobId, Events>,
     faults: u32,
     /// When anything but a ping was last said or heard.
@@ -127,11 +133,11 @@ pub(super) fn upgrade(
     State(app): State<Arc<App>>,
     Known(caller): Known,
     headers: &HeaderMap,
-    Upgrade(upgrade, served): Upgrade,
+    Upgrade(upgrade, meter): Upgrade,
 ) -> Result<Response, Refusal> {
-    let scheme = served.then_some("http");
+    let scheme = meter.is_some().then_some("http");
     handshake::same_site(&app.options.cors_origins, headers, scheme)?;
-    open(&app, upgrade, caller)
+    open(&app, upgrade, caller, meter.unwrap_or_default())
 }
 
 /// Serves a caller on an upgraded connection of an application's own server.
@@ -142,18 +148,20 @@ pub(super) fn serve(
     caller: Arc<Caller>,
 ) -> Result<Response, Refusal> {
     handshake::same_site(&app.options.cors_origins, headers, None)?;
-    open(app, upgrade, caller)
+    open(app, upgrade, caller, Meter::default())
 }
 
 fn open(
     app: &Arc<App>,
     upgrade: WebSocketUpgrade,
     caller: Arc<Caller>,
+    meter: Meter,
 ) -> Result<Response, Refusal> {
     let slot = app.slots.take(&caller.tenant)?;
     let (open, cutoff) = (Open::new(app), app.cutoff.clone());
     let max = app.options.limits.max_body;
     let app = Arc::clone(app);
+    meter.begin(app.bodies.room(&caller.tenant));
     let upgrade = upgrade.max_message_size(max).max_frame_size(max).protocols([PROTOCOL]);
     Ok(upgrade.read_buffer_size(READ_AHEAD).on_upgrade(async move |socket| {
         let now = Instant::now();
@@ -162,6 +170,7 @@ fn open(
             app,
             caller,
             socket,
+            meter,
             followed,
             faults: 0,
             active: now,
@@ -176,13 +185,17 @@ fn open(
 /// Why a connection cannot be read any more.
 fn broken(error: axum::Error) -> End {
     let Ok(fault) = error.into_inner().downcast::<tungstenite::Error>() else { return End::Gone };
-    let code = match *fault {
+    let code = match &*fault {
         tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
             return End::Gone;
         }
         tungstenite::Error::Protocol(_) => close_code::PROTOCOL,
         tungstenite::Error::Utf8(_) => close_code::INVALID,
         tungstenite::Error::Capacity(_) => close_code::SIZE,
+        tungstenite::Error::Io(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {
+            let text = "too many bytes of unfinished messages at once (gateway.limits.max_bodies)";
+            return End::Close(close_code::AGAIN, text.to_owned());
+        }
         _ => return End::Gone,
     };
     End::Close(code, fault.to_string())
@@ -221,8 +234,7 @@ impl Session {
     async fn part(&mut self, end: End) {
         let mut legible = true;
         if let End::Close(code, reason) = end {
-            legible =
-                ![close_code::SIZE, close_code::PROTOCOL, close_code::INVALID].contains(&code);
+            legible = !ILLEGIBLE.contains(&code);
             let close = CloseFrame { code, reason: reason.into() };
             if self.socket.send(Message::Close(Some(close))).await.is_err() {
                 return;
@@ -280,6 +292,7 @@ impl Session {
 
     async fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Step {
         self.heard = Instant::now();
+        self.meter.settle();
         match message {
             None | Some(Ok(Message::Close(_))) => Err(End::Gone),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),

@@ -21,7 +21,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tower::ServiceExt as _;
 
 use super::{
-    super::{app::App, auth::Served},
+    super::{app::App, auth::Served, bodies::Meter},
     http2,
     wire::{Progress, Wire},
 };
@@ -71,10 +71,12 @@ impl Talk {
             return http2::refuse(stream, limits.read_timeout).await;
         }
         let progress = Arc::new(Progress::default());
-        let wire = Wire::new(stream, Arc::clone(&progress), limits.read_timeout);
+        let meter = Meter::default();
+        let wire = Wire::new(stream, Arc::clone(&progress), meter.clone(), limits.read_timeout);
         let talk = (Arc::clone(&self), Arc::clone(&progress));
-        let service = hyper::service::service_fn(move |request| {
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             let (talk, progress) = talk.clone();
+            request.extensions_mut().insert(meter.clone());
             async move { Ok::<_, std::convert::Infallible>(talk.answer(request, progress).await) }
         });
         let connection = self.http.serve_connection(TokioIo::new(wire), service).with_upgrades();

@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::super::error::Refusal;
+use super::super::{bodies::Meter, error::Refusal};
 
 /// How long what a client still sends is read behind the last answer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -76,6 +76,8 @@ impl Progress {
 pub(super) struct Wire {
     stream: TcpStream,
     progress: Arc<Progress>,
+    /// Counts what comes in, once it is a WebSocket.
+    meter: Meter,
     /// How long a request's head may take.
     patience: Duration,
     /// When the head that has begun must be there, and how many were there before.
@@ -87,8 +89,13 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream, progress: Arc<Progress>, patience: Duration) -> Self {
-        Self { stream, progress, patience, head: None, instead: None, lingering: None }
+    pub(super) fn new(
+        stream: TcpStream,
+        progress: Arc<Progress>,
+        meter: Meter,
+        patience: Duration,
+    ) -> Self {
+        Self { stream, progress, meter, patience, head: None, instead: None, lingering: None }
     }
 
     /// A head has begun, or goes on.
@@ -168,7 +175,12 @@ impl AsyncRead for Wire {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         match read {
-            Poll::Ready(Ok(())) if buffer.filled().len() > before => self.heard(),
+            Poll::Ready(Ok(())) if buffer.filled().len() > before => {
+                self.heard();
+                if self.meter.count(buffer.filled().len() - before).is_err() {
+                    return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+                }
+            }
             Poll::Pending if self.is_late(cx) => {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }

@@ -8,22 +8,22 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-use super::super::{app::App, auth::Served, error::Refusal, host};
+use super::super::{app::App, bodies::Meter, error::Refusal, host};
 
 /// The one version there is: RFC 6455, section 4.4.
 const VERSION: HeaderValue = HeaderValue::from_static("13");
 
-/// An upgrade, its refusal in words, and whether the gateway's own server serves it.
-pub(in crate::gateway) struct Upgrade(pub(super) WebSocketUpgrade, pub(super) bool);
+/// An upgrade, its refusal in words, and what counts its bytes where the gateway's own server serves it.
+pub(in crate::gateway) struct Upgrade(pub(super) WebSocketUpgrade, pub(super) Option<Meter>);
 
 impl FromRequestParts<Arc<App>> for Upgrade {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refusal> {
         check(&parts.headers)?;
-        let served = parts.extensions.get::<Served>().is_some();
+        let meter = parts.extensions.get::<Meter>().cloned();
         match WebSocketUpgrade::from_request_parts(parts, app).await {
-            Ok(upgrade) => Ok(Self(upgrade, served)),
+            Ok(upgrade) => Ok(Self(upgrade, meter)),
             Err(error) => {
                 let text = format!("{}; this route is for WebSockets", error.body_text());
                 Err(Refusal::new(error.status(), "not_a_websocket", text))

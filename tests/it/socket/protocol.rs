@@ -154,3 +154,36 @@ async fn an_origin_is_compared_by_scheme_host_and_port() {
     }
     gate.is_clean().await;
 }
+
+/// Messages that never end took as much memory as they were long, at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unfinished_messages_take_no_more_memory_than_allowed() {
+    let limits = Limits { max_body: 200_000, max_bodies: 1_000_000, ..Limits::default() };
+    let gate = Gate::start(limited(limits)).await;
+    let message = |size: usize| {
+        let mut bytes = vec![0x81, 0xff];
+        bytes.extend_from_slice(&200_000_u64.to_be_bytes());
+        bytes.resize(14, 0);
+        bytes.resize(14 + size, b'x');
+        bytes
+    };
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let mut client = open(&gate).await;
+        soon(client.socket.get_mut().write_all(&message(199_999))).await.unwrap();
+        waiting.push(Box::pin(async move { client.code().await }));
+    }
+    // Two have room; whichever comes last has none.
+    let (code, _, rest) = futures_util::future::select_all(waiting).await;
+    assert_eq!((code, rest.len()), (1013, 2));
+    drop(rest);
+    gate.until("sockets_open", 0).await;
+    // What is whole gives its room back: far more than there is, one after the other.
+    let mut client = open(&gate).await;
+    for _ in 0..6 {
+        soon(client.socket.get_mut().write_all(&message(200_000))).await.unwrap();
+        assert_eq!(client.answer().await["error"]["code"], "invalid_frame");
+    }
+    drop(client);
+    gate.is_clean().await;
+}

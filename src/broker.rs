@@ -73,8 +73,8 @@ pub trait Enqueue: Send + Sync {
     async fn enqueue_in_order(&self, jobs: &[Submission]) -> Vec<Result<Receipt>>;
 
     /// Removes the entries that lie before every unread and every pending one: what is left when
-    /// settling was interrupted or a consumer only acks. Returns how many. A lane without a group,
-    /// or with more than one, is left alone.
+    /// settling was interrupted or a consumer only acks. Returns how many; of very many the next call
+    /// removes more. A lane without a group, or with more than one, is left alone.
     async fn trim(&self, partition: &Partition, lane: Lane) -> Result<u64>;
 }
 
@@ -278,13 +278,14 @@ pub trait Inspect: Send + Sync {
 #[async_trait]
 pub trait Reconcile: Send + Sync {
     /// As [`Reconcile::reconcile`], but only where more jobs are counted than there are entries and
-    /// parked jobs: that refuses jobs for which there is room, and is never right. Looking and counting
-    /// are one step: of many who look at once, one counts. Cheap where nothing is found. What counts too
+    /// parked jobs: that refuses jobs for which there is room, and is never right. Of many who look at
+    /// once, one corrects. Cheap where nothing is found. What counts too
     /// little, and what entries that do not count hide, is left to [`Reconcile::reconcile`].
     async fn mend(&self, partition: &Partition) -> Result<Correction>;
 
-    /// Counts what a partition really holds, in one indivisible step that takes as long as there are
-    /// jobs, and sets its counters right. The answer tells what was wrong.
+    /// Counts what a partition really holds, in short steps between which others go on, and sets its
+    /// counters right. The answer tells what was wrong. Where jobs end all the time while very many are
+    /// counted, a counter that is off by no more than have ended meanwhile stays.
     async fn reconcile(&self, partition: &Partition) -> Result<Correction>;
 }
 

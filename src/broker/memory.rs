@@ -370,8 +370,7 @@ impl Control for Memory {
     }
 
     async fn letter(&self, partition: &Partition, letter: &str) -> Result<Option<DeadLetter>> {
-        let found = self.inner.lock().dead_letters(partition, None, usize::MAX);
-        Ok(found.into_iter().find(|dead| dead.letter == letter))
+        Ok(self.inner.lock().queue(partition).letter(letter).cloned())
     }
 
     async fn unfinished(&self, letters: &[DeadLetter]) -> Result<Vec<bool>> {

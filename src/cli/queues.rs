@@ -30,8 +30,8 @@ pub(super) struct Overview {
 enum What {
     /// Count again what queues hold, and set right what is counted against the limits
     ///
-    /// Every job that a queue holds is read, in one step that holds Redis up: about half a second
-    /// for 100,000 jobs of 1 KB. Only something other than Millstream that deletes entries or changes
+    /// Every job that a queue holds is read, in steps that hold Redis up for a few milliseconds each: about a second
+    /// in all for 100,000 jobs of 1 KB. Only something other than Millstream that deletes entries or changes
     /// counters makes it necessary, and workers do it by themselves, as they start and then hourly, where
     /// more jobs are counted than there are entries. What they cannot see, such as counters that are too
     /// low, is set right by this alone.

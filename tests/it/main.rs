@@ -61,6 +61,7 @@ mod schema;
 mod sdk;
 mod soak;
 mod socket;
+mod steps;
 mod support;
 mod takeover;
 mod tenancy;

@@ -1,7 +1,7 @@
 //! Who may come in, and what goes to make room: the bounds of the whole broker, and those of each
 //! queue.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use super::{queue::Queue, run::Run, state::State};
 use crate::{
@@ -51,10 +51,12 @@ impl Ledger {
     pub(super) fn give_back(&mut self, load: &Load) {
         self.jobs = self.jobs.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(load.bytes);
-        if let Some(jobs) = self.tenants.get_mut(&load.tenant) {
-            *jobs = jobs.saturating_sub(1);
+        if let Entry::Occupied(mut jobs) = self.tenants.entry(load.tenant.clone()) {
+            *jobs.get_mut() = jobs.get().saturating_sub(1);
+            if *jobs.get() == 0 {
+                jobs.remove();
+            }
         }
-        self.tenants.retain(|_, jobs| *jobs > 0);
     }
 
     pub(super) fn counted(&self) -> Counted {

@@ -22,6 +22,9 @@ pub(crate) type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 /// An entry's ID as Redis makes it: milliseconds, then a sequence within them.
 type StreamId = (u64, u64);
 
+/// Most bytes copied under the lock by one call, or a little more: about 5 ms.
+pub(super) const STEP_BYTES: usize = 16 << 20;
+
 /// Most workers remembered; incarnations come and go with every deploy.
 const MOST_WORKERS: usize = 1_000;
 
@@ -67,6 +70,8 @@ pub(super) struct Queue {
     /// Dead letters dropped so far.
     dropped: u64,
     workers: HashMap<WorkerId, Instant>,
+    /// How many entries of each job are in the lanes, by the `id` that they say.
+    carried: HashMap<Vec<u8>, usize>,
     /// Bytes of entries, parked payloads and dead letters.
     pub(super) bytes: usize,
     /// What counts against the limits.
@@ -100,6 +105,11 @@ pub(super) fn weight(fields: &Fields) -> usize {
     fields.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
+/// The job's ID as fields say it.
+fn said(fields: &Fields) -> Option<&[u8]> {
+    fields.iter().find(|(name, _)| name == b"id").map(|(_, id)| id.as_slice())
+}
+
 /// `None` for text that no entry of this broker has as its ID.
 fn parse(entry: &str) -> Option<StreamId> {
     let (ms, seq) = entry.split_once('-')?;
@@ -119,6 +129,9 @@ impl Queue {
     /// Adds an entry under the next ID.
     pub(super) fn add(&mut self, lane: Lane, fields: Fields, now: Timestamp) -> String {
         self.bytes += weight(&fields);
+        if let Some(id) = said(&fields) {
+            *self.carried.entry(id.to_vec()).or_default() += 1;
+        }
         let stream = &mut self.lanes[lane.index()];
         stream.top = following(stream.top, now);
         let held = Held { fields, owner: None, leased: None, deliveries: 0 };
@@ -126,7 +139,7 @@ impl Queue {
         text(stream.top)
     }
 
-    /// Gives a worker up to `most` unread entries of a lane.
+    /// Gives a worker up to `most` unread entries of a lane, and no more bytes than are copied at once.
     pub(super) fn take(
         &mut self,
         lane: Lane,
@@ -136,8 +149,12 @@ impl Queue {
         self.see(worker);
         let stream = &mut self.lanes[lane.index()];
         let unread = (Bound::Excluded(stream.read), Bound::Unbounded);
-        let mut taken = Vec::new();
+        let (mut taken, mut bytes) = (Vec::new(), 0);
         for (id, held) in stream.entries.range_mut(unread).take(most) {
+            if bytes >= STEP_BYTES {
+                break;
+            }
+            bytes += weight(&held.fields);
             held.owner = Some(worker.clone());
             held.leased = Some(Instant::now());
             held.deliveries = 1;
@@ -217,13 +234,17 @@ impl Queue {
         lease: Duration,
         (most, deliveries): (usize, u32),
     ) -> Vec<Overdue> {
-        let mut taken = Vec::new();
+        let (mut taken, mut bytes) = (Vec::new(), 0);
         for lane in Lane::ALL {
             let stream = &mut self.lanes[lane.index()];
             let before = taken.len();
             for (id, held) in stream.entries.range_mut(..=stream.read) {
                 let expired = held.leased.is_none_or(|since| since.elapsed() >= lease);
+                if bytes >= STEP_BYTES {
+                    return taken;
+                }
                 if taken.len() < most && held.owner.is_some() && expired {
+                    bytes += weight(&held.fields);
                     let suspect = held.deliveries >= (deliveries / 2).max(1);
                     if suspect && taken.len() > before {
                         break;
@@ -260,9 +281,7 @@ impl Queue {
 
     /// Whether any entry is of this job, as far as entries say it.
     pub(super) fn carries(&self, job: JobId) -> bool {
-        let id = job.to_string().into_bytes();
-        let of_job = |held: &Held| held.fields.iter().any(|(n, v)| n == b"id" && *v == id);
-        self.lanes.iter().any(|stream| stream.entries.values().any(of_job))
+        self.carried.contains_key(job.to_string().as_bytes())
     }
 
     /// Takes an entry out of its lane; `false` when it is not there, and then nothing else may be
@@ -274,6 +293,14 @@ impl Queue {
         };
         self.bytes -= weight(&held.fields);
         stream.pending -= usize::from(held.owner.is_some());
+        if let Some(id) = said(&held.fields)
+            && let Some(entries) = self.carried.get_mut(id)
+        {
+            *entries -= 1;
+            if *entries == 0 {
+                self.carried.remove(id);
+            }
+        }
         true
     }
 
@@ -336,7 +363,7 @@ impl Queue {
 
     pub(super) fn dead_letters(&self, after: Option<&str>, most: usize) -> Vec<DeadLetter> {
         let after = after.and_then(parse);
-        let behind = |dead: &&DeadLetter| parse(&dead.letter) > after;
-        self.dead.iter().filter(behind).take(most).cloned().collect()
+        let first = self.dead.partition_point(|dead| parse(&dead.letter) <= after);
+        self.dead.iter().skip(first).take(most).cloned().collect()
     }
 }

@@ -157,10 +157,12 @@ impl State {
         most: usize,
         now: Timestamp,
     ) -> Promoted {
-        let mut count = 0;
+        let (mut count, mut bytes) = (0, 0);
         while count < most
+            && bytes < queue::STEP_BYTES
             && let Some((id, parked)) = self.queue(partition).unpark(now)
         {
+            bytes += parked.payload.len();
             let Parked { payload, at, attempt, run, mark, .. } = &parked;
             let fields = queue::fields(id, payload, *at, (*attempt, *run), mark.as_ref());
             self.queue(partition).add(parked.lane, fields, now);

@@ -23,6 +23,8 @@ pub(super) struct Tenants {
     recent: HashMap<Tenant, Jobs>,
     /// When each bucket that is not full will be.
     buckets: HashMap<Tenant, Instant>,
+    /// The same in the order of their times.
+    by_time: BTreeSet<(Instant, Tenant)>,
 }
 
 impl Tenants {
@@ -38,18 +40,25 @@ impl Tenants {
 
     /// Takes a token, by the arithmetic of the script `rate.lua`; else how long until one comes.
     pub(super) fn admit(&mut self, tenant: &Tenant, rate: Rate, now: Instant) -> Option<Duration> {
-        self.buckets.retain(|_, full| *full > now);
+        while let Some((full, _)) = self.by_time.first()
+            && *full <= now
+            && let Some((_, tenant)) = self.by_time.pop_first()
+        {
+            self.buckets.remove(&tenant);
+        }
         let interval = Duration::from_micros(rate.interval());
         let empty = now + Duration::from_micros(rate.window());
+        let stored = self.buckets.get(tenant).copied();
         // Emptier than empty is what a slower rate has left.
-        let full = self.buckets.entry(tenant.clone()).or_insert(now);
-        *full = (*full).min(empty);
-        let wait = (*full + interval).saturating_duration_since(empty);
-        if wait.is_zero() {
-            *full += interval;
-            return None;
+        let before = stored.unwrap_or(now).min(empty);
+        let wait = (before + interval).saturating_duration_since(empty);
+        let full = if wait.is_zero() { before + interval } else { before };
+        if let Some(stored) = stored {
+            self.by_time.remove(&(stored, tenant.clone()));
         }
-        Some(wait)
+        self.by_time.insert((full, tenant.clone()));
+        self.buckets.insert(tenant.clone(), full);
+        (!wait.is_zero()).then_some(wait)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Adding jobs within the limits of their queues.
 //!
-//! One script per batch and partition decides, adds and counts, so that producers at work together
-//! never pass a bound. Only of what it has accepted are the records written, in a pipeline behind it.
+//! One script per step of a batch and partition decides, adds and counts, so that producers at work
+//! together never pass a bound. Only of what it has accepted are the records written, in a pipeline behind it.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +21,20 @@ use crate::{
 
 /// Where the configuration has the limits.
 const SECTION: &str = "redis.limits";
+
+/// Most jobs that one script admits, and most bytes of them, which takes it about 5 ms; a larger job is
+/// admitted alone.
+const STEP: (usize, usize) = (500, 1 << 20);
+
+/// How many submissions one script may admit.
+fn one_step(batch: &[&Submission]) -> usize {
+    let mut bytes = 0;
+    let fits = |submission: &&&Submission| {
+        bytes += submission.payload.len();
+        bytes <= STEP.1
+    };
+    batch.iter().take(STEP.0).take_while(fits).count().max(1)
+}
 
 /// What the script says of a job that it has parked.
 const PARKED: &str = "parked";
@@ -50,6 +64,29 @@ impl Redis {
     }
 
     async fn admit_to(
+        &self,
+        partition: &Partition,
+        batch: &[&Submission],
+        now: Timestamp,
+        in_order: bool,
+    ) -> Vec<Result<bool>> {
+        let mut answers: Vec<Result<bool>> = Vec::with_capacity(batch.len());
+        while answers.len() < batch.len() {
+            let rest = &batch[answers.len()..];
+            let is_full = |answer: &Result<bool>| matches!(answer, Err(Error::Full { .. }));
+            if in_order && answers.iter().any(is_full) {
+                answers.extend(rest.iter().map(|_| Err(behind(partition))));
+            } else if let Some(Err(error)) = answers.last().filter(|last| !is_full(last)) {
+                answers.extend(refuse_all(rest.len(), error));
+            } else {
+                let step = &rest[..one_step(rest)];
+                answers.extend(self.admit_some(partition, step, now, in_order).await);
+            }
+        }
+        answers
+    }
+
+    async fn admit_some(
         &self,
         partition: &Partition,
         batch: &[&Submission],

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use redis::{RedisError, Value};
 
-use super::{Redis, codec, millis};
+use super::{Redis, codec, millis, reconcile::STEP};
 use crate::{
     broker::{Enqueue, Error, Partition, Receipt, Result, Submission, Wake},
     job::{Job, JobId, Lane, Timestamp},
@@ -59,6 +59,9 @@ pub(super) type Wakes = Mutex<HashMap<Partition, Instant>>;
 
 /// Whoever hears of a job looks one sweep later; what is added in between is seen by then.
 const WAKE_AGAIN: Duration = Duration::from_millis(500);
+
+/// Most steps of one trim, which a producer waits for; the next goes on.
+const TRIM_STEPS: usize = 16;
 
 /// Where each submission of a batch stands.
 enum Step {
@@ -280,8 +283,16 @@ impl Enqueue for Redis {
 
     async fn trim(&self, partition: &Partition, lane: Lane) -> Result<u64> {
         let mut call = self.scripts.trim.key(self.keys.lane(partition, lane));
-        call.key(self.keys.load(partition));
-        codec::read(self.pool.script(&call).await?, "trim")
+        call.key(self.keys.load(partition)).arg(STEP.0).arg(STEP.1);
+        let mut removed = 0;
+        for _ in 0..TRIM_STEPS {
+            let (more, goes_on): (u64, bool) = codec::read(self.pool.script(&call).await?, "trim")?;
+            removed += more;
+            if !goes_on {
+                break;
+            }
+        }
+        Ok(removed)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::hash_map::Entry as Slot, time::Duration};
 
-use super::{Queue, following, text, weight};
+use super::{Queue, following, parse, text, weight};
 use crate::{
     broker::{DeadLetter, Entry, Load},
     job::{JobId, Lane, Tenant, Timestamp},
@@ -101,11 +101,20 @@ impl Queue {
         }
     }
 
+    /// Letters lie in the order of their names.
+    fn place_of(&self, letter: &str) -> Option<usize> {
+        let name = parse(letter)?;
+        self.dead.binary_search_by_key(&Some(name), |dead| parse(&dead.letter)).ok()
+    }
+
+    /// A dead letter.
+    pub(in crate::broker::memory) fn letter(&self, letter: &str) -> Option<&DeadLetter> {
+        self.dead.get(self.place_of(letter)?)
+    }
+
     /// Takes out a dead letter; `false` when it is not there.
     pub(in crate::broker::memory) fn unbury(&mut self, letter: &str) -> bool {
-        let Some(at) = self.dead.iter().position(|dead| dead.letter == letter) else {
-            return false;
-        };
+        let Some(at) = self.place_of(letter) else { return false };
         let dead = self.dead.remove(at);
         self.bytes -= dead.map_or(0, |dead| weight(&dead.fields));
         true

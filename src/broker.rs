@@ -38,7 +38,7 @@ pub use error::{Error, Result};
 pub use limits::{Correction, Counted, Limits};
 pub use tenancy::{Rate, Recent, Tenancy};
 use tokio_util::sync::CancellationToken;
-pub use topic::{Signal, Topic, Wake};
+pub use topic::{Next, Signal, Topic, Wake};
 pub use trouble::Trouble;
 pub use view::{Depth, LaneDepth, Record, WorkerSeen};
 
@@ -94,7 +94,8 @@ pub trait Claim: Send + Sync {
     async fn begin(&self, entry: &Entry, worker: &WorkerId, crashes: Crashes) -> Result<Begin>;
 
     /// Moves up to `most` jobs whose time has come to their lanes; each exactly once however many
-    /// workers promote. Time is the broker's.
+    /// workers promote. Time is the broker's. Every worker of the partition is told when the next is due
+    /// ([`Wake::Next`]), as by whoever parks a job that is due before all others.
     async fn promote(&self, partition: &Partition, most: usize) -> Result<Promoted>;
 
     /// Renews the leases of entries of one partition that this worker runs; never of one that has

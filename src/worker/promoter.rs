@@ -1,13 +1,18 @@
-//! Moves parked jobs to their lanes when their time has come. It sleeps until the next one is due
-//! or until something is parked; while nothing is, it does nothing.
+//! Moves parked jobs to their lanes when their time has come.
+//!
+//! It sleeps until the next one is due. Whoever changes which one that is tells every worker of the
+//! partition ([`Next`]): a job that comes before all others, and each promotion. So nobody asks the
+//! broker when the next is due, and of many workers that wait for it one promotes: each waits its own
+//! turn, and hears of the one that was first.
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Partition, Shared, Topic, Wake},
-    listener::{Heard, Hub, Link, Subscription},
+    broker::{Next, Partition, Shared, Topic, Wake},
+    listener::{Heard, Hub, Link},
     retry::Backoff,
 };
 
@@ -17,6 +22,32 @@ const BATCH: usize = 256;
 /// How often it looks while wakes cannot reach it.
 const BLIND: Duration = Duration::from_secs(5);
 
+/// Jobs that come due so soon after others are moved together.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// How much earlier than the second, on average, the first of many workers takes its turn: longer than
+/// it takes to promote and to be heard.
+const APART: Duration = Duration::from_millis(5);
+
+/// Nobody waits longer for its turn.
+const LONGEST_TURN: Duration = Duration::from_millis(30);
+
+/// How many take turns where the broker does not say it.
+const UNKNOWN: u32 = 4;
+
+/// When the promoter of one partition looks next.
+struct Promoter {
+    /// `None` while nothing is parked.
+    at: Option<Instant>,
+    /// When it last looked.
+    looked: Instant,
+    /// How many take turns.
+    workers: u32,
+    /// The last message said when the next job is due. For workers of an earlier version the same
+    /// sender adds that a job was parked.
+    told: bool,
+}
+
 pub(super) async fn run(broker: Shared, hub: Hub, partition: Partition, stop: CancellationToken) {
     let mut wakes = hub.subscribe(Topic::Wake(partition.clone()));
     let mut backoff = Backoff::connecting();
@@ -25,46 +56,140 @@ pub(super) async fn run(broker: Shared, hub: Hub, partition: Partition, stop: Ca
         _ = wakes.link() => {}
         () = stop.cancelled() => return,
     }
+    let now = Instant::now();
+    let mut promoter = Promoter { at: Some(now), looked: now, workers: 1, told: false };
     while !stop.is_cancelled() {
-        let pause = match broker.promote(&partition, BATCH).await {
+        let link = wakes.current();
+        // Messages first: one may say that another worker has just been here.
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            heard = wakes.next() => promoter.hear(&heard),
+            () = until(promoter.at, link) => {
+                promoter.look(&broker, &partition, &mut backoff).await;
+            }
+        }
+    }
+}
+
+impl Promoter {
+    fn hear(&mut self, heard: &Heard) {
+        let wake = match heard {
+            Heard::Message(message) => Wake::read(message),
+            // Something may have been missed.
+            Heard::Lagged | Heard::Link(_) => Some(Wake::Parked),
+        };
+        let told = std::mem::take(&mut self.told) && matches!(heard, Heard::Message(_));
+        match wake {
+            Some(Wake::Next(Next { due_in, workers })) => {
+                self.workers = if workers == 0 { UNKNOWN } else { workers };
+                self.told = true;
+                let soonest = self.looked + GATHER;
+                self.at = due_in.map(|due| (Instant::now() + due).max(soonest) + self.turn());
+            }
+            Some(Wake::Parked) if !told => {
+                let at = Instant::now() + self.turn();
+                self.at = Some(self.at.map_or(at, |before| before.min(at)));
+            }
+            _ => {}
+        }
+    }
+
+    async fn look(&mut self, broker: &Shared, partition: &Partition, backoff: &mut Backoff) {
+        let promoted = broker.promote(partition, BATCH).await;
+        self.looked = Instant::now();
+        self.at = match promoted {
             Ok(promoted) => {
                 backoff.reset();
                 if promoted.count > 0 {
                     tracing::debug!(%partition, count = promoted.count, "promoted");
                 }
-                promoted.next_in
+                // What is due still was too much for one script.
+                let pause = if promoted.count > 0 { Duration::ZERO } else { GATHER };
+                let gathered = |due: Duration| if due.is_zero() { pause } else { due.max(GATHER) };
+                promoted.next_in.map(|due| self.looked + gathered(due))
             }
             Err(error) => {
                 tracing::warn!(%partition, %error, "parked jobs not promoted");
-                Some(backoff.next_delay())
+                Some(self.looked + backoff.next_delay())
             }
         };
-        tokio::select! {
-            () = sleep(pause, wakes.current()) => {}
-            () = parked(&mut wakes) => {}
-            () = stop.cancelled() => {}
-        }
+    }
+
+    /// How long this worker lets the others go first. The least of so many exponential times is as far
+    /// from the second, on average, however many there are.
+    fn turn(&self) -> Duration {
+        let bytes = uuid::Uuid::new_v4().into_bytes();
+        let random = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let part = (f64::from(random) + 1.0) / (f64::from(u32::MAX) + 1.0);
+        let others = f64::from(self.workers.saturating_sub(1));
+        APART.mul_f64(others * -part.ln()).min(LONGEST_TURN)
     }
 }
 
-async fn sleep(pause: Option<Duration>, link: Link) {
-    let pause = match link {
-        Link::Live(_) => pause,
-        _ => Some(pause.unwrap_or(BLIND).min(BLIND)),
+/// Waits until it is time to look, or for a while where no wake comes through.
+async fn until(at: Option<Instant>, link: Link) {
+    let at = match link {
+        Link::Live(_) => at,
+        _ => Some(at.unwrap_or_else(|| Instant::now() + BLIND).min(Instant::now() + BLIND)),
     };
-    match pause {
-        Some(pause) => tokio::time::sleep(pause).await,
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }
 
-/// Something was parked, or something may have been missed. Losing the connection wakes as well,
-/// so that the pause is chosen anew.
-async fn parked(wakes: &mut Subscription) {
-    loop {
-        match wakes.next().await {
-            Heard::Message(message) if Wake::read(&message) != Some(Wake::Parked) => {}
-            Heard::Message(_) | Heard::Lagged | Heard::Link(_) => return,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn promoter(workers: u32) -> Promoter {
+        let now = Instant::now();
+        Promoter { at: None, looked: now - GATHER, workers, told: false }
+    }
+
+    fn heard(wake: Wake) -> Heard {
+        Heard::Message(wake.message().into_bytes().into())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_looks_when_it_was_told_and_asks_nobody() {
+        let mut alone = promoter(1);
+        let next = |due_in| heard(Wake::Next(Next { due_in, workers: 1 }));
+        let second = Duration::from_secs(1);
+        alone.hear(&next(Some(second)));
+        assert_eq!(alone.at, Some(Instant::now() + second));
+        // The same word for workers of an earlier version.
+        alone.hear(&heard(Wake::Parked));
+        assert_eq!(alone.at, Some(Instant::now() + second));
+        alone.hear(&heard(Wake::Swept));
+        assert_eq!(alone.at, Some(Instant::now() + second));
+        alone.hear(&next(None));
+        assert_eq!(alone.at, None);
+        // A producer of an earlier version says no more.
+        alone.hear(&heard(Wake::Swept));
+        alone.hear(&heard(Wake::Parked));
+        assert_eq!(alone.at, Some(Instant::now()));
+        alone.hear(&next(None));
+        alone.hear(&Heard::Lagged);
+        assert_eq!(alone.at, Some(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_many_one_is_first_by_some_milliseconds_and_nobody_is_late() {
+        for workers in [2, 10, 100] {
+            let promoter = promoter(workers);
+            let (mut apart, mut first) = (Duration::ZERO, Duration::ZERO);
+            for _ in 0..1000 {
+                let mut turns: Vec<Duration> = (0..workers).map(|_| promoter.turn()).collect();
+                turns.sort_unstable();
+                first += turns[0];
+                apart += turns[1].saturating_sub(turns[0]);
+                assert!(turns[1] <= LONGEST_TURN);
+            }
+            let mean = Duration::from_millis(3)..Duration::from_millis(8);
+            assert!(mean.contains(&(apart / 1000)), "{workers}: {apart:?}");
+            assert!(first / 1000 < mean.end, "{workers}: {first:?}");
         }
     }
 }

@@ -53,7 +53,7 @@ pub(super) async fn run(
                 // Another worker has looked; whether anything is in flight is still to be seen.
                 Some(Wake::Swept) => next = next.max(Instant::now() + spread(context.options.sweep)),
                 Some(Wake::Released) => next = Instant::now(),
-                Some(Wake::Parked) => {}
+                Some(Wake::Parked | Wake::Next(_)) => {}
                 Some(Wake::Added | Wake::Claimed) => {
                     context.wakes.heard(&partition);
                     next = next.min(Instant::now() + spread(context.options.sweep));

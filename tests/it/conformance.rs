@@ -158,6 +158,7 @@ behaviours! {
         a_plain_entry_needs_only_its_job,
         a_job_that_was_accepted_is_not_judged_by_newer_bounds,
         promote_moves_what_is_due_exactly_once,
+        whoever_parks_the_first_job_says_when_it_is_due,
         promote_goes_by_time_and_stops_at_what_is_asked,
         a_promoted_job_runs_and_its_parked_copy_is_gone,
         a_wait_ends_when_a_job_is_promoted,

@@ -51,6 +51,7 @@ mod model;
 mod options;
 mod presence;
 mod programs;
+mod promotion;
 mod readme;
 mod redis_loss;
 mod redis_says;

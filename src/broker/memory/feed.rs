@@ -25,6 +25,11 @@ impl Topics {
         members.len() as u64
     }
 
+    /// How many subscribers a topic has.
+    pub(super) fn count(&self, topic: &Topic) -> u32 {
+        u32::try_from(self.0.get(topic).map_or(0, Vec::len)).unwrap_or(u32::MAX)
+    }
+
     /// The workers that hear what they are told.
     pub(super) fn workers(&self) -> HashSet<WorkerId> {
         let worker = |topic: &Topic| match topic {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     broker::{
-        Attempt, DeadLetter, Depth, Entry, Error, Load, Partition, Place, Promoted, Receipt,
+        Attempt, DeadLetter, Depth, Entry, Error, Load, Next, Partition, Place, Promoted, Receipt,
         Record, Result, Spent, Submission, Topic, Wake, WorkerId, WorkerSeen,
     },
     job::{JobId, Lane, Timestamp},
@@ -109,7 +109,9 @@ impl State {
             if let (true, Some(load)) = (self.queue(partition).park(*id, parked), &load) {
                 self.queue(partition).ledger.take(load);
             }
-            self.wake(partition, Wake::Parked);
+            if self.queue(partition).is_first(*id) {
+                self.tell_next(partition, now);
+            }
         } else {
             let queue = self.queue(partition);
             queue.add(job.lane, fields, now);
@@ -148,7 +150,15 @@ impl State {
     }
 
     pub(super) fn wake(&self, partition: &Partition, why: Wake) {
-        self.topics.publish(&Topic::Wake(partition.clone()), why.as_str().as_bytes());
+        self.topics.publish(&Topic::Wake(partition.clone()), why.message().as_bytes());
+    }
+
+    /// Tells a partition's workers when the next parked job is due.
+    fn tell_next(&mut self, partition: &Partition, now: Timestamp) -> Option<Duration> {
+        let due_in = self.queue(partition).next_in(now);
+        let workers = self.topics.count(&Topic::Wake(partition.clone()));
+        self.wake(partition, Wake::Next(Next { due_in, workers }));
+        due_in
     }
 
     pub(super) fn promote(
@@ -173,7 +183,7 @@ impl State {
         if count > 0 {
             self.wake(partition, Wake::Added);
         }
-        Promoted { count, next_in: self.queue(partition).next_in(now) }
+        Promoted { count, next_in: self.tell_next(partition, now) }
     }
 }
 
@@ -214,7 +224,9 @@ impl State {
             return false;
         }
         queue.repark(entry.id, Parked::of_entry(entry, attempt, due));
-        self.wake(&entry.place.partition, Wake::Parked);
+        if queue.is_first(entry.id) {
+            self.tell_next(&entry.place.partition, Timestamp::now());
+        }
         true
     }
 

@@ -196,7 +196,7 @@ impl Claim for Redis {
 
     async fn wake(&self, partition: &Partition, why: Wake) -> Result<()> {
         let mut command = redis::cmd("PUBLISH");
-        command.arg(self.keys.wake(partition)).arg(why.as_str());
+        command.arg(self.keys.wake(partition)).arg(why.message());
         self.pool.command(&command).await.map(drop)
     }
 }

@@ -1,5 +1,5 @@
-//! The Lua scripts. Each file opens with its contract. Where two are named, the first holds functions
-//! of the second.
+//! The Lua scripts. Each file opens with its contract. Where several are named, the last is the
+//! script, and the others hold functions of it.
 
 use redis::Script;
 
@@ -30,11 +30,11 @@ scripts! {
     /// Rebuilds what the server forgot.
     heal: "heal.lua",
     /// Parks a job.
-    park: "load.lua" "park.lua",
+    park: "load.lua" "next.lua" "park.lua",
     /// Gives a record its whole time again.
     keep: "keep.lua",
     /// Moves due jobs to their lanes.
-    promote: "promote.lua",
+    promote: "next.lua" "promote.lua",
     /// Moves an entry to the dead letters.
     bury: "load.lua" "bury.lua",
     /// Drops dead letters that are too old.
@@ -70,7 +70,7 @@ scripts! {
     /// Puts a dead letter's entry back.
     requeue: "requeue.lua",
     /// Adds jobs within the limits.
-    admit: "admit.lua",
+    admit: "next.lua" "admit.lua",
     /// Sets counters right.
     reconcile: "load.lua" "reconcile.lua",
     /// Reads a page of a tenant's recent jobs.

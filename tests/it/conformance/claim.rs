@@ -8,9 +8,9 @@ use std::{
 };
 
 use millstream::{
-    broker::{Begin, DeadLetter, Promoted, Receipt, Spent, Topic, Written},
+    broker::{Begin, DeadLetter, Limits, Next, Promoted, Receipt, Spent, Topic, Wake, Written},
     event::{Body, EventId, Started},
-    job::{JobId, Lane, Timestamp},
+    job::{Job, JobId, Lane, Timestamp},
     state::State,
 };
 use tokio_util::sync::CancellationToken;
@@ -337,6 +337,44 @@ pub async fn promote_moves_what_is_due_exactly_once(s: &Subject) {
     let entries = s.claim_all(Lane::Normal, &worker("a")).await;
     assert_eq!(entries.len(), 30);
     assert_eq!(entries.iter().map(|entry| entry.id).collect::<BTreeSet<_>>(), ids);
+}
+
+/// Guards against every worker asking the broker whenever any job is parked.
+pub async fn whoever_parks_the_first_job_says_when_it_is_due(s: &Subject) {
+    let mut listening = s.listen(&[Topic::Wake(s.partition.clone())]).await;
+    let in_hours = |hours| Timestamp::now().after(Duration::from_hours(hours));
+    let mut next = async |hours: Option<u64>| {
+        let due_in = loop {
+            match Wake::read(&listening.next().await.1) {
+                Some(Wake::Next(Next { due_in, workers: 1 })) => break due_in,
+                Some(Wake::Next(other)) => panic!("heard by one: {other:?}"),
+                _ => {}
+            }
+        };
+        let (short, whole) = (Duration::from_mins(1), hours.map(Duration::from_hours));
+        assert_eq!(due_in.is_some(), whole.is_some());
+        assert!(due_in.zip(whole).is_none_or(|(due, all)| due <= all && due + short > all));
+    };
+    // Nothing is told of the one that comes later: what is heard next is of the third.
+    for (hours, told) in [(4, true), (5, false), (3, true)] {
+        s.add(Job { not_before: Some(in_hours(hours)), ..job("later") }).await;
+        if told {
+            next(Some(hours)).await;
+        }
+    }
+    s.add(job("retried")).await;
+    let entry = s.claim(&worker("a")).await;
+    assert!(s.park(&entry, 1, in_hours(2)).await.unwrap());
+    next(Some(2)).await;
+    let bounded = s.limited(Limits { max_jobs: 100, ..Limits::default() }).await;
+    if s.ask("PING", |_| String::new()).is_some() {
+        bounded.add(Job { not_before: Some(in_hours(1)), ..job("bounded") }).await;
+        next(Some(1)).await;
+    }
+    // Whoever looks tells the others, who need not look then.
+    let promoted = s.promote(&s.partition, 9).await.unwrap();
+    next(Some(if s.ask("PING", |_| String::new()).is_some() { 1 } else { 2 })).await;
+    assert_eq!(promoted.count, 0);
 }
 
 pub async fn promote_goes_by_time_and_stops_at_what_is_asked(s: &Subject) {

@@ -33,6 +33,11 @@ impl Queue {
         self.parked.contains_key(&id)
     }
 
+    /// Whether a parked job is due before all others.
+    pub(in crate::broker::memory) fn is_first(&self, id: JobId) -> bool {
+        self.by_due.first().is_some_and(|(_, first)| *first == id)
+    }
+
     /// Keeps a job until its time. One that is parked already stays as it is; then `false`.
     pub(in crate::broker::memory) fn park(&mut self, id: JobId, parked: Parked) -> bool {
         let Slot::Vacant(slot) = self.parked.entry(id) else { return false };

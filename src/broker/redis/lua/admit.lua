@@ -18,7 +18,7 @@ local most_jobs, most_bytes, most_of_tenant = tonumber(ARGV[3]), tonumber(ARGV[4
 local in_order = ARGV[6] == '1'
 local held = call('HMGET', load, 'jobs', 'bytes')
 local jobs, bytes = tonumber(held[1]) or 0, tonumber(held[2]) or 0
-local tenants, parked, refused = {}, false, false
+local tenants, parked, refused = {}, {}, false
 
 local function met(of_tenant, size)
   if most_jobs > 0 and jobs >= most_jobs then return 'jobs', jobs end
@@ -40,7 +40,7 @@ local function take(lane, tenant, due, id, job)
   end
   call('HSET', KEYS[5], id, lane .. ' ' .. at .. ' 0,load=' .. tenant .. ' ' .. job)
   call('ZADD', KEYS[4], due, id)
-  parked = true
+  parked[id] = true
   return 'parked'
 end
 
@@ -59,5 +59,9 @@ if jobs > before then
     if count > 0 then call('HSET', load, 't:' .. tenant, count) end
   end
 end
-if parked then redis.pcall('PUBLISH', ARGV[1], 'parked') end
+if next(parked) and parked[redis.call('ZRANGE', KEYS[4], 0, 0)[1]] then
+  tell_next(KEYS[4], ARGV[1])
+  -- Workers of an earlier version know no other word; the others take it for the same.
+  redis.pcall('PUBLISH', ARGV[1], 'parked')
+end
 return replies

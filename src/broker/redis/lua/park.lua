@@ -32,7 +32,12 @@ if ARGV[1] ~= '' then
 elseif redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[5]) == 1 then
   redis.call('ZADD', KEYS[1], ARGV[4], ARGV[3])
 end
-redis.pcall('PUBLISH', ARGV[2], 'parked')
+-- Whoever promotes the first hears of the others then.
+if redis.call('ZRANK', KEYS[1], ARGV[3]) == 0 then
+  tell_next(KEYS[1], ARGV[2])
+  -- Workers of an earlier version know no other word; the others take it for the same.
+  redis.pcall('PUBLISH', ARGV[2], 'parked')
+end
 if stale then
   local tenant, job = string.match(stale, '^%S+ %S+ %d+%S*,load=([^%s,]+)%S* (.*)$')
   if tenant then give_back(KEYS[4], #job, {[tenant] = 1}) end

@@ -42,6 +42,5 @@ for _, id in ipairs(due) do
   moved, bytes = moved + 1, bytes + size
 end
 if moved > 0 then redis.pcall('PUBLISH', ARGV[2], 'added') end
-local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-if not next[2] then return {moved, -1} end
-return {moved, math.max(0, tonumber(next[2]) - now)}
+-- Told to all, so that no other worker looks for the same.
+return {moved, tell_next(KEYS[1], ARGV[2])}

@@ -5,6 +5,7 @@
 
 mod admit;
 mod claim;
+mod clock;
 mod codec;
 mod connect;
 mod control;
@@ -114,6 +115,7 @@ pub struct Redis {
     scripts: Arc<Scripts>,
     options: Arc<Options>,
     wakes: Arc<enqueue::Wakes>,
+    clock: Arc<clock::Clock>,
 }
 
 impl fmt::Debug for Redis {
@@ -150,6 +152,7 @@ impl Redis {
             scripts: Arc::new(Scripts::new()),
             options: Arc::new(options),
             wakes: Arc::default(),
+            clock: Arc::default(),
         }
     }
 

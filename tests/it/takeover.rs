@@ -25,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{
     dying::{Fate, Plan, Side},
     program::{MILLSTREAM, Running, WORKER, run},
-    stack::{Stack, expected, instant, paced},
+    redis::Server,
+    stack::{Stack, connect, expected, instant, paced},
     subject::soon,
     victim::Victim,
 };
@@ -363,4 +364,28 @@ async fn an_entry_deleted_under_its_worker_is_reported() {
     // The job itself comes to its end.
     let answer = soon(stack.listener().listen(id).answer()).await.unwrap();
     assert_eq!(answer.text, expected("m?tokens=300", "deleted"));
+}
+
+/// Guards against a clock of the Redis host that is set forward: every entry then seems to have lain
+/// idle for longer than its lease, those of live workers, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_set_forward_takes_no_job_from_a_live_worker() {
+    let stack = Stack::on(Server::with_a_clock().await, paced(10.0)).await;
+    let (_stop, _working) = stack.worker_on(connect(&stack.server.url()).await, patient());
+    let id = stack.ask("m?tokens=80", "long").await;
+    let mut events = stack.listener().listen(id).events();
+    soon(events.next()).await.unwrap().unwrap();
+    let (_other, idle) = stack.worker_on(connect(&stack.server.url()).await, patient());
+    let lease = patient().lease;
+    // The other has swept for longer than the grace that follows its start.
+    tokio::time::sleep(lease * 2).await;
+    for step in 1..=2 {
+        stack.server.set_clock(Duration::from_secs(10) * step);
+        tokio::time::sleep(lease + lease / 4).await;
+    }
+    let answer = soon(stack.listener().listen(id).answer()).await.unwrap();
+    assert_eq!(answer.text, expected("m?tokens=80", "long"));
+    let record = stack.broker.job(id).await.unwrap().unwrap();
+    assert_eq!((record.attempt, record.crashes, record.history.len()), (1, 0, 0));
+    drop(idle);
 }

@@ -295,6 +295,12 @@ impl Connector {
         calm.server = Instant::now().checked_sub(uptime);
     }
 
+    /// The server's clock was set: leases may have run out through nobody's fault, and a calm begins.
+    pub fn stepped(&self) {
+        let mut calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);
+        (calm.since, calm.after_outage) = (Some(Instant::now()), true);
+    }
+
     /// The server has answered for this partition: a calm begins, if there was none.
     pub fn answered(&self, partition: &Partition) {
         let mut calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);

@@ -30,6 +30,13 @@ struct Terms {
     /// A disturbance is so near that a lease may have run out through nobody's fault.
     disturbed: bool,
     deliveries: u32,
+    lease: Duration,
+}
+
+/// By how much the server's clock may differ from what it should show. A live worker's entry never lies
+/// idle for so long that this much more would end its lease.
+fn tolerance(lease: Duration) -> Duration {
+    (lease / 4).max(Duration::from_millis(100))
 }
 
 impl Redis {
@@ -90,8 +97,13 @@ impl Redis {
             idle: if grace { RELEASED } else { sweep.lease },
             disturbed: calm.is_younger(sweep.lease * 2),
             deliveries: sweep.deliveries,
+            lease: sweep.lease,
         };
         let mut pipe = redis::pipe();
+        let (sent, tells) = (Instant::now(), self.clock.is_stale(Instant::now()));
+        if tells {
+            pipe.cmd("TIME");
+        }
         for lane in self.keys.lanes(partition) {
             let expired = pipe.cmd("XPENDING").arg(&lane).arg(GROUP);
             expired.arg("IDLE").arg(millis(terms.idle)).arg("-").arg("+").arg(sweep.most.max(1));
@@ -103,6 +115,10 @@ impl Redis {
             pipe.cmd("PUBLISH").arg(self.keys.wake(partition)).arg(Wake::Swept.as_str());
         }
         let mut replies = self.pool.pipeline(&mut pipe).await?.into_iter();
+        if tells && self.was_set(replies.next(), sent, sweep)? {
+            // What has run out is looked at again after one lease.
+            return Ok(Swept { in_flight: sweep.ask.then_some(true), ..Swept::default() });
+        }
         let mut swept = Swept { in_flight: sweep.ask.then_some(false), ..Swept::default() };
         let mut found = Vec::new();
         // All of them are looked at first: what is taken before an error would run nowhere.
@@ -134,6 +150,30 @@ impl Redis {
         Ok(swept)
     }
 
+    /// Whether the server's clock was set, as its reply to TIME tells.
+    fn was_set(
+        &self,
+        reply: Option<redis::RedisResult<Value>>,
+        sent: Instant,
+        sweep: &Sweep,
+    ) -> Result<bool> {
+        let value = reply.unwrap_or(Ok(Value::Nil));
+        let value = value.map_err(|error| self.pool.connector().classify(error))?;
+        let (seconds, micros): (u64, u64) = codec::read(value, "TIME")?;
+        let now = Duration::from_secs(seconds) + Duration::from_micros(micros);
+        Ok(self.notes(now, sent, sweep.lease))
+    }
+
+    /// Notes the server's time; where its clock was set, a new calm begins.
+    fn notes(&self, server: Duration, sent: Instant, lease: Duration) -> bool {
+        let was_set = self.clock.read(server, (sent, Instant::now()), tolerance(lease));
+        if was_set {
+            tracing::warn!("the clock of Redis was set; nothing is taken over for one lease");
+            self.pool.connector().stepped();
+        }
+        was_set
+    }
+
     /// A reply of XPENDING; a lane without a group has nothing pending.
     fn pending_list(&self, reply: Option<redis::RedisResult<Value>>) -> Result<Vec<Value>> {
         match reply {
@@ -161,11 +201,12 @@ impl Redis {
         while !rest.is_empty() && entries.len() < room {
             let more = (room - entries.len(), !entries.is_empty());
             match self.claim_some(partition, lane, worker, rest, (more, terms)).await {
-                Ok((taken, gone, done)) => {
+                Ok(Some((taken, gone, done))) => {
                     entries.extend(taken);
                     lost += gone;
                     rest = rest.get(done.max(1)..).unwrap_or_default();
                 }
+                Ok(None) => break,
                 // What was taken before is this worker's by now.
                 Err(error) if !entries.is_empty() => {
                     tracing::warn!(%partition, %lane, %error, "not swept to the end");
@@ -178,6 +219,7 @@ impl Redis {
     }
 
     /// One step of a takeover: entries, how many were deleted, and how many of the IDs are dealt with.
+    /// `None` where the server's clock is ahead of what it can show, or the step was long on its way.
     async fn claim_some(
         &self,
         partition: &Partition,
@@ -185,14 +227,21 @@ impl Redis {
         worker: &WorkerId,
         ids: &[String],
         ((room, has_others), terms): ((usize, bool), &Terms),
-    ) -> Result<(Vec<Entry>, u64, usize)> {
+    ) -> Result<Option<(Vec<Entry>, u64, usize)>> {
         let key = self.keys.lane(partition, lane);
         let mut call = self.scripts.take_over.key(&key);
         call.key(self.keys.load(partition)).arg(worker.as_str()).arg(millis(terms.idle)).arg(room);
-        call.arg((terms.deliveries / 2).max(1)).arg(BYTES).arg(u8::from(has_others)).arg(ids);
+        let sent = Instant::now();
+        let latest = self.clock.latest(sent).map_or(0, |now| millis(now + tolerance(terms.lease)));
+        call.arg((terms.deliveries / 2).max(1)).arg(BYTES).arg(u8::from(has_others));
+        call.arg(latest).arg(ids);
         let reply = self.pool.script(&call).await?;
-        let (taken, before, lost, done): (Value, Vec<(u32, u64)>, u64, usize) =
+        let (taken, before, lost, done): (Value, Vec<(u32, u64)>, u64, i64) =
             codec::read(reply, "take over")?;
+        let Ok(done) = usize::try_from(done) else {
+            self.notes(Duration::from_micros(lost), sent, terms.lease);
+            return Ok(None);
+        };
         let read = |((entry, fields), (deliveries, idle)): (codec::RawEntry, (u32, u64))| {
             let place = Place { partition: partition.clone(), lane, entry };
             let fields = fields.unwrap_or_default();
@@ -204,7 +253,7 @@ impl Redis {
             entry.crashed = !terms.disturbed && idle < millis(RELEASED);
             entry
         };
-        Ok((codec::entries(taken)?.into_iter().zip(before).map(read).collect(), lost, done))
+        Ok(Some((codec::entries(taken)?.into_iter().zip(before).map(read).collect(), lost, done)))
     }
 
     pub(super) async fn give_back(

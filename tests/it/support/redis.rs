@@ -22,6 +22,8 @@ pub struct Server {
     dir: PathBuf,
     /// When its append-only file is written: `always`, `everysec`, or `no` for no file.
     aof: &'static str,
+    /// The file that says how far its clock is ahead.
+    clock: Option<PathBuf>,
 }
 
 impl Server {
@@ -45,6 +47,32 @@ impl Server {
         Self::begin("no", more).await
     }
 
+    /// A server whose time of day can be set: see [`Server::set_clock`].
+    pub async fn with_a_clock() -> Self {
+        let library = clock_library();
+        let name = format!("millstream-clock-{}-{}", std::process::id(), port::free());
+        let offset = std::env::temp_dir().join(name);
+        std::fs::write(&offset, "0").unwrap();
+        let mut server = Self::start().await;
+        server.stop();
+        server.process = command(server.port, &server.dir, server.aof)
+            .env("LD_PRELOAD", library)
+            .env("CLOCK_OFFSET", &offset)
+            .spawn()
+            .unwrap();
+        server.clock = Some(offset);
+        assert!(server.is_ready().await, "redis-server does not answer with a clock of its own");
+        server
+    }
+
+    /// Sets its clock so far ahead of the time of day.
+    pub fn set_clock(&self, ahead: Duration) {
+        let offset = self.clock.as_ref().expect("started with a clock");
+        let next = offset.with_extension("next");
+        std::fs::write(&next, ahead.as_micros().to_string()).unwrap();
+        std::fs::rename(next, offset).unwrap();
+    }
+
     async fn start_with(aof: &'static str) -> Self {
         Self::begin(aof, &[]).await
     }
@@ -59,7 +87,7 @@ impl Server {
         for _ in 0..10 {
             let port = port::free();
             let process = spawn(port, &dir, aof, more);
-            let mut server = Self { process, port, dir: dir.clone(), aof };
+            let mut server = Self { process, port, dir: dir.clone(), aof, clock: None };
             if server.is_ready().await {
                 return server;
             }
@@ -151,23 +179,37 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
         let _ = std::fs::remove_dir_all(&self.dir);
+        self.clock.iter().for_each(|offset| drop(std::fs::remove_file(offset)));
     }
 }
 
+/// Compiles `clock.c`, once for each run of the tests.
+fn clock_library() -> PathBuf {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/support/clock.c");
+    let library = std::env::temp_dir().join(format!("millstream-clock-{}.so", std::process::id()));
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source);
+    assert!(cc.status().expect("cc is on the PATH").success());
+    library
+}
+
 fn spawn(port: u16, dir: &PathBuf, aof: &str, more: &[&str]) -> Child {
+    command(port, dir, aof).args(more).spawn().expect("redis-server is on the PATH")
+}
+
+fn command(port: u16, dir: &PathBuf, aof: &str) -> Command {
     let append = if aof == "no" { ["no", "no"] } else { ["yes", aof] };
-    Command::new("redis-server")
+    let mut command = Command::new("redis-server");
+    command
         .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", append[0]])
         .args(["--appendfsync", append[1], "--port"])
         .arg(port.to_string())
         .arg("--dir")
         .arg(dir)
-        .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("redis-server is on the PATH")
+        .stderr(Stdio::null());
+    command
 }
 
 fn text(value: &Value) -> String {

@@ -3,16 +3,24 @@
 -- KEYS[1] lane   KEYS[2] load
 -- ARGV[1] worker   ARGV[2] idle time in ms that ends a lease   ARGV[3] most
 -- ARGV[4] deliveries from which an entry is suspect   ARGV[5] most bytes; it stops a little above
--- ARGV[6] `1` where the worker has taken others just before   ARGV[7…] entry IDs
+-- ARGV[6] `1` where the worker has taken others just before
+-- ARGV[7] the latest time that this server's clock can show, in ms, unless it was set; 0 for none
+-- ARGV[8…] entry IDs
 --
 -- Returns {entries, deliveries and idle times before, how many were deleted while pending, how many of
--- the IDs are dealt with}; the others are to be given again.
+-- the IDs are dealt with}; the others are to be given again. Beyond that time it takes nothing, and gives
+-- {{}, {}, its time in µs, -1}: idle times may be too long by what the clock was set forward.
 -- A suspect is taken alone: reading it may be what ends its workers, and
 -- the others are not to share its fate.
 -- Replay: takes nothing twice, for the lease begins anew.
 local taken, before, lost, bytes, done = {}, {}, 0, 0, 0
-local all = #ARGV - 6
-for i = 7, #ARGV do
+local t = redis.call('TIME')
+local latest = tonumber(ARGV[7])
+if latest > 0 and t[1] * 1000 + t[2] / 1000 > latest then
+  return {taken, before, t[1] * 1000000 + t[2], -1}
+end
+local all = #ARGV - 7
+for i = 8, #ARGV do
   local id = ARGV[i]
   local p = redis.call('XPENDING', KEYS[1], 'workers', 'IDLE', ARGV[2], id, id, 1)[1]
   local suspect = p and p[4] >= tonumber(ARGV[4])
@@ -30,7 +38,7 @@ for i = 7, #ARGV do
     end
     if suspect then done = all break end
   end
-  done = i - 6
+  done = i - 7
   if bytes >= tonumber(ARGV[5]) then break end
 end
 if lost > 0 then redis.call('HINCRBY', KEYS[2], 'lost_entries', lost) end

@@ -236,7 +236,9 @@ async fn workers_recount_where_too_much_is_counted_and_nowhere_else() {
     while looks() < 12 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(stack.command_counts().get("xrange"), None, "lanes were read");
+    // Each look begins with one at the dead letters; more than that are lanes.
+    let ranges = stack.command_counts().get("xrange").copied().unwrap_or_default();
+    assert!(ranges <= looks() + 3, "lanes were read: {ranges}");
     assert_eq!(counted(&stack.broker).await.corrected, 0);
     stack.server.command(&["HSET", &load(), "jobs", "3"]);
     while counted(&stack.broker).await.jobs != 1 {
@@ -309,7 +311,7 @@ async fn a_job_parked_before_jobs_counted_is_promoted() {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_kept_for_an_hour_and_an_accepted_one_for_its_time() {
+async fn a_refused_key_is_kept_for_seconds_and_an_accepted_one_for_its_time() {
     let server = Server::start().await;
     let broker = limited(&server, jobs(1)).await;
     let producer = Producer::new(broker.clone(), producer::Options::default());
@@ -321,7 +323,7 @@ async fn a_refused_key_is_kept_for_an_hour_and_an_accepted_one_for_its_time() {
     let (first, second) = (keyed("first"), keyed("second"));
     producer.enqueue(first.clone()).await.unwrap();
     producer.enqueue(second.clone()).await.unwrap_err();
-    assert_eq!((minutes(&first), minutes(&second)), (7 * 24 * 60, 60));
+    assert_eq!((minutes(&first), minutes(&second)), (7 * 24 * 60, 1));
     end_all(&broker).await;
     producer.enqueue(second.clone()).await.unwrap();
     assert_eq!(minutes(&second), 7 * 24 * 60);

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use millstream::{
+    admin::{Admin, Cancelled},
     broker::redis::keys::Keys,
     job::{ChatRequest, Job, JobId, Lane, Timestamp},
     retry::Schedule,
@@ -288,6 +289,14 @@ async fn a_parked_job_that_cannot_be_read_becomes_a_dead_letter_and_the_others_g
     park(&ids[1].to_string(), Some(plain));
     park(&ids[2].to_string(), Some("normal 1 soon {}"));
     park(&ids[3].to_string(), None);
+    // One that is cancelled goes, as every other does.
+    let later =
+        Job { not_before: Some(Timestamp::now().after(Duration::from_hours(1))), ..ask_job() };
+    let unwanted = stack.producer().enqueue(later).await.unwrap().id;
+    stack.server.command(&["HSET", &jobs, &unwanted.to_string(), "torn"]);
+    let cancelled = Admin::new(stack.broker.clone()).cancel(unwanted).await.unwrap();
+    assert_eq!(cancelled, Cancelled::Cancelled);
+    assert_eq!(stack.server.command(&["HEXISTS", &jobs, &unwanted.to_string()]), "0");
     // A lane of a newer version is no reason to lose the job.
     park(&newer.to_string(), Some(&format!("urgent 1763640000123 0 {plain}")));
     let good =

@@ -11,7 +11,8 @@
 -- promoted since: `begin` drops the entry that comes of it. A new job that is parked already stays as it is.
 local function step(stored)
   local attempt, more = string.match(stored, '^%S+ %S+ (%d+)(%S*) ')
-  return tonumber(string.match(more, ',run=(%d+)')) or 1, tonumber(attempt)
+  -- What cannot be read has come no further than this.
+  return tonumber(string.match(more or '', ',run=(%d+)')) or 1, tonumber(attempt) or 0
 end
 local function parked_as_far()
   local stored = redis.call('HGET', KEYS[2], ARGV[3])

@@ -8,6 +8,8 @@ local stored = redis.call('HGET', KEYS[2], ARGV[1])
 local more, job
 if stored then
   more, job = string.match(stored, '^%S+ %S+ %d+(%S*) (.*)$')
+  -- What cannot be read says nothing of its run and counts nothing.
+  more = more or ''
   local run = tonumber(string.match(more, ',run=(%d+)')) or 1
   if run > tonumber(ARGV[2]) then return 0 end
 end

@@ -60,6 +60,9 @@ pub struct Options {
     /// How long a finished job's record and log are kept.
     #[serde(with = "humantime_serde")]
     pub result_ttl: Duration,
+    /// How long the record of a finished job with an idempotency key is kept, at the least.
+    #[serde(with = "humantime_serde")]
+    pub key_ttl: Duration,
     /// Most dead letters of a partition; beyond it the oldest is dropped.
     pub dead_max: usize,
     /// How long a dead letter is kept.
@@ -77,6 +80,7 @@ impl Default for Options {
             max_jobs: 10_000,
             max_bytes: 64 * 1024 * 1024,
             result_ttl: Duration::from_hours(24),
+            key_ttl: Duration::from_hours(7 * 24),
             dead_max: 1_000,
             dead_ttl: Duration::from_hours(30 * 24),
             recent_jobs: 1_000,
@@ -118,9 +122,7 @@ impl Memory {
         Self { inner: Arc::new(Inner { state, arrived: Notify::new(), feeds: AtomicU64::new(0) }) }
     }
 
-    /// Adds an entry with these fields and nothing else: the equivalent of a plain
-    /// `XADD LANE * …` by a producer that knows no Millstream. No record is made. Gives the
-    /// entry's ID.
+    /// Adds an entry with these fields and no record, as a plain `XADD LANE * …` does. Gives the entry's ID.
     ///
     /// # Errors
     /// [`Error::Full`] at a bound.
@@ -135,8 +137,7 @@ impl Memory {
         added
     }
 
-    /// Drops a job's record and log and leaves its entry: the equivalent of a `DEL` of its keys,
-    /// or of a restart that has lost them.
+    /// Drops a job's record and log and leaves its entry, as a `DEL` of its keys or a lost second does.
     pub fn forget(&self, job: JobId) {
         self.inner.lock().forget(job);
     }

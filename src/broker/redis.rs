@@ -61,6 +61,10 @@ pub struct Options {
     /// How long a job that an attempt has ended keeps record and log.
     #[serde(with = "humantime_serde")]
     pub result_ttl: Duration,
+    /// How long, at the least, a job with an idempotency key keeps its record from that end on: so long the
+    /// same key does not run it again, though its answer has gone after `result_ttl`.
+    #[serde(with = "humantime_serde")]
+    pub key_ttl: Duration,
     /// Most dead letters of a partition.
     pub dead_max: u64,
     /// How long a dead letter is kept.
@@ -88,6 +92,7 @@ impl Default for Options {
             pool_size: 8,
             job_ttl: Duration::from_secs(7 * DAY),
             result_ttl: Duration::from_secs(DAY),
+            key_ttl: Duration::from_secs(7 * DAY),
             dead_max: 10_000,
             dead_ttl: Duration::from_secs(30 * DAY),
             recent_jobs: 1_000,

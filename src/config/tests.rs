@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 98] = [
+const OTHERS: [(&str, &str); 100] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
@@ -44,6 +44,7 @@ const OTHERS: [(&str, &str); 98] = [
     ("redis.pool_size", "3"),
     ("redis.job_ttl", "2h"),
     ("redis.result_ttl", "5m"),
+    ("redis.key_ttl", "2d"),
     ("redis.dead_max", "7"),
     ("redis.dead_ttl", "1h"),
     ("redis.recent_jobs", "12"),
@@ -55,6 +56,7 @@ const OTHERS: [(&str, &str); 98] = [
     ("embedded.max_jobs", "5"),
     ("embedded.max_bytes", "2000000"),
     ("embedded.result_ttl", "9m"),
+    ("embedded.key_ttl", "3d"),
     ("embedded.dead_max", "11"),
     ("embedded.dead_ttl", "2h"),
     ("embedded.recent_jobs", "13"),

@@ -221,7 +221,8 @@ async fn whole(
         };
         let event = match event {
             Some(event) => asked.app.noticed(event)?,
-            None => return Err(Refusal::no_job(asked.job)),
+            // It was over, and nothing of it is kept but its key.
+            None => return Err(listener::Error::Expired(asked.job).into()),
         };
         answer.push(&event);
         match event.body {

@@ -78,7 +78,7 @@ pub(super) async fn whole(
             Text::Cancelled(cancelled) => outcome = Some(Err(cancelled.into())),
         }
     }
-    outcome.map(|outcome| Answer { id, text, outcome }).ok_or(Error::NotFound(id))
+    outcome.map(|outcome| Answer { id, text, outcome }).ok_or(Error::Expired(id))
 }
 
 #[cfg(test)]

@@ -157,12 +157,13 @@ async fn a_bounded_enqueue_cut_anywhere_and_repeated_is_one_job() {
     at_every_request(BOUNDED, false).await;
 }
 
-/// Guards against a key that is forgotten before its result, or remembered for ever.
+/// Guards against a key that is forgotten with its result, so that the same command pays for the answer once
+/// more without a word; and against one that is remembered for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_is_held_as_long_as_the_result_and_is_new_afterwards() {
+async fn a_key_outlives_its_result_and_is_new_afterwards() {
     let mut stack = Stack::start(instant()).await;
-    let result_ttl = Duration::from_secs(3);
-    let options = Options { url: stack.server.url(), result_ttl, ..Options::default() };
+    let (result_ttl, key_ttl) = (Duration::from_secs(1), Duration::from_secs(4));
+    let options = Options { url: stack.server.url(), result_ttl, key_ttl, ..Options::default() };
     stack.broker = Arc::new(Redis::connect(options).await.unwrap());
     let (_stop, _worker) = stack.worker(worker::Options::default());
     let producer = stack.producer();
@@ -171,8 +172,17 @@ async fn a_key_is_held_as_long_as_the_result_and_is_new_afterwards() {
     soon(stack.listener().listen(first.id).answer()).await.unwrap();
     let record = Keys::new("ms").job(first.id);
     let left = || stack.server.command(&["PTTL", &record]).parse::<i64>().unwrap();
+    let log = Keys::new("ms").log(first.id);
+    soon(async {
+        while stack.server.command(&["EXISTS", &log]) != "0" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     let repeated = producer.enqueue(job.clone()).await.unwrap();
     assert!(repeated.duplicate && repeated.id == first.id && left() > 0, "{repeated:?}");
+    let error = stack.listener().listen(first.id).answer().await.unwrap_err();
+    assert_eq!(error.code(), "events_expired");
     soon(async {
         // The worker settles what is done a moment later; the repeat has added nothing.
         while stack.server.command(&["XLEN", &lane(&stack.partition)]) != "0" {

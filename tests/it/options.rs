@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 98] = [
+const PROVEN: [(&str, &str); 100] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
     ("redis.connect_timeout", "a_server_that_takes_no_connection_is_given_up"),
@@ -38,6 +38,7 @@ const PROVEN: [(&str, &str); 98] = [
     ("redis.pool_size", "the_pool_opens_no_more_connections_than_allowed"),
     ("redis.job_ttl", "record_and_log_are_kept_while_the_job_is_not_over_and_after"),
     ("redis.result_ttl", "record_and_log_are_kept_while_the_job_is_not_over_and_after"),
+    ("redis.key_ttl", "a_key_outlives_its_result_and_is_new_afterwards"),
     ("redis.dead_max", "the_newest_dead_letters_are_kept"),
     ("redis.dead_ttl", "a_dead_letter_beyond_its_time_goes"),
     ("redis.recent_jobs", "the_most_recent_jobs_of_a_tenant_are_kept"),
@@ -49,6 +50,7 @@ const PROVEN: [(&str, &str); 98] = [
     ("embedded.max_jobs", "a_full_broker_says_so_until_a_job_is_over"),
     ("embedded.max_bytes", "the_embedded_broker_has_the_bounds_that_are_configured"),
     ("embedded.result_ttl", "a_finished_job_outlives_its_time_only_while_its_entry_is_there"),
+    ("embedded.key_ttl", "a_key_outlives_the_log_of_its_job"),
     ("embedded.dead_max", "the_oldest_dead_letter_goes_first"),
     ("embedded.dead_ttl", "a_dead_letter_that_is_too_old_goes"),
     ("embedded.recent_jobs", "the_most_recent_jobs_of_a_tenant_are_kept"),

@@ -1,7 +1,10 @@
 //! Who may come in, and what goes to make room: the bounds of the whole broker, and those of each
 //! queue.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    time::Duration,
+};
 
 use super::{queue::Queue, run::Run, state::State};
 use crate::{
@@ -9,7 +12,7 @@ use crate::{
         Correction, Counted, Error, Limits, Load, Partition, Result,
         limits::{self, Met, RETRY_AFTER},
     },
-    job::{Tenant, Timestamp},
+    job::{JobId, Tenant, Timestamp},
 };
 
 /// Where the configuration has the limits.
@@ -83,31 +86,52 @@ impl State {
         self.kept_bytes + self.queues.values().map(|queue| queue.bytes).sum::<usize>()
     }
 
-    /// Drops finished jobs that have outlived `result_ttl`.
+    /// Drops finished jobs that have outlived `result_ttl`. Of those with a key the record stays until `key_ttl`.
     pub(super) fn expire(&mut self, now: Timestamp) {
-        let ttl = self.options.result_ttl;
-        let old = |run: &Run| run.record.ended_at.is_some_and(|ended| ended.after(ttl) <= now);
-        while self.drop_finished(old) {}
+        let (ttl, key_ttl) = (self.options.result_ttl, self.options.key_ttl);
+        let is_old = |run: &Run, ttl: Duration| {
+            run.record.ended_at.is_some_and(|ended| ended.after(ttl) <= now)
+        };
+        while let Some(id) = self.next_finished(|run| is_old(run, ttl)) {
+            match self.runs.get_mut(&id) {
+                Some(run) if run.fingerprint.is_some() && !is_old(run, key_ttl) => {
+                    self.kept_bytes -= run.drop_log();
+                    self.answered_keys.push_back(id);
+                }
+                _ => self.forget(id),
+            }
+        }
+        while let Some(id) = self.answered_keys.front().copied()
+            && self.runs.get(&id).is_none_or(|run| is_old(run, key_ttl))
+        {
+            self.answered_keys.pop_front();
+            self.forget(id);
+        }
     }
 
-    /// Drops the oldest finished job that `may` go. One whose entry is still in its lane stays:
-    /// without its record the entry would run the job again.
-    fn drop_finished(&mut self, may: impl Fn(&Run) -> bool) -> bool {
+    /// Drops the oldest finished job, or else the oldest key of one that is not kept any more.
+    fn drop_finished(&mut self) -> bool {
+        let id = self.next_finished(|_| true).or_else(|| self.answered_keys.pop_front());
+        id.map(|id| self.forget(id)).is_some()
+    }
+
+    /// Takes the oldest finished job that `may` go from the list of those. One whose entry is still in its lane
+    /// stays: without its record the entry would run the job again.
+    fn next_finished(&mut self, may: impl Fn(&Run) -> bool) -> Option<JobId> {
         for index in 0..self.finished.len() {
             let id = self.finished[index];
             if let Some(run) = self.runs.get(&id).filter(|run| run.record.state.is_terminal()) {
                 if !may(run) {
-                    return false;
+                    return None;
                 }
                 if self.is_unsettled(run) {
                     continue;
                 }
             }
             self.finished.remove(index);
-            self.forget(id);
-            return true;
+            return Some(id);
         }
-        false
+        None
     }
 
     fn is_unsettled(&self, run: &Run) -> bool {
@@ -125,8 +149,7 @@ impl State {
     pub(super) fn make_room(&mut self, need: usize) -> bool {
         let most = self.options.max_bytes;
         while self.bytes() + need > most {
-            let dropped =
-                self.drop_finished(|_| true) || self.queues.values_mut().any(Queue::drop_dead);
+            let dropped = self.drop_finished() || self.queues.values_mut().any(Queue::drop_dead);
             if !dropped {
                 return false;
             }

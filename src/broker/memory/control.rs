@@ -80,6 +80,7 @@ impl State {
         }
         // It is not over any more: it must not go with what is.
         self.finished.retain(|id| *id != letter.id);
+        self.answered_keys.retain(|id| *id != letter.id);
         let Some(run) = self.runs.get_mut(&letter.id) else {
             return Err(Error::Protocol("the record is gone".to_owned()));
         };

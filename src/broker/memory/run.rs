@@ -107,6 +107,13 @@ impl Run {
         RECORD_BYTES + log
     }
 
+    /// Drops the log; how many bytes it counted.
+    pub(super) fn drop_log(&mut self) -> usize {
+        let before = self.bytes();
+        self.log = None;
+        before - self.bytes()
+    }
+
     /// Raises the fence above every earlier one, those of the log included, and to the clock.
     pub(super) fn raise(&mut self, now: Timestamp) -> u64 {
         let logged = self.top().map_or(0, |id| id.fence);

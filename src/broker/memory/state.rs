@@ -30,6 +30,8 @@ pub(super) struct State {
     pub(super) runs: HashMap<JobId, Run>,
     /// Jobs that are over, in the order in which they ended.
     pub(super) finished: VecDeque<JobId>,
+    /// Jobs with a key that are over and whose logs are gone, in the same order.
+    pub(super) answered_keys: VecDeque<JobId>,
     /// Bytes of records and logs; each queue counts its own.
     pub(super) kept_bytes: usize,
     /// Who hears live messages.
@@ -45,6 +47,7 @@ impl State {
             queues: HashMap::new(),
             runs: HashMap::new(),
             finished: VecDeque::new(),
+            answered_keys: VecDeque::new(),
             kept_bytes: 0,
             topics: Topics::default(),
             tenants: Tenants::default(),
@@ -261,7 +264,10 @@ impl State {
 
     /// How long until a job that is over may be dropped.
     pub(super) fn ttl(&self, job: JobId, now: Timestamp) -> Option<Duration> {
-        let end = self.runs.get(&job)?.record.ended_at?.after(self.options.result_ttl);
+        let run = self.runs.get(&job)?;
+        let Options { result_ttl, key_ttl, .. } = self.options;
+        let ttl = if run.fingerprint.is_some() { key_ttl.max(result_ttl) } else { result_ttl };
+        let end = run.record.ended_at?.after(ttl);
         Some(Duration::from_millis(end.0.saturating_sub(now.0)))
     }
 

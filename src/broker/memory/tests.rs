@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     broker::{Inspect, Recent, Tenancy},
-    event::{Body, Codec, Done},
+    event::{Body, Codec, Done, EventId},
     job::{ChatRequest, Job, QueueName, Tenant},
 };
 
@@ -66,6 +66,29 @@ async fn finished_jobs_make_room_before_an_enqueue_is_refused() {
     assert!(broker.job(waiting).await.unwrap().is_some());
     let error = add(&broker, &long).await.unwrap_err();
     assert!(error.to_string().contains("max_bytes is 3800"), "{error}");
+}
+
+/// Guards against a key that is forgotten with its answer, which the same request then pays for again.
+#[tokio::test]
+async fn a_key_outlives_the_log_of_its_job() {
+    let day = Duration::from_hours(24);
+    for key_ttl in [day, Duration::ZERO] {
+        let options = Options { result_ttl: Duration::ZERO, key_ttl, ..Options::default() };
+        let broker = Memory::new(options);
+        let mut keyed = submission("once");
+        keyed.job.idempotency_key = Some("k".to_owned());
+        keyed.id = keyed.job.assign_id();
+        broker.enqueue(&[keyed.clone()]).await.remove(0).unwrap();
+        let (entry, job) = run_one(&broker).await;
+        broker.remove(&[Spent::from(&entry)], 0).await.unwrap();
+        // Every call drops what has outlived its time.
+        add(&broker, "another").await.unwrap();
+        let opened = broker.open(job, EventId::START, 9).await.unwrap();
+        assert!(opened.events.is_empty());
+        assert_eq!(opened.record.is_some(), key_ttl == day);
+        let again = broker.enqueue(&[keyed]).await.remove(0).unwrap();
+        assert_eq!(again.duplicate, key_ttl == day);
+    }
 }
 
 #[tokio::test]

@@ -99,6 +99,7 @@ impl Settle for Redis {
         } else {
             millis(self.options.job_ttl).saturating_add(delay)
         };
+        let key_ttl = millis(self.options.key_ttl.max(self.options.result_ttl));
         let small = frames.last().is_some_and(|last| last.seq < SMALL_LOG);
         let mut call = self.scripts.conclude.prepare_invoke();
         call.key(self.keys.job(attempt.job))
@@ -106,7 +107,7 @@ impl Settle for Redis {
             .arg(attempt.fence)
             .arg(state)
             .arg(ttl)
-            .arg(delay)
+            .arg(if over { key_ttl } else { delay })
             .arg(u8::from(over && small))
             .arg(failure)
             .arg(fields.len() * 2);

@@ -90,7 +90,7 @@ impl<S: Stream<Item = Result<Event, listener::Error>> + Send + Unpin> Streaming<
         };
         let event = match event {
             Some(event) => app.noticed(event)?,
-            None => return Err(Refusal::no_job(self.asked.job)),
+            None => return Err(listener::Error::Expired(self.asked.job).into()),
         };
         let fresh = self.splice.push(&event.body).map_err(|diverged| {
             app.counters.diverged.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,8 @@
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
 -- ARGV[1] fence   ARGV[2] state: `done`, `failed`, `cancelled` or `parked`
--- ARGV[3] time to live in ms   ARGV[4] delay in ms, for `parked`
+-- ARGV[3] time to live in ms   ARGV[4] delay in ms, for `parked`; else the time to
+-- live, in ms, of a record that holds an idempotency key
 -- ARGV[5] `1` to rewrite a small log into its least space   ARGV[6] failure as JSON, or ''
 -- ARGV[7] n, then n values: field, value, …   then sequence, event name, payload, …
 --
@@ -10,7 +11,7 @@
 -- end in no other way); only `yes` has written anything.
 -- Replay: `yes`, without writing, while the state stands under the same fence.
 local record, log, fence, state, ttl = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
-local r = redis.call('HMGET', record, 'fence', 'state', 'failures', 'cancel')
+local r = redis.call('HMGET', record, 'fence', 'state', 'failures', 'cancel', 'fp')
 if r[1] ~= fence then return 'fenced' end
 if r[2] ~= 'running' then return r[2] == state and 'yes' or 'fenced' end
 if r[4] and state ~= 'cancelled' then return 'cancelled' end
@@ -44,7 +45,8 @@ if ARGV[6] ~= '' then
 end
 for i = 8, first - 1 do set[#set + 1] = ARGV[i] end
 redis.call('HSET', record, unpack(set))
-redis.call('PEXPIRE', record, ttl)
+-- The key outlives the answer: another job under it would be paid for again.
+redis.call('PEXPIRE', record, r[5] and state ~= 'parked' and ARGV[4] or ttl)
 local compacted = false
 if ARGV[5] == '1' then
   -- A small stream holds a preallocated node of 4 KB; IDs survive the rewriting.

@@ -57,7 +57,7 @@ pub mod ws;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-pub use auth::{Caller, Right, generate_key};
+pub use auth::{Caller, Right, check_keys, exposed_keys, generate_key};
 use axum::response::IntoResponse;
 pub use counters::Counters;
 pub use door::Door;

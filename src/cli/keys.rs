@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    gateway::{Right, generate_key},
+    gateway::{Right, check_keys, exposed_keys, generate_key},
     job::{Tenant, Timestamp},
 };
 
@@ -67,7 +67,7 @@ fn keep(config: &Config, id: &str, lines: &str, cx: &mut Context) -> Result<(), 
     let path = &config.gateway.keys;
     if path.as_os_str().is_empty() {
         cx.terminal.say("no file is configured (gateway.keys); put these lines into one:");
-        cx.terminal.say(lines.trim_end());
+        lines.lines().for_each(|line| cx.terminal.say(line));
         return Ok(());
     }
     let failed = |error: std::io::Error| {
@@ -79,16 +79,27 @@ fn keep(config: &Config, id: &str, lines: &str, cx: &mut Context) -> Result<(), 
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(failed(error)),
     };
-    if there.lines().any(|line| line.trim() == format!("id = \"{id}\"")) {
-        let cause = format!("key `{id}` is in {} already", path.display());
-        return Err(Error::new(Exit::Usage, cause, "choose another ID, or remove its lines first"));
-    }
-    let gap = if there.is_empty() || there.ends_with("\n\n") { "" } else { "\n" };
+    let refused = |cause: String, remedy: &str| {
+        let cause = format!("gateway.keys, {}: {cause}", path.display());
+        Error::new(Exit::Usage, cause, remedy)
+    };
+    let gap = match &there {
+        text if text.is_empty() || text.ends_with("\n\n") => "",
+        text if text.ends_with('\n') => "\n",
+        _ => "\n\n",
+    };
+    // What no gateway would read is not written, whoever has written what is there.
+    check_keys(&there).map_err(|cause| refused(cause, "correct the file first"))?;
+    check_keys(&format!("{there}{gap}{lines}"))
+        .map_err(|cause| refused(cause, "choose another ID, or remove its lines first"))?;
     let mut file = std::fs::OpenOptions::new();
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut file, 0o600);
     let mut file = file.create(true).append(true).open(path).map_err(failed)?;
     file.write_all(format!("{gap}{lines}").as_bytes()).map_err(failed)?;
     cx.terminal.say(format_args!("key `{id}` added to {}", path.display()));
+    if let Some(warning) = exposed_keys(path) {
+        cx.terminal.warn(warning);
+    }
     Ok(())
 }

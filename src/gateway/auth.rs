@@ -15,8 +15,8 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
 };
-pub use keys::generate as generate_key;
 use keys::{Entry, Table};
+pub use keys::{check as check_keys, exposed as exposed_keys, generate as generate_key};
 use moka::{Expiry, sync::Cache};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -149,6 +149,9 @@ impl Keys {
         } else {
             let (digest, table) = read(&path);
             let table = table.map_err(|message| Error::Keys { path: path.clone(), message })?;
+            if let Some(warning) = exposed_keys(&path) {
+                tracing::warn!("{warning}");
+            }
             Some(RwLock::new(Loaded { table, digest }))
         };
         let verdicts = Cache::builder().max_capacity(VERDICTS).expire_after(ByVerdict).build();

@@ -43,6 +43,7 @@ mod hostile;
 mod http_doc;
 mod idempotency;
 mod interruptions;
+mod keys;
 mod lifecycle;
 mod listen;
 mod logs;

@@ -4,7 +4,7 @@
 //! secret. As a key is random, a fast hash is as good as a slow one; as it is keyed, the file alone is worth
 //! nothing to whoever guesses.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -98,6 +98,34 @@ fn short(error: &toml::de::Error) -> String {
 /// What is signed of a key: a browser token can never be one.
 fn statement(key: &str) -> String {
     format!("key:{key}")
+}
+
+/// Checks the text of a file of keys, as a gateway does that reads it.
+///
+/// # Errors
+/// The first fault, in words.
+pub fn check(text: &str) -> Result<(), String> {
+    Table::parse(text).map(drop)
+}
+
+/// A warning where other users of the machine may read or write the file of keys. One who writes it can add
+/// a key of his own.
+pub fn exposed(path: &Path) -> Option<String> {
+    #[cfg(unix)]
+    {
+        let metadata = std::fs::metadata(path).ok()?;
+        let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions());
+        let may = match (mode & 0o022 != 0, mode & 0o044 != 0) {
+            (false, false) => return None,
+            (true, true) => "read and write",
+            (true, false) => "write",
+            (false, true) => "read",
+        };
+        let path = path.display();
+        Some(format!("gateway.keys, {path}: other users may {may} it; chmod 600 {path}"))
+    }
+    #[cfg(not(unix))]
+    None
 }
 
 /// A new key, and the lines of the file that let it in.

@@ -11,8 +11,10 @@ mod answer;
 mod args;
 mod ask;
 mod bench;
+mod clean;
 mod dev;
 mod dlq;
+mod ended;
 mod engine;
 mod exit;
 pub mod gateway;
@@ -29,6 +31,7 @@ mod settings;
 mod simulate;
 mod tables;
 mod terminal;
+mod unserved;
 pub mod worker;
 
 pub use exit::{Error, Exit};

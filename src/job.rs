@@ -102,6 +102,11 @@ const FIELDS: [&str; 13] = [
 /// The fields of a batch line.
 const BATCH_FIELDS: [&str; 4] = ["custom_id", "method", "url", "body"];
 
+/// Whether a field is an option of the job alone: `stream` is a field of chat requests too.
+fn is_option(name: &str) -> bool {
+    FIELDS.contains(&name) && !matches!(name, "request" | "stream")
+}
+
 fn yes() -> bool {
     true
 }
@@ -161,12 +166,54 @@ impl Job {
     /// Reads a job that was accepted before. Only a model and messages are asked for, without which it
     /// cannot run: other bounds may be narrower than those under which it was accepted.
     pub fn read(bytes: &[u8]) -> Result<Self, Invalid> {
+        let job = Self::decode(bytes)?;
+        job.request.require()?;
+        Ok(job)
+    }
+
+    /// As [`Job::parse`], and refuses an option that would vanish: a field that an envelope or a batch line
+    /// does not have, and an option beside `messages`, from where it would go to the model. For a
+    /// producer's door.
+    pub fn parse_strict(bytes: &[u8]) -> Result<Self, Invalid> {
+        let job = Self::draft(bytes)?;
+        job.check()?;
+        Ok(job)
+    }
+
+    /// As [`Job::parse_strict`], without [`Job::check`]: for a caller that completes the job first.
+    pub(crate) fn draft(bytes: &[u8]) -> Result<Self, Invalid> {
+        let job = Self::decode(bytes)?;
+        let fields = serde_json::from_slice::<
+            indexmap::IndexMap<String, Option<serde::de::IgnoredAny>>,
+        >(bytes);
+        let Ok(fields) = fields else { return Ok(job) };
+        let known: &[&str] = match () {
+            () if fields.contains_key("request") => &FIELDS,
+            () if fields.get("body").is_some_and(Option::is_some) => &BATCH_FIELDS,
+            () => {
+                return match fields.keys().find(|name| is_option(name)) {
+                    Some(option) => Err(Invalid::new(format!(
+                        "`{option}` is an option of the job and no field of a chat request; write \
+                         {{\"request\": {{…}}, \"{option}\": …}}"
+                    ))),
+                    None => Ok(job),
+                };
+            }
+        };
+        if let Some(unknown) = fields.keys().find(|name| !known.contains(&name.as_str())) {
+            let known = known.join(", ");
+            return Err(Invalid::new(format!("unknown field `{unknown}`; allowed: {known}")));
+        }
+        Ok(job)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Invalid> {
         let text = std::str::from_utf8(bytes).map_err(|e| {
             Invalid::new(format!("the job is not UTF-8 (byte {})", e.valid_up_to()))
         })?;
         let shape: Shape<'_> = serde_json::from_str(text).map_err(not_json)?;
-        let job = if shape.request.is_some() {
-            serde_json::from_str::<Self>(text).map_err(not_json)?
+        if shape.request.is_some() {
+            serde_json::from_str::<Self>(text).map_err(not_json)
         } else if let Some(body) = shape.body {
             if let Some(url) = shape.url.filter(|url| url != "/v1/chat/completions") {
                 return Err(Invalid::new(format!(
@@ -180,33 +227,10 @@ impl Job {
             }
             let mut job = Self::new(serde_json::from_str(body.get()).map_err(not_json)?);
             job.custom_id = shape.custom_id;
-            job
+            Ok(job)
         } else {
-            Self::new(serde_json::from_str(text).map_err(not_json)?)
-        };
-        job.request.require()?;
-        Ok(job)
-    }
-
-    /// As [`Job::parse`], and refuses an envelope or a batch line with a field that is not known: the
-    /// producer's door, where a misspelt option must not vanish.
-    pub fn parse_strict(bytes: &[u8]) -> Result<Self, Invalid> {
-        let job = Self::parse(bytes)?;
-        if let Ok(fields) = serde_json::from_slice::<
-            indexmap::IndexMap<String, Option<serde::de::IgnoredAny>>,
-        >(bytes)
-        {
-            let known: &[&str] = match () {
-                () if fields.contains_key("request") => &FIELDS,
-                () if fields.get("body").is_some_and(Option::is_some) => &BATCH_FIELDS,
-                () => return Ok(job),
-            };
-            if let Some(unknown) = fields.keys().find(|name| !known.contains(&name.as_str())) {
-                let known = known.join(", ");
-                return Err(Invalid::new(format!("unknown field `{unknown}`; allowed: {known}")));
-            }
+            Ok(Self::new(serde_json::from_str(text).map_err(not_json)?))
         }
-        Ok(job)
     }
 
     /// Checks everything that has a bound.
@@ -272,80 +296,4 @@ fn not_json(error: serde_json::Error) -> Invalid {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const REQUEST: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
-
-    #[test]
-    fn three_shapes_give_the_same_request() {
-        let bare = Job::parse(REQUEST.as_bytes()).unwrap();
-        let envelope = Job::parse(
-            format!(r#"{{"request":{REQUEST},"lane":"high","custom_id":"a"}}"#).as_bytes(),
-        )
-        .unwrap();
-        let batch = Job::parse(
-            format!(r#"{{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{REQUEST}}}"#)
-                .as_bytes(),
-        )
-        .unwrap();
-        assert_eq!(bare.request, envelope.request);
-        assert_eq!(bare.request, batch.request);
-        assert_eq!(envelope.lane, Lane::High);
-        assert_eq!(batch.custom_id.as_deref(), Some("a"));
-    }
-
-    #[test]
-    fn an_envelope_survives_its_own_encoding() {
-        let mut job = Job::parse(REQUEST.as_bytes()).unwrap();
-        job.labels = serde_json::from_str(r#"{"user":"u1"}"#).unwrap();
-        job.not_before = Some(Timestamp(5));
-        job.stream = false;
-        job.dead_letter = Letter::Retryable;
-        let bytes = serde_json::to_vec(&job).unwrap();
-        assert_eq!(Job::parse(&bytes).unwrap(), job);
-    }
-
-    #[test]
-    fn strict_names_the_unknown_field_and_lenient_passes_over_it() {
-        let line = format!(r#"{{"request":{REQUEST},"lame":"high"}}"#);
-        let message = Job::parse_strict(line.as_bytes()).unwrap_err().to_string();
-        assert!(message.contains("`lame`") && message.contains("lane"), "{message}");
-        assert!(Job::parse(line.as_bytes()).is_ok());
-    }
-
-    /// A batch line with a misspelt field, or of another method, was taken as if it had said nothing.
-    #[test]
-    fn a_batch_line_is_read_as_strictly_as_an_envelope() {
-        let line = |more: &str| format!(r#"{{"body":{REQUEST},{more}}}"#);
-        for (more, words) in [
-            (r#""costum_id":"a""#, ["`costum_id`", "custom_id"]),
-            (r#""lane":"high""#, ["`lane`", "custom_id"]),
-            (r#""method":"GET""#, ["`GET`", "POST"]),
-        ] {
-            let message = Job::parse_strict(line(more).as_bytes()).unwrap_err().to_string();
-            assert!(words.iter().all(|word| message.contains(word)), "{message}");
-        }
-        assert!(Job::parse(line(r#""lane":"high""#).as_bytes()).is_ok());
-        assert!(Job::parse_strict(line(r#""method":"POST""#).as_bytes()).is_ok());
-    }
-
-    #[test]
-    fn each_fault_is_named() {
-        for (line, word) in [
-            (&b"{"[..], "not JSON"),
-            (b"{\"model\":\"m\",\"messages\":[]}", "messages"),
-            (b"{\"messages\":[{}]}", "model"),
-            (b"[1]", "not a job"),
-            (b"\"\xff\"", "UTF-8"),
-            (br#"{"request":{"model":"m","messages":[{}]},"lane":"fast"}"#, "high, normal, low"),
-            (br#"{"request":{"model":"m","messages":[{}]},"max_attempts":0}"#, "1 to 100"),
-            (br#"{"request":{"model":"m","messages":[{}]},"dead_letter":"no"}"#, "never"),
-            (br#"{"request":{"model":"m","messages":[{}]},"tenant":"a b"}"#, "tenant"),
-            (br#"{"body":{"model":"m","messages":[{}]},"url":"/v1/embeddings"}"#, "embeddings"),
-        ] {
-            let message = Job::parse(line).unwrap_err().to_string();
-            assert!(message.contains(word), "{message} should contain {word}");
-        }
-    }
-}
+mod tests;

@@ -1,25 +1,30 @@
 //! An answer on the terminal, while it comes.
 
-use std::{io, time::Duration};
+use std::{future::pending, io, time::Duration};
 
-use futures_util::StreamExt;
-use tokio::time::timeout;
+use futures_util::{Stream, StreamExt};
+use tokio::time::{Instant, sleep_until};
 
-use super::{Context, Error, Exit, Terminal};
+use super::{Context, Error, Exit, Terminal, unserved::Vigil};
 use crate::{
     error::{Code, Failure},
     event::{Body, Done, Event, Failed},
-    job::JobId,
-    listener::{Listen, Listener},
+    job::{JobId, QueueName},
+    listener::{self, Listener},
+    producer::Producer,
 };
 
 /// How an answer is followed.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Follow {
+#[derive(Debug, Default)]
+pub(super) struct Follow<'a> {
     /// How long a worker may take to begin. It waits for ever without a limit.
     pub(super) begin: Option<Duration>,
     /// How long the next event may take. It waits for ever without a limit.
     pub(super) idle: Option<Duration>,
+    /// How long the whole answer may take. It waits for ever without a limit.
+    pub(super) within: Option<Duration>,
+    /// Says from time to time that no worker serves the job's queue, until one begins.
+    pub(super) unserved: Option<(Vigil, &'a Producer, &'a QueueName)>,
     /// Whether the job goes on without this process.
     pub(super) durable: bool,
 }
@@ -27,32 +32,38 @@ pub(super) struct Follow {
 /// Shows a job's answer on standard output as it comes. What people should know beside it, such as
 /// an attempt that starts over, stands on standard error.
 pub(super) async fn show(
-    follow: Follow,
+    mut follow: Follow<'_>,
     listener: &Listener,
     job: JobId,
     cx: &mut Context,
 ) -> Result<Done, Error> {
-    let mut events = listener.listen(job).idle_timeout(follow.idle).events();
+    let listen = listener.listen(job).idle_timeout(follow.idle).timeout(follow.within);
+    let mut events = listen.events();
     let mut page = Page::default();
-    let mut limit = follow.begin;
+    let mut limit =
+        follow.begin.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
     loop {
-        let next = async {
-            match limit {
-                Some(limit) => timeout(limit, events.next()).await.map_err(|_| limit),
-                None => Ok(events.next().await),
-            }
-        };
         let resume = if follow.durable { resume(job) } else { String::new() };
-        let event = match cx.unless_interrupted(next, resume).await {
-            Ok(Ok(Some(event))) => event?,
-            Ok(Ok(None)) => return Err(Error::new(Exit::Unexpected, "the events ended early", "")),
-            Ok(Err(limit)) => return Err(nobody_began(job, limit)),
+        let step = step(&mut events, limit, follow.unserved.as_ref());
+        let event = match cx.unless_interrupted(step, resume).await {
+            Ok(Step::Event(Some(event))) => event.map_err(|error| broken_off(job, error))?,
+            Ok(Step::Event(None)) => {
+                return Err(Error::new(Exit::Unexpected, "the events ended early", ""));
+            }
+            Ok(Step::NobodyBegan(limit)) => return Err(nobody_began(job, limit)),
+            Ok(Step::Look) => {
+                if let Some((vigil, producer, queue)) = &mut follow.unserved {
+                    vigil.look(producer, [*queue], |warning| cx.terminal.warn(warning)).await;
+                }
+                continue;
+            }
             Err(interrupted) => {
                 page.end(&mut cx.terminal)?;
                 return Err(interrupted);
             }
         };
         limit = None;
+        follow.unserved = None;
         match page.event(event, &mut cx.terminal)? {
             Some(Ok(done)) => return Ok(done),
             Some(Err(failed)) => return Err(job_failed(job, &failed)),
@@ -61,11 +72,64 @@ pub(super) async fn show(
     }
 }
 
+/// What comes first.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time, and not for long")]
+enum Step {
+    Event(Option<Result<Event, listener::Error>>),
+    /// No worker has begun within this time.
+    NobodyBegan(Duration),
+    /// It is time to look whether the queue is served.
+    Look,
+}
+
+async fn step(
+    events: &mut (impl Stream<Item = Result<Event, listener::Error>> + Unpin),
+    limit: Option<(Instant, Duration)>,
+    unserved: Option<&(Vigil, &Producer, &QueueName)>,
+) -> Step {
+    let nobody_began = async {
+        match limit {
+            Some((at, limit)) => {
+                sleep_until(at).await;
+                limit
+            }
+            None => pending().await,
+        }
+    };
+    let look = async {
+        match unserved {
+            Some((vigil, ..)) => vigil.due().await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        event = events.next() => Step::Event(event),
+        limit = nobody_began => Step::NobodyBegan(limit),
+        () = look => Step::Look,
+    }
+}
+
+/// The error of one who follows a job and gives up before its end.
+fn broken_off(job: JobId, error: listener::Error) -> Error {
+    match error {
+        listener::Error::Timeout(limit) => {
+            let cause = format!("job {job} is not over after {} s", limit.as_secs_f64());
+            Error::new(Exit::Job, cause, resume(job))
+        }
+        // It was there a moment ago.
+        listener::Error::NotFound(job) => listener::Error::Forgotten(job).into(),
+        listener::Error::Idle(limit) => {
+            let cause = format!("no event of job {job} for {} s", limit.as_secs_f64());
+            Error::new(Exit::Broker, cause, "`millstream workers` shows whether any is alive")
+        }
+        error => error.into(),
+    }
+}
+
 fn nobody_began(job: JobId, limit: Duration) -> Error {
     let cause = format!("no worker took job {job} within {} s", limit.as_secs_f64());
-    let remedy = "start one with `millstream-worker`, then read the answer with `millstream jobs \
-                  tail`; the job waits";
-    Error::new(Exit::Broker, cause, remedy)
+    Error::new(Exit::Broker, cause, "start one with `millstream-worker`, then ask again")
 }
 
 /// How to go on with a job that does not need this process.
@@ -164,93 +228,6 @@ impl Page {
     }
 }
 
-/// A job's end, as one JSON object on one line.
-#[derive(Debug, serde::Serialize)]
-pub(super) struct Ended {
-    pub(super) id: JobId,
-    /// Its place in the input, from 1.
-    pub(super) line: u64,
-    /// `done` or `failed`; `unknown` where the end could not be learnt.
-    pub(super) state: &'static str,
-    pub(super) custom_id: Option<String>,
-    pub(super) text: String,
-    pub(super) finish_reason: Option<String>,
-    pub(super) usage: Option<serde_json::Value>,
-    pub(super) attempts: u32,
-    /// The failure: code, message, and what else is known.
-    pub(super) error: Option<serde_json::Value>,
-    /// How the one who waits fares by it.
-    #[serde(skip)]
-    pub(super) fault: Option<Error>,
-}
-
-impl Ended {
-    /// Waits for the end of a job.
-    pub(super) async fn of(
-        listen: Listen,
-        id: JobId,
-        line: u64,
-        custom_id: Option<String>,
-    ) -> Self {
-        let ended = Self {
-            id,
-            line,
-            state: "unknown",
-            custom_id,
-            text: String::new(),
-            finish_reason: None,
-            usage: None,
-            attempts: 0,
-            error: None,
-            fault: None,
-        };
-        match listen.answer().await {
-            Ok(answer) => ended.with(answer.text, answer.outcome),
-            Err(error) => Self {
-                error: Some(
-                    serde_json::json!({"code": error.code(), "message": error.to_string()}),
-                ),
-                fault: Some(error.into()),
-                ..ended
-            },
-        }
-    }
-
-    fn with(self, text: String, outcome: Result<Done, Failed>) -> Self {
-        let own = self.custom_id.clone();
-        match outcome {
-            Ok(done) => Self {
-                state: "done",
-                text,
-                custom_id: done.custom_id.or(own),
-                finish_reason: done.finish_reason,
-                usage: done.usage,
-                attempts: done.attempts,
-                ..self
-            },
-            Err(failed) => Self {
-                state: if failed.error.code == Code::Cancelled { "cancelled" } else { "failed" },
-                text,
-                fault: Some(job_failed(self.id, &failed)),
-                error: serde_json::to_value(&failed.error).ok(),
-                attempts: failed.attempts,
-                custom_id: failed.custom_id.or(own),
-                ..self
-            },
-        }
-    }
-
-    /// The end as text: a line of what is known, the answer, an empty line.
-    pub(super) fn write(&self, terminal: &mut Terminal) -> io::Result<()> {
-        let named = self.custom_id.as_ref().map(|id| format!(", {id}")).unwrap_or_default();
-        terminal.line(format_args!("# line {}{named}: {} {}", self.line, self.id, self.state))?;
-        if let Some(fault) = &self.fault {
-            terminal.say(format_args!("line {}: {fault}", self.line));
-        }
-        terminal.line(format_args!("{}\n", self.text.trim_end_matches('\n')))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,45 +271,19 @@ mod tests {
         assert!(notes.contains("attempt 2 starts over: the text above is void"), "{notes}");
     }
 
+    /// Guards against an answer that steers the terminal on which it is shown.
     #[test]
-    fn an_end_is_an_object_of_nine_fields() {
-        let ended = Ended {
-            id: JobId::from_key(&crate::job::Tenant::default(), "k"),
-            line: 3,
-            state: "unknown",
-            custom_id: None,
-            text: String::new(),
-            finish_reason: None,
-            usage: None,
-            attempts: 0,
-            error: None,
-            fault: None,
-        };
-        let failed = Failed {
-            error: Failure::new(Code::UpstreamAuth, "no such key"),
-            attempts: 1,
-            custom_id: Some("c".to_owned()),
-            labels: crate::job::Labels::default(),
-        };
-        let ended = ended.with("par".to_owned(), Err(failed));
-        assert_eq!(ended.fault.as_ref().map(Error::exit), Some(Exit::Upstream));
-        let object = serde_json::to_value(&ended).unwrap();
-        let names: Vec<&String> = object.as_object().unwrap().keys().collect();
-        assert_eq!(
-            names,
-            [
-                "id",
-                "line",
-                "state",
-                "custom_id",
-                "text",
-                "finish_reason",
-                "usage",
-                "attempts",
-                "error"
-            ]
-        );
-        assert_eq!(object["error"]["code"], "upstream_auth");
-        assert_eq!(object["custom_id"], "c");
+    fn an_answer_does_not_reach_the_terminal_raw() {
+        let (mut terminal, out, err) = paper();
+        let mut page = Page::default();
+        let evil = "a\u{1b}[2J\n\tb\u{9b}c\r";
+        let error = Failure::new(Code::UpstreamError, evil);
+        for body in [delta(evil), Body::Retrying(Retrying { error, attempt: 1, delay_ms: 1 })] {
+            let event = Event { id: EventId::START, body };
+            page.event(event, &mut terminal).unwrap();
+        }
+        assert_eq!(out.text(), "a\\u{1b}[2J\n\tb\\u{9b}c\\r\n");
+        assert!(err.text().contains(r"a\u{1b}[2J\n\tb\u{9b}c\r"), "{}", err.text());
+        assert_eq!(err.text().lines().count(), 1);
     }
 }

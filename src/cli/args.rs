@@ -11,7 +11,7 @@ use serde_json::{Value, json, value::RawValue};
 use super::{Context, Error, Exit, logging};
 use crate::{
     config::{self, Flag, Layers, Loaded},
-    job::{ChatRequest, QueueName},
+    job::{ChatRequest, Invalid, QueueName},
 };
 
 /// The model of a question that names none.
@@ -106,6 +106,13 @@ pub(super) struct Param {
     json: String,
 }
 
+impl Param {
+    /// Sets the field.
+    pub(super) fn set(&self, request: &mut ChatRequest) -> Result<(), Invalid> {
+        request.set_raw(&self.name, &self.json)
+    }
+}
+
 /// `NAME=VALUE`, the value JSON where it is, to the byte, and otherwise text.
 pub(super) fn param(text: &str) -> Result<Param, String> {
     let (name, value) = pair(text)?;
@@ -151,8 +158,8 @@ pub(super) fn request(
     let mut request = ChatRequest::empty();
     request.set("model", model);
     request.set("messages", &all);
-    for Param { name, json } in params {
-        request.set_raw(name, json).map_err(|e| Error::new(Exit::Usage, e, ""))?;
+    for param in params {
+        param.set(&mut request).map_err(|e| Error::new(Exit::Usage, e, ""))?;
     }
     request.check().map_err(|e| Error::new(Exit::Usage, e, "see --help"))?;
     Ok(request)

@@ -13,8 +13,9 @@ use super::{
     parts::Broker,
 };
 use crate::{
+    admin::{Admin, Cancelled},
     config::Config,
-    job::{Job, QueueName},
+    job::{Job, JobId, QueueName},
     listener::Listener,
     producer::Producer,
 };
@@ -114,6 +115,31 @@ async fn shared(
         ));
     }
     let idle = Some(config.listener.idle_timeout);
-    let follow = Follow { begin: Some(begin), idle, durable: true };
-    answer::show(follow, &listener, receipt.id, cx).await.map(|_| Exit::Ok)
+    let follow = Follow { begin: Some(begin), idle, durable: true, ..Follow::default() };
+    match answer::show(follow, &listener, receipt.id, cx).await {
+        Ok(_) => Ok(Exit::Ok),
+        // Nobody reads an answer that comes later: it is not to be paid for.
+        Err(error) if error.exit() == Exit::Broker => {
+            Err(take_back(broker, receipt.id, error).await)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Cancels a job that nobody waits for any more; the error says what became of it.
+async fn take_back(broker: &Broker, job: JobId, error: Error) -> Error {
+    match Admin::new(broker.shared.clone()).cancel(job).await {
+        Ok(Cancelled::Cancelled) => error.and(format_args!("job {job} is cancelled")),
+        Ok(Cancelled::Asked { worker, .. }) => {
+            error.and(format_args!("job {job} runs on {worker} and is being cancelled"))
+        }
+        Ok(Cancelled::Over { .. }) => error.and(format_args!(
+            "job {job} has ended just now, `millstream jobs show {job}` tells how"
+        )),
+        Ok(Cancelled::Unknown) => error.and(format_args!("job {job} is gone")),
+        Err(_) => error.and(format_args!(
+            "the job waits, `millstream jobs cancel {job}` takes it back and `millstream jobs tail \
+             {job}` follows it"
+        )),
+    }
 }

@@ -117,7 +117,7 @@ async fn converse(
 ) -> Result<(), Error> {
     let producer = Producer::new(broker.shared.clone(), config.producer.clone());
     let queue = config.worker.queues.first().cloned().unwrap_or_default();
-    let follow = Follow { idle: Some(config.listener.idle_timeout), ..Follow::default() };
+    let idle = Some(config.listener.idle_timeout);
     let mut lines: Lines<BufReader<Stdin>> = BufReader::new(tokio::io::stdin()).lines();
     loop {
         let question = match cx.unless_interrupted(lines.next_line(), "").await {
@@ -138,7 +138,11 @@ async fn converse(
         let request = ChatRequest::ask(MODEL, &question);
         let job = Job { queue: queue.clone(), ..Job::new(request) };
         let answered = match producer.enqueue(job).await {
-            Ok(receipt) => answer::show(follow, listener, receipt.id, cx).await.map(|_| ()),
+            Ok(receipt) => {
+                answer::show(Follow { idle, ..Follow::default() }, listener, receipt.id, cx)
+                    .await
+                    .map(|_| ())
+            }
             Err(error) => Err(error.into()),
         };
         match answered {

@@ -251,14 +251,17 @@ async fn print(search: &mut Search, most: usize, cx: &mut Context) -> Result<Exi
             match search.output {
                 Output::Json => cx.terminal.json(&with_queue(&partition, &described(&letter)))?,
                 Output::Text => {
-                    table.add_row([
-                        partition.queue.to_string(),
-                        letter.id.to_string(),
-                        letter.buried_at().to_string(),
-                        letter.lane.to_string(),
-                        letter.attempts.to_string(),
-                        letter.error.to_string(),
-                    ]);
+                    tables::row(
+                        &mut table,
+                        [
+                            partition.queue.to_string(),
+                            letter.id.to_string(),
+                            letter.buried_at().to_string(),
+                            letter.lane.to_string(),
+                            letter.attempts.to_string(),
+                            letter.error.to_string(),
+                        ],
+                    );
                 }
             }
         }
@@ -286,8 +289,7 @@ async fn show(search: &mut Search, cx: &mut Context) -> Result<Exit, Error> {
                 (name, value)
             });
             object["entry"] = fields.collect::<serde_json::Map<_, _>>().into();
-            let text = serde_json::to_string_pretty(&object).unwrap_or_default();
-            cx.terminal.line(text)?;
+            cx.terminal.pretty_json(&object)?;
         }
     }
     search.end(0, cx).await

@@ -50,6 +50,8 @@ pub enum Exit {
     Cluster = 18,
     /// The broker drops jobs when its memory is full.
     Eviction = 19,
+    /// The broker has lost a job before its end.
+    Forgotten = 20,
     /// SIGINT or SIGTERM came before the end.
     Interrupted = 130,
 }
@@ -77,6 +79,7 @@ Exit codes:
    17  Redis does not have that database
    18  Redis is one node of several of a Cluster
    19  Redis drops jobs when its memory is full
+   20  a job is forgotten: Redis has lost it before its end
   130  interrupted";
 
 impl From<Exit> for ExitCode {
@@ -251,7 +254,7 @@ impl From<listener::Error> for Error {
             listener::Error::NotFound(_) => {
                 (Exit::Usage, "check the ID, REDIS_URL and redis.prefix")
             }
-            listener::Error::Forgotten(_) => (Exit::Broker, ""),
+            listener::Error::Forgotten(_) => (Exit::Forgotten, ""),
             listener::Error::Expired(_) => (
                 Exit::Usage,
                 "`millstream jobs show` tells how it ended, if its record is still there",
@@ -347,6 +350,7 @@ mod tests {
         assert_eq!(code(broker::Error::Address(String::new()).into()), 3);
         assert_eq!(code(producer::Error::TooLarge { bytes: 2, max: 1 }.into()), 2);
         assert_eq!(code(listener::Error::NotFound(crate::job::JobId::new()).into()), 2);
+        assert_eq!(code(listener::Error::Forgotten(crate::job::JobId::new()).into()), 20);
         assert_eq!(code(Error::interrupted("")), 130);
         let ended = worker::Reason::TaskEnded(worker::Task::Lease);
         assert_eq!(code(Error::worker_ended(ended)), 1);

@@ -5,11 +5,12 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Subcommand};
 use futures_util::{StreamExt, stream};
 use serde_json::json;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Context, Error, Exit,
-    answer::{self, Ended},
+    Context, Error, Exit, answer,
     args::{self, Common, Output},
+    ended::Ended,
     logging::{self, Level},
     parts::Broker,
     tables,
@@ -19,7 +20,7 @@ use crate::{
     config::Config,
     event::{Body, Event, EventId, Failed},
     job::JobId,
-    listener::{self, Listener},
+    listener::{self, Listen, Listener},
 };
 
 /// Most jobs that are awaited at once.
@@ -136,7 +137,7 @@ async fn show(
         Output::Text => {
             tables::record(&record, &mut cx.terminal)?;
             if let Some(text) = text.filter(|text| !text.is_empty()) {
-                cx.terminal.line(format_args!("\n{text}"))?;
+                cx.terminal.lines(&format!("\n{text}"))?;
             }
         }
     }
@@ -243,10 +244,13 @@ async fn wait(
         ids.extend(listed(&text)?);
     }
     let listener = Listener::new(broker.shared.clone(), config.listener.clone());
-    let listen = |id| listener.listen(id).idle_timeout(None).timeout(args.timeout);
+    let deadline = args.timeout.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
     let numbered = (1..).zip(ids.iter().copied());
     let mut ends = stream::iter(numbered)
-        .map(|(line, id)| Ended::of(listen(id), id, line, None))
+        .map(|(line, id)| {
+            let listen = listener.listen(id).idle_timeout(None);
+            wait_until(deadline, Ended::unknown(id, line), listen, broker)
+        })
         .buffer_unordered(AT_ONCE);
     let (mut over, mut worst) = (0_usize, None::<Error>);
     loop {
@@ -259,13 +263,34 @@ async fn wait(
         }
         if let Some(fault) = ended.fault {
             cx.terminal.fail(format_args!("line {}: {fault}", ended.line));
-            worst = worst.or(Some(fault));
+            let is_forgotten = fault.exit() == Exit::Forgotten;
+            worst = worst.filter(|_| !is_forgotten).or(Some(fault));
         }
     }
     Ok(worst.map_or(Exit::Ok, |fault| match fault.exit() {
         Exit::Upstream => Exit::Job,
         exit => exit,
     }))
+}
+
+/// Waits for the end of a job. At the deadline its record tells where it stands.
+async fn wait_until(
+    deadline: Option<(Instant, Duration)>,
+    job: Ended,
+    listen: Listen,
+    broker: &Broker,
+) -> Ended {
+    let (id, line) = (job.id, job.line);
+    let Some((at, limit)) = deadline else { return job.wait(listen).await };
+    if let Ok(ended) = timeout_at(at, job.wait(listen)).await {
+        return ended;
+    }
+    let mut ended = Ended::unknown(id, line);
+    let record = broker.shared.job(id).await.ok().flatten();
+    if let Some(record) = &record {
+        ended.stands(record);
+    }
+    ended.late(limit, record.and_then(|record| record.due))
 }
 
 async fn read(path: &PathBuf) -> Result<String, Error> {

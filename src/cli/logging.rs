@@ -2,13 +2,15 @@
 
 use std::{
     any::Any,
-    fmt::Display,
-    io::{self, IsTerminal, Write as _},
+    fmt::{Debug, Display, Write as _},
+    io::{self, IsTerminal, Write},
 };
 
 use serde_json::json;
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing::field::Field;
+use tracing_subscriber::{EnvFilter, field::MakeExt, fmt, fmt::format};
 
+use super::clean::{self, OneLine};
 use crate::config::{Log, LogFormat};
 
 /// How much is logged where the configuration does not say.
@@ -31,13 +33,14 @@ pub(super) fn start(log: &Log, level: Level) {
         Level::Quiet => "warn,millstream::worker=error,async_openai=off",
     };
     let filter = if log.filter.is_empty() { default } else { &log.filter };
-    let builder = fmt()
-        .with_env_filter(EnvFilter::new(filter))
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
+    let builder = fmt().with_env_filter(EnvFilter::new(filter));
     let _ = match log.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => builder
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
+            .fmt_fields(format::debug_fn(field).delimited(" "))
+            .try_init(),
+        LogFormat::Json => builder.with_writer(|| JsonLines(io::stderr())).json().try_init(),
     };
 }
 
@@ -46,7 +49,7 @@ pub(super) fn json_line(level: &str, message: impl Display) -> String {
     let time = jiff::Timestamp::now();
     let fields = json!({"message": message.to_string()});
     let line = json!({"timestamp": format!("{time:.6}"), "level": level, "fields": fields, "target": "millstream"});
-    format!("{line}\n")
+    format!("{}\n", clean::json(&line.to_string()))
 }
 
 /// Tells panics in the format of the log: whatever reads it can read them too.
@@ -69,8 +72,37 @@ fn said(payload: &(dyn Any + Send)) -> &str {
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("unknown")
 }
 
+/// Writes a field. Values may be what others wrote: they can neither forge a line nor reach the terminal raw.
+fn field(writer: &mut format::Writer<'_>, field: &Field, value: &dyn Debug) -> std::fmt::Result {
+    if field.name() == "message" {
+        return write!(OneLine(writer), "{value:?}");
+    }
+    let (italic, end) = if writer.has_ansi_escapes() { ("\x1b[3m", "\x1b[0m") } else { ("", "") };
+    write!(writer, "{italic}{}{end}=", field.name())?;
+    write!(OneLine(writer), "{value:?}")
+}
+
+/// Takes whole lines of JSON.
+struct JsonLines<W>(W);
+
+impl<W: Write> Write for JsonLines<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match std::str::from_utf8(bytes) {
+            Ok(line) => self.0.write_all(clean::json(line).as_bytes())?,
+            Err(_) => self.0.write_all(bytes)?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     #[test]
@@ -106,5 +138,45 @@ mod tests {
     #[test]
     fn a_panic_says_what_it_was_given() {
         assert_eq!([said(&"a"), said(&"b".to_owned()), said(&7)], ["a", "b", "unknown"]);
+    }
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Guards against an error text of an upstream that forges lines of the log, or steers a terminal.
+    #[test]
+    fn foreign_text_stays_on_its_line_of_the_log() {
+        let sink = Sink::default();
+        let writer = {
+            let sink = sink.clone();
+            move || sink.clone()
+        };
+        let subscriber = fmt()
+            .with_writer(writer)
+            .with_ansi(false)
+            .fmt_fields(format::debug_fn(field).delimited(" "))
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let evil = "x\x1b[2J\nERROR forged";
+            let error = io::Error::other(evil);
+            tracing::warn!(%error, text = evil, "attempt of {evil} failed");
+        });
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.contains('\x1b'), "{text}");
+        assert!(
+            text.contains(r"attempt of x\u{1b}[2J\nERROR forged failed error=x\u{1b}[2J"),
+            "{text}"
+        );
     }
 }

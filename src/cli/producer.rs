@@ -4,25 +4,30 @@
 
 mod feed;
 mod input;
+mod lines;
+mod options;
 mod progress;
 mod report;
+mod unfinished;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Parser, ValueEnum};
+use lines::LineSet;
+use options::{One, Options, Request};
 
 use super::{
     Context, Error, Exit,
     answer::{self, Follow},
-    args::{self, Common, Output, Param},
+    args::{self, Common, Output},
     exit::EXIT_CODES,
     logging::{self, Level},
     parts::{self, Broker},
+    unserved::Vigil,
 };
 use crate::{
     broker::{self, memory::Memory},
     config::{Config, Flag},
-    job::{Job, Labels, Lane, QueueName, Tenant, Timestamp},
     listener::Listener,
     producer::{self, Producer},
 };
@@ -31,10 +36,18 @@ use crate::{
 const NOTES: &str = "\
 Output:
   text  the job's ID on a line; with --wait the answer (of many jobs: under a line that names each)
-  json  an object on a line: {id, line, state, custom_id}; with --wait, in the order in which jobs
-        end: {id, line, state, custom_id, text, finish_reason, usage, attempts, error}
+  json  an object on a line: {id, line, state, custom_id, labels}; with --wait, in the order in which
+        jobs end: {id, line, state, custom_id, labels, model, text, finish_reason, usage, attempts,
+        enqueued_at, began_at, ended_at, ttft_ms, run_ms, error}, times in ms since the epoch
   Lines count from 1, empty ones included. A job that was there already, under its idempotency key,
-  is told with the state that it is in.";
+  is told with the state that it is in.
+
+Run again:
+  With --idempotency-prefix the same command can be run again after any interruption: it enqueues
+  what is missing and, with --wait, gives every answer once more. Answers are kept for
+  redis.result_ttl (1 day); what has ended is not run again for redis.key_ttl (7 days), and another
+  prefix asks for everything anew. Without a prefix, a --wait that ends early writes an object for each job
+  that is not over; `millstream jobs wait --file -` takes these lines.";
 
 /// Enqueue one job from flags, or many from JSON Lines
 ///
@@ -49,9 +62,17 @@ pub struct Args {
     #[command(flatten)]
     one: One,
 
+    #[command(flatten)]
+    request: Request,
+
     /// Enqueue the jobs of this file, JSON Lines; - for standard input
     #[arg(help_heading = "Many jobs", long, value_name = "PATH")]
     file: Option<PathBuf>,
+
+    /// Only these lines of the file, such as 4813- or 3,5-6,8-
+    #[arg(help_heading = "Many jobs", long, value_name = "LINES")]
+    #[arg(conflicts_with_all = ["user", "messages_file"])]
+    lines: Option<LineSet>,
 
     #[command(flatten)]
     options: Options,
@@ -59,8 +80,19 @@ pub struct Args {
     /// Make enqueuing repeatable: each job without a key gets this name, a colon, and its
     /// custom_id, or # and its line number. An interrupted file can then be run again without
     /// duplicates
-    #[arg(help_heading = "Many jobs", long, value_name = "NAME", conflicts_with = "model", value_parser = prefix)]
+    #[arg(help_heading = "Many jobs", long, value_name = "NAME", value_parser = options::prefix)]
+    #[arg(conflicts_with_all = ["user", "messages_file"])]
     idempotency_prefix: Option<String>,
+
+    /// Put jobs back that were there already, under their keys, and have failed: each begins a new
+    /// run, with a new budget of attempts
+    #[arg(
+        help_heading = "Many jobs",
+        long,
+        requires = "idempotency_prefix",
+        conflicts_with = "dry_run"
+    )]
+    retry_failed: bool,
 
     /// What to do about a line that cannot be accepted: stop there, or skip it; either way the exit
     /// code is 2. Only an idempotency key that is taken shows when the lines of its batch
@@ -77,17 +109,28 @@ pub struct Args {
     #[arg(long, value_name = "BYTES")]
     max_payload: Option<usize>,
 
-    /// Check everything, enqueue nothing
-    #[arg(help_heading = "Results", long, conflicts_with_all = ["wait", "stream"])]
+    /// Check every line and report all that cannot be accepted, enqueue nothing
+    #[arg(help_heading = "Results", long, conflicts_with = "follow")]
     dry_run: bool,
 
     /// Wait until the jobs are over, up to 1,024 at a time; the exit code is 6 where one failed
-    #[arg(help_heading = "Results", long)]
+    #[arg(help_heading = "Results", long, group = "follow")]
     wait: bool,
 
     /// Stream the answer of one job to standard output
-    #[arg(help_heading = "Results", long, conflicts_with_all = ["wait", "file"])]
+    #[arg(help_heading = "Results", long, group = "follow", conflicts_with = "file")]
     stream: bool,
+
+    /// Give up waiting after this long; the exit code is then 6, and what is enqueued goes on
+    #[arg(help_heading = "Results", long, value_name = "DURATION", requires = "follow")]
+    #[arg(value_parser = args::duration)]
+    timeout: Option<Duration>,
+
+    /// How often a line on standard error tells how far it is, where that is no terminal, and how
+    /// soon it says once more that no worker serves the queue
+    #[arg(help_heading = "Results", long, value_name = "DURATION", default_value = "10s")]
+    #[arg(value_parser = args::duration)]
+    progress_every: Duration,
 
     /// How results are written to standard output
     #[arg(help_heading = "Results", long, value_enum, default_value_t, value_name = "FORMAT")]
@@ -95,91 +138,6 @@ pub struct Args {
 
     #[command(flatten)]
     common: Common,
-}
-
-/// One job from flags.
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "One job")]
-struct One {
-    /// The model
-    #[arg(long, value_name = "NAME", required_unless_present = "file", conflicts_with = "file")]
-    model: Option<String>,
-
-    /// What the user says
-    #[arg(long, value_name = "TEXT", conflicts_with = "file")]
-    #[arg(required_unless_present_any = ["messages_file", "file"])]
-    user: Option<String>,
-
-    /// What the model is told before everything else
-    #[arg(long, value_name = "TEXT", conflicts_with = "file")]
-    system: Option<String>,
-
-    /// A file with a JSON array of messages, which stand before what the user says
-    #[arg(long, value_name = "PATH", conflicts_with = "file")]
-    messages_file: Option<PathBuf>,
-
-    /// A field of the request, such as temperature=0.2; JSON where it can be read as such,
-    /// otherwise text; can be repeated
-    #[arg(long = "param", value_name = "NAME=VALUE", conflicts_with = "file")]
-    #[arg(value_parser = args::param)]
-    params: Vec<Param>,
-
-    /// Your own name for the job, echoed in its result
-    #[arg(long, value_name = "NAME", conflicts_with = "file")]
-    custom_id: Option<String>,
-
-    /// The same tenant and key give the same job, however often it is enqueued
-    #[arg(long, value_name = "KEY", conflicts_with = "file")]
-    idempotency_key: Option<String>,
-}
-
-/// Where and how jobs run.
-#[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "Every job")]
-struct Options {
-    /// The queue [default: default]
-    #[arg(long, value_name = "NAME")]
-    queue: Option<QueueName>,
-
-    /// The priority: high, normal or low [default: normal]
-    #[arg(long, value_name = "LANE")]
-    lane: Option<Lane>,
-
-    /// Who owns the job [default: default]
-    #[arg(long, value_name = "NAME")]
-    tenant: Option<Tenant>,
-
-    /// A label, echoed in the result; can be repeated
-    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = args::pair)]
-    labels: Vec<(String, String)>,
-
-    /// Begin no sooner than after this time
-    #[arg(long, value_name = "DURATION", value_parser = args::duration, conflicts_with = "at")]
-    delay: Option<Duration>,
-
-    /// Begin no sooner than at this time, RFC 3339 such as 2026-11-21T08:00:00Z
-    #[arg(long, value_name = "TIME", value_parser = future)]
-    at: Option<Timestamp>,
-
-    /// Fail the job as expired unless it has begun by then, RFC 3339
-    #[arg(long, value_name = "TIME", value_parser = future, conflicts_with = "expires_in")]
-    expires_at: Option<Timestamp>,
-
-    /// Fail the job as expired unless it has begun within this time
-    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
-    expires_in: Option<Duration>,
-
-    /// Most attempts that may fail, 1 to 100 [default: the worker's]
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100))]
-    max_attempts: Option<u32>,
-
-    /// Publish the answer whole instead of while it is generated
-    #[arg(long)]
-    no_stream: bool,
-
-    /// Longest time one attempt may take
-    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
-    deadline: Option<Duration>,
 }
 
 /// What to do about a line that cannot be accepted.
@@ -190,75 +148,6 @@ enum OnError {
     Stop,
     /// Report it and go on
     Skip,
-}
-
-fn prefix(text: &str) -> Result<String, String> {
-    if (1..=128).contains(&text.len()) {
-        Ok(text.to_owned())
-    } else {
-        Err("allowed: 1 to 128 bytes".to_owned())
-    }
-}
-
-fn future(text: &str) -> Result<Timestamp, String> {
-    let time: Timestamp = text.parse().map_err(|e: crate::job::Invalid| e.to_string())?;
-    let now = Timestamp::now();
-    if time < now {
-        return Err(format!("{time} has passed (it is {now}); leave it out to run at once"));
-    }
-    Ok(time)
-}
-
-impl Options {
-    /// Sets what the flags say.
-    fn apply(&self, job: &mut Job) {
-        let Self { queue, lane, tenant, labels, delay, at, .. } = self;
-        let Self { expires_at, expires_in, max_attempts, no_stream, deadline, .. } = self;
-        set(&mut job.queue, queue.as_ref());
-        set(&mut job.lane, lane.as_ref());
-        set(&mut job.tenant, tenant.as_ref());
-        job.labels.0.extend(labels.iter().cloned());
-        let due = delay.map(|delay| Timestamp::now().after(delay)).or(*at);
-        job.not_before = due.or(job.not_before);
-        let expires = expires_in.map(|time| Timestamp::now().after(time)).or(*expires_at);
-        job.expires_at = expires.or(job.expires_at);
-        job.max_attempts = max_attempts.or(job.max_attempts);
-        job.stream &= !no_stream;
-        let deadline = deadline.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
-        job.deadline_ms = deadline.or(job.deadline_ms);
-    }
-}
-
-fn set<T: Clone>(field: &mut T, value: Option<&T>) {
-    if let Some(value) = value {
-        field.clone_from(value);
-    }
-}
-
-impl Args {
-    /// The job that the flags describe.
-    async fn job(&self) -> Result<Job, Error> {
-        let one = &self.one;
-        let mut messages = Vec::new();
-        if let Some(path) = &one.messages_file {
-            let cause = |e: &dyn std::fmt::Display| {
-                let cause = format!("cannot read {}: {e}", path.display());
-                Error::new(Exit::Usage, cause, "name a file with a JSON array of messages")
-            };
-            let bytes = tokio::fs::read(path).await.map_err(|e| cause(&e))?;
-            messages = serde_json::from_slice(&bytes).map_err(|e| cause(&e))?;
-        }
-        let (model, user) = (one.model.as_deref().unwrap_or_default(), one.user.as_deref());
-        let request = args::request(model, one.system.as_deref(), messages, user, &one.params)?;
-        let mut job = Job {
-            custom_id: one.custom_id.clone(),
-            idempotency_key: one.idempotency_key.clone(),
-            labels: Labels::default(),
-            ..Job::new(request)
-        };
-        self.options.apply(&mut job);
-        Ok(job)
-    }
 }
 
 /// Enqueues what the arguments say, and follows it where they ask for that.
@@ -287,7 +176,7 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
 }
 
 async fn stream(args: Args, config: &Config, cx: &mut Context) -> Result<Exit, Error> {
-    let job = args.job().await?;
+    let job = args.one.job(&args.request, &args.options).await?;
     let queue = job.queue.clone();
     let broker = cx.unless_interrupted(Broker::open(config), "nothing is enqueued").await??;
     broker.prepare(std::slice::from_ref(&queue)).await?;
@@ -304,14 +193,21 @@ async fn stream(args: Args, config: &Config, cx: &mut Context) -> Result<Exit, E
         }
         error => error.into(),
     })?;
-    feed::warn_unserved(&producer, &queue, cx).await;
-    let follow = Follow { durable: true, ..Follow::default() };
+    let mut vigil = Vigil::new(args.progress_every);
+    vigil.look(&producer, [&queue], |warning| cx.terminal.warn(warning)).await;
+    let follow = Follow {
+        within: args.timeout,
+        unserved: Some((vigil, &producer, &queue)),
+        durable: true,
+        ..Follow::default()
+    };
     answer::show(follow, &listener, receipt.id, cx).await.map(|_| Exit::Ok)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::Timestamp;
 
     fn args(more: &[&str]) -> Result<Args, clap::Error> {
         Args::try_parse_from([&["millstream-producer"], more].concat())
@@ -336,7 +232,8 @@ mod tests {
             "--no-stream",
             "--deadline=90s",
         ]);
-        let job = args.unwrap().job().await.unwrap();
+        let args = args.unwrap();
+        let job = args.one.job(&args.request, &args.options).await.unwrap();
         let mut value = serde_json::to_value(&job).unwrap();
         let due = value.as_object_mut().unwrap().remove("not_before").unwrap();
         let ahead = due.as_u64().unwrap() - Timestamp::now().0;
@@ -359,8 +256,12 @@ mod tests {
         for bad in [
             &["--model=m"][..],
             &["--user=hi"],
-            &["--file=-", "--model=m"],
-            &["--file=-", "--param=a=1"],
+            &["--file=-", "--user=u"],
+            &["--file=-", "--lines=0"],
+            &["--model=m", "--user=u", "--lines=3-"],
+            &["--file=-", "--retry-failed"],
+            &["--file=-", "--timeout=5s"],
+            &["--file=-", "--dry-run", "--wait"],
             &["--file=-", "--stream"],
             &["--model=m", "--user=u", "--idempotency-prefix=p"],
             &["--model=m", "--user=u", "--wait", "--stream"],

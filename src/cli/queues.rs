@@ -130,16 +130,19 @@ fn depth_rows(table: &mut Table, partition: &Partition, depth: &Depth, limits: &
     for (lane, d) in Lane::ALL.into_iter().zip(&depth.lanes) {
         let first = lane.index() == 0;
         let once = |text: String| if first { text } else { String::new() };
-        table.add_row([
-            once(partition.queue.to_string()),
-            lane.to_string(),
-            d.waiting.to_string(),
-            d.pending.to_string(),
-            once(depth.parked.to_string()),
-            once(depth.dead.to_string()),
-            once(of(depth.load.jobs, limits.max_jobs)),
-            once(of(depth.load.bytes, limits.max_bytes)),
-        ]);
+        tables::row(
+            table,
+            [
+                once(partition.queue.to_string()),
+                lane.to_string(),
+                d.waiting.to_string(),
+                d.pending.to_string(),
+                once(depth.parked.to_string()),
+                once(depth.dead.to_string()),
+                once(of(depth.load.jobs, limits.max_jobs)),
+                once(of(depth.load.bytes, limits.max_bytes)),
+            ],
+        );
     }
 }
 

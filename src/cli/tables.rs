@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{
     Context, Error, Exit, Terminal,
     args::{Common, Output, Queues},
+    clean,
     logging::{self, Level},
     parts::{self, Broker},
 };
@@ -95,7 +96,7 @@ async fn seen(view: View, common: &Common, cx: &mut Context) -> Result<Exit, Err
             match view.output {
                 Output::Json => cx.terminal.json(&with_queue(&partition, &json!(worker)))?,
                 Output::Text => {
-                    table.add_row(worker_row(&partition, &worker));
+                    row(&mut table, worker_row(&partition, &worker));
                 }
             }
         }
@@ -164,6 +165,11 @@ pub(super) fn table(header: &[&str], numbers: usize) -> Table {
     table
 }
 
+/// Adds a row. A cell is one line, whatever its text holds.
+pub(super) fn row<const N: usize>(table: &mut Table, cells: [String; N]) {
+    table.add_row(cells.map(|cell| clean::one_line(&cell)));
+}
+
 /// Writes a table that has rows, and says so where it has none.
 pub(super) fn finish(
     table: &Table,
@@ -173,7 +179,7 @@ pub(super) fn finish(
     match output {
         Output::Json => {}
         Output::Text if table.is_empty() => terminal.say("none"),
-        Output::Text => terminal.line(table.trim_fmt())?,
+        Output::Text => terminal.lines(&table.trim_fmt())?,
     }
     Ok(Exit::Ok)
 }

@@ -1,11 +1,11 @@
-//! Where a command writes.
+//! Where a command writes. Text that others wrote passes through [`clean`] on every way to a terminal.
 
 use std::{
     fmt,
     io::{self, IsTerminal, Write},
 };
 
-use super::logging::json_line;
+use super::{clean, logging::json_line};
 use crate::config::LogFormat;
 
 /// Standard output and standard error, or what stands for them.
@@ -58,24 +58,33 @@ impl Terminal {
         &mut *self.out
     }
 
-    /// A line on standard output.
+    /// One line on standard output, whatever the text holds.
     pub(super) fn line(&mut self, line: impl fmt::Display) -> io::Result<()> {
-        writeln!(self.out, "{line}")
+        writeln!(self.out, "{}", clean::one_line(&line))
+    }
+
+    /// Lines on standard output, as many as the text has.
+    pub(super) fn lines(&mut self, text: &str) -> io::Result<()> {
+        writeln!(self.out, "{}", clean::many_lines(text))
     }
 
     /// A JSON object on one line of standard output.
     pub(super) fn json(&mut self, value: &impl serde::Serialize) -> io::Result<()> {
-        let line = serde_json::to_string(value)?;
-        writeln!(self.out, "{line}")
+        writeln!(self.out, "{}", clean::json(&serde_json::to_string(value)?))
     }
 
-    /// Part of a line on standard output, at once.
+    /// A JSON object on many lines of standard output.
+    pub(super) fn pretty_json(&mut self, value: &impl serde::Serialize) -> io::Result<()> {
+        writeln!(self.out, "{}", clean::json(&serde_json::to_string_pretty(value)?))
+    }
+
+    /// Part of a text on standard output, at once.
     pub(super) fn show(&mut self, text: &str) -> io::Result<()> {
-        self.out.write_all(text.as_bytes())?;
+        self.out.write_all(clean::many_lines(text).as_bytes())?;
         self.out.flush()
     }
 
-    /// A line for people, on standard error.
+    /// One line for people, on standard error.
     pub(super) fn say(&mut self, line: impl fmt::Display) {
         if !self.quiet {
             self.tell("INFO", "", line);
@@ -97,7 +106,7 @@ impl Terminal {
     /// Writes a line at once. Nobody listens where it cannot be written.
     fn tell(&mut self, level: &str, prefix: &str, line: impl fmt::Display) {
         let line = match self.format {
-            LogFormat::Text => format!("{prefix}{line}\n"),
+            LogFormat::Text => format!("{prefix}{}\n", clean::one_line(&line)),
             LogFormat::Json => json_line(level, line),
         };
         let _ = self.err.write_all(line.as_bytes());

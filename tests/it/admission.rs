@@ -430,7 +430,7 @@ async fn what_a_full_queue_refuses_is_told_line_by_line() {
     assert_eq!(accepted, [1, 2, 4, 6]);
     let said = "queue full: queue `default` holds 2 jobs of tenant `a`, \
                 redis.limits.max_jobs_per_tenant is 2; try again in 1.0 s; read up to line 7: 4 jobs \
-                enqueued; not enqueued, for want of room: line 3, 5, 7;";
+                enqueued; not enqueued, for want of room: line 3,5,7; the same command with --lines 3,5,7- goes on";
     assert!(ran.err.contains(said) && ran.err.contains("--block waits"), "{ran:?}");
     assert_eq!(site.server.command(&["XLEN", "ms:{q:default:0}:normal"]), "4");
     let one = site.run(&["--model=m", "--user=q", "--tenant=a"], &bound, "");
@@ -484,7 +484,7 @@ async fn a_blocked_producer_says_what_it_leaves_when_it_is_interrupted() {
         let (code, said) = tokio::task::spawn_blocking(|| producer.end()).await.unwrap();
         assert_eq!(code, Some(130), "{said}");
         let left = "interrupted; read up to line 30: 10 jobs enqueued; not enqueued, for want of \
-                    room: line 11 to 30;";
+                    room: line 11-30; the same command with --lines 11- goes on";
         assert!(said.contains(left), "{said}");
         assert_eq!(site.server.command(&["XLEN", "ms:{q:default:0}:normal"]), "10");
     }

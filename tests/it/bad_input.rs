@@ -52,7 +52,8 @@ async fn lines_that_are_no_jobs_are_refused_by_number() {
         r#"{{"model":"m","messages":[{{"role":"user","content":"{}"}}]}}"#,
         "x".repeat(1024 * 1024)
     );
-    let cases: [(&str, &[&str]); 8] = [
+    let cases: [(&str, &[&str]); 9] = [
+        (&good.replacen('{', r#"{"lane":"high","#, 1), &["line 2", "`lane`", "request"]),
         ("{\"model\":", &["line 2", "not JSON"]),
         (r#"{"model":"m"}"#, &["line 2", "`messages`", "at least one message"]),
         (r#"{"messages":[{}]}"#, &["line 2", "`model`"]),
@@ -140,11 +141,11 @@ async fn a_broker_that_cannot_be_used_is_told_apart() {
         run(PRODUCER, &enqueue, &[("REDIS_URL", &wrong)]),
         run(WORKER, &[], &[("REDIS_URL", &wrong), ("OPENAI_API_KEY", "k")]),
     ] {
-        refused(&ran, 4, &["refuses", "password"]);
+        refused(&ran, 13, &["password"]);
         assert!(!ran.err.contains("wr0ng"), "the password is shown: {ran:?}");
     }
     let none = server.url();
-    refused(&run(PRODUCER, &enqueue, &[("REDIS_URL", &none)]), 4, &["refuses", "password"]);
+    refused(&run(PRODUCER, &enqueue, &[("REDIS_URL", &none)]), 13, &["password"]);
 }
 
 /// A server that says that it is Redis 6.2.

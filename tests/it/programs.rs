@@ -22,19 +22,19 @@ use crate::support::{
 };
 
 /// Redis and simulator, and the environment that leads there.
-struct Site {
-    server: Server,
+pub struct Site {
+    pub server: Server,
     base_url: String,
     _simulator: tokio_util::sync::DropGuard,
 }
 
 impl Site {
-    async fn new(simulator: simulator::Options) -> Self {
+    pub async fn new(simulator: simulator::Options) -> Self {
         let (base_url, guard) = simulate(simulator).await;
         Self { server: Server::start().await, base_url, _simulator: guard }
     }
 
-    fn env(&self) -> Vec<(&'static str, String)> {
+    pub fn env(&self) -> Vec<(&'static str, String)> {
         vec![
             ("REDIS_URL", self.server.url()),
             ("OPENAI_BASE_URL", self.base_url.clone()),
@@ -42,14 +42,14 @@ impl Site {
         ]
     }
 
-    fn worker(&self, args: &[&str]) -> Running {
+    pub fn worker(&self, args: &[&str]) -> Running {
         let env = self.env();
         let env: Vec<_> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
         Running::start(WORKER, args, &env)
     }
 
     /// Runs a program to its end, off the runtime that the simulator lives on.
-    async fn run(&self, program: &'static str, args: &[&str], input: &[u8]) -> Ran {
+    pub async fn run(&self, program: &'static str, args: &[&str], input: &[u8]) -> Ran {
         let env = self.env();
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
         let input = input.to_vec();
@@ -63,7 +63,7 @@ impl Site {
 }
 
 /// Waits until so many workers wait for jobs.
-async fn serve(site: &Site, workers: usize) {
+pub async fn serve(site: &Site, workers: usize) {
     soon(async {
         loop {
             let clients = site.server.command(&["CLIENT", "LIST"]);
@@ -76,11 +76,11 @@ async fn serve(site: &Site, workers: usize) {
     .await;
 }
 
-fn request(model: &str, question: &str) -> String {
+pub fn request(model: &str, question: &str) -> String {
     serde_json::to_string(&ChatRequest::ask(model, question)).unwrap()
 }
 
-fn objects(text: &str) -> Vec<Value> {
+pub fn objects(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 

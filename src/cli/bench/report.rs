@@ -106,7 +106,7 @@ fn table(figure: &Figure, terminal: &mut Terminal) -> Result<(), Error> {
     let counted = [figure.name.to_owned(), figure.distribution.count().to_string()];
     let times = Mark::ALL.map(|mark| unit.show(figure.distribution.at(mark)));
     table.add_row(counted.into_iter().chain(times));
-    Ok(terminal.line(table.trim_fmt())?)
+    Ok(terminal.lines(&table.trim_fmt())?)
 }
 
 fn histogram(figure: &Figure, terminal: &mut Terminal) -> Result<(), Error> {

@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, BufReader};
 
-use super::{Args, Options};
+use super::{Args, LineSet, Options, Request};
 use crate::{
     cli::{Error, Exit},
     config::Config,
@@ -34,6 +34,9 @@ pub(super) enum Source {
 /// Lines, and what flags make of each.
 pub(super) struct File {
     lines: Lines<BufReader<Reader>>,
+    /// The lines that are meant.
+    meant: LineSet,
+    request: Request,
     options: Options,
     prefix: Option<String>,
     /// Bytes in all, where that is known.
@@ -44,7 +47,9 @@ impl Source {
     /// Opens what the arguments name.
     pub(super) async fn open(args: &Args, config: &Config) -> Result<Self, Error> {
         let Some(path) = &args.file else {
-            return Ok(Self::One(Some(Box::new(args.job().await?))));
+            return Ok(Self::One(Some(Box::new(
+                args.one.job(&args.request, &args.options).await?,
+            ))));
         };
         let (reader, size) = open(path).await.map_err(|e| {
             let cause = format!("cannot read {}: {e}", path.display());
@@ -54,6 +59,8 @@ impl Source {
         let limit = config.producer.max_payload.saturating_mul(2).saturating_add(64 * 1024);
         Ok(Self::Many(Box::new(File {
             lines: Lines::new(BufReader::with_capacity(64 * 1024, reader), limit),
+            meant: args.lines.clone().unwrap_or_else(LineSet::all),
+            request: args.request.clone(),
             options: args.options.clone(),
             prefix: args.idempotency_prefix.clone(),
             size,
@@ -77,12 +84,17 @@ impl Source {
     pub(super) async fn next(&mut self) -> io::Result<Option<Item>> {
         match self {
             Self::One(job) => Ok(job.take().map(|job| Item { line: 1, offset: 0, job: Ok(*job) })),
-            Self::Many(file) => {
+            Self::Many(file) => loop {
                 let Some(line) = file.lines.next().await? else { return Ok(None) };
                 let Line { number, offset, bytes } = line;
-                let job = bytes.and_then(|bytes| file.job(number, &bytes));
-                Ok(Some(Item { line: number, offset, job }))
-            }
+                if file.meant.is_below(number) {
+                    return Ok(None);
+                }
+                if file.meant.contains(number) {
+                    let job = bytes.and_then(|bytes| file.job(number, &bytes));
+                    return Ok(Some(Item { line: number, offset, job }));
+                }
+            },
         }
     }
 }
@@ -103,7 +115,8 @@ async fn open(path: &Path) -> io::Result<(Reader, Option<u64>)> {
 
 impl File {
     fn job(&self, number: u64, bytes: &[u8]) -> Result<Job, Invalid> {
-        let mut job = Job::parse_strict(bytes)?;
+        let mut job = Job::draft(bytes)?;
+        self.request.apply(&mut job.request)?;
         self.options.apply(&mut job);
         if let (Some(prefix), None) = (&self.prefix, &job.idempotency_key) {
             job.idempotency_key = Some(key(prefix, job.custom_id.as_deref(), number));
@@ -228,7 +241,8 @@ mod tests {
     fn file(prefix: Option<&str>, options: Options) -> File {
         let reader: Reader = Box::new(tokio::io::empty());
         let lines = Lines::new(BufReader::new(reader), 100);
-        File { lines, options, prefix: prefix.map(str::to_owned), size: None }
+        let (meant, request) = (LineSet::all(), Request::default());
+        File { lines, meant, request, options, prefix: prefix.map(str::to_owned), size: None }
     }
 
     #[tokio::test]

@@ -6,15 +6,15 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    super::report::{Enqueued, Ranges},
+    super::{LineSet, report::Enqueued},
     Feed,
 };
 use crate::{
     broker::{self, Receipt, Submission},
-    cli::{Context, Error, Exit, answer::Ended, args::Output},
-    job::QueueName,
-    producer::Producer,
+    cli::{Context, Error, Exit, args::Output, ended::Ended},
+    job::{Job, QueueName},
     retry::Backoff,
+    state::State,
 };
 
 /// Most states of duplicates that are asked for at once.
@@ -43,9 +43,9 @@ impl Feed<'_> {
             let before = rest.len();
             let (left, retry_after) = self.submit(rest, cx).await?;
             // While it waits, too, somebody should know that nobody makes room.
-            for queue in fresh.drain(..) {
-                warn_unserved(&self.producer, &queue, cx).await;
-                self.queues.insert(queue);
+            if !fresh.is_empty() {
+                self.queues.extend(fresh.drain(..));
+                self.look_at_workers(cx).await;
             }
             // After a line that stops everything nothing more is enqueued.
             rest = if self.stopped { Vec::new() } else { left };
@@ -72,13 +72,19 @@ impl Feed<'_> {
             self.producer.submit(&jobs).await
         };
         let states = self.states(&results).await;
-        self.tally.no_room = Ranges::default();
-        let (mut full, mut lost, mut unwritten, mut left) = (None, None, None, Vec::new());
+        self.tally.no_room = LineSet::default();
+        let (mut full, mut lost, mut unwritten) = (None, None::<Error>, None);
+        let mut left = Vec::new();
         for (((line, job), result), state) in lines.into_iter().zip(jobs).zip(results).zip(states) {
             self.tally.through = self.tally.through.max(line);
             match result {
                 Ok(receipt) => {
-                    let written = self.accepted(line, job.job.custom_id, receipt, state, cx);
+                    let put = self.put_back(line, &job, receipt, state, cx).await;
+                    let state = put.unwrap_or_else(|error| {
+                        lost.get_or_insert(error);
+                        state
+                    });
+                    let written = self.accepted(line, job.job, receipt, state, cx);
                     unwritten = unwritten.or(written.err());
                 }
                 Err(error @ broker::Error::Full { .. }) => {
@@ -91,12 +97,12 @@ impl Feed<'_> {
                 }
                 Err(error) => {
                     self.tally.unknown.push(line);
-                    lost.get_or_insert(error);
+                    lost.get_or_insert(error.into());
                 }
             }
         }
         if let Some(error) = lost {
-            return Err(Error::from(error).and(self.left()));
+            return Err(error.and(self.left()));
         }
         if let Some(error) = unwritten {
             let cause = format!("cannot write to standard output: {error}");
@@ -120,32 +126,25 @@ impl Feed<'_> {
     /// Waits for room, while answers that are awaited come in.
     async fn wait(&mut self, time: Duration, cx: &mut Context) -> Result<(), Error> {
         let until = Instant::now() + time;
-        loop {
-            let ended = tokio::select! {
-                biased;
-                () = cx.interrupt.cancelled() => return Err(Error::interrupted(self.left())),
-                Some(ended) = self.awaited.join_next(), if !self.awaited.is_empty() => ended,
-                () = sleep_until(until) => return Ok(()),
-            };
-            self.ended(ended, cx)?;
-        }
+        while self.step(sleep_until(until), cx).await?.is_none() {}
+        Ok(())
     }
 
     /// The state of each enqueued job; one that was there already may be anywhere.
-    async fn states(&self, results: &[broker::Result<Receipt>]) -> Vec<&'static str> {
+    async fn states(&self, results: &[broker::Result<Receipt>]) -> Vec<State> {
         let mut states = Vec::with_capacity(results.len());
-        let asks = !self.args.wait && self.args.output == Output::Json;
+        let asks = self.args.retry_failed || (!self.args.wait && self.args.output == Output::Json);
         for some in results.chunks(LOOKUPS) {
             let one = |result: &broker::Result<Receipt>| {
                 let receipt = result.as_ref().ok().copied();
                 async move {
-                    let Some(receipt) = receipt else { return "unknown" };
-                    let enqueued = if receipt.parked { "parked" } else { "waiting" };
+                    let Some(receipt) = receipt else { return State::Waiting };
+                    let enqueued = if receipt.parked { State::Parked } else { State::Waiting };
                     if !(asks && receipt.duplicate) {
                         return enqueued;
                     }
                     let record = self.broker.shared.job(receipt.id).await.ok().flatten();
-                    record.map_or(enqueued, |record| record.state.as_str())
+                    record.map_or(enqueued, |record| record.state)
                 }
             };
             states.extend(join_all(some.iter().map(one)).await);
@@ -156,40 +155,33 @@ impl Feed<'_> {
     fn accepted(
         &mut self,
         line: u64,
-        custom_id: Option<String>,
+        job: Job,
         receipt: Receipt,
-        state: &str,
+        state: State,
         cx: &mut Context,
     ) -> std::io::Result<()> {
         self.tally.enqueued += 1;
         self.tally.duplicates += u64::from(receipt.duplicate);
         let id = receipt.id;
-        self.last = Some(id);
         if self.args.wait {
             let listen = self.listener.listen(id).idle_timeout(None);
-            self.awaited.spawn(Ended::of(listen, id, line, custom_id));
+            let ended = Ended {
+                custom_id: job.custom_id,
+                labels: job.labels,
+                was_there: true,
+                ..Ended::unknown(id, line)
+            };
+            self.unfinished.insert(&ended);
+            self.awaited.spawn(ended.wait(listen));
             return Ok(());
         }
         self.progress.around(|| match self.args.output {
             Output::Text => cx.terminal.line(id),
             Output::Json => {
-                let custom_id = custom_id.as_deref();
-                cx.terminal.json(&Enqueued { id: Some(id), line, state, custom_id })
+                let (custom_id, labels) = (job.custom_id.as_deref(), &job.labels);
+                let (id, state) = (Some(id), state.as_str());
+                cx.terminal.json(&Enqueued { id, line, state, custom_id, labels })
             }
         })
-    }
-}
-
-/// Warns when nobody is there to run the jobs of a queue.
-pub(in super::super) async fn warn_unserved(
-    producer: &Producer,
-    queue: &QueueName,
-    cx: &mut Context,
-) {
-    if producer.live_workers(queue).await.is_ok_and(|workers| workers == 0) {
-        cx.terminal.warn(format_args!(
-            "no live worker serves queue `{queue}`; jobs wait until one does (millstream-worker \
-             --queues {queue})"
-        ));
     }
 }

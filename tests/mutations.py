@@ -138,7 +138,7 @@ MUTATIONS = [
     ("promotion: what cannot be read keeps nobody back", LUA + "promote.lua",
      "  if not lane then\n", "  if false then\n", "a_parked_job_that_cannot_be_read"),
     ("promotion: nobody asks what all were told", "src/worker/promoter.rs",
-     "self.told = true;", "self.told = false;", "about_one_script or was_told"),
+     "self.told = true;", "self.told = false;", "was_told"),
     ("promotion: of many workers one is first", "src/worker/promoter.rs",
      "Instant::now() + due).max(soonest) + self.turn()", "Instant::now() + due).max(soonest)",
      "about_one_script"),

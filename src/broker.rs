@@ -134,7 +134,8 @@ pub trait Claimer: Send {
     async fn read(&mut self, lane: Lane, most: usize) -> Result<Vec<Entry>>;
 
     /// Waits until any lane has an entry, `block` has passed or `stop` is cancelled; at most one
-    /// entry of each lane. No polling. An entry that arrives together with `stop` is returned.
+    /// entry of each lane. No polling. An entry that arrives together with `stop` is returned; where the
+    /// broker cannot end a wait but by closing its connection, with all that [`Claimer::pending`] returns.
     async fn wait(&mut self, block: Duration, stop: &CancellationToken) -> Result<Vec<Entry>>;
 
     /// What this worker was given and has not settled: after an error the reply that carried it

@@ -27,7 +27,8 @@ pub enum Begin {
     Begun(Attempt),
     /// The job's run is over, or another entry carries it: remove this entry.
     Remove,
-    /// The last attempt asked for a retry and its entry was not parked: park it until then.
+    /// The last attempt asked for a retry and its entry was not parked, or the job's time has not come:
+    /// park it until then.
     Park {
         /// Attempts made so far.
         attempt: u32,
@@ -46,6 +47,10 @@ pub enum Begin {
     /// It has been lost with its workers before: ask again with [`Crashes::alone`], once no other such
     /// job runs beside it.
     Alone,
+    /// Nothing was done: the entry names a job of another tenant, or cannot be read and does not know when
+    /// the job that it names was enqueued. It is refused as a job of its own
+    /// ([`Entry::disown`](super::Entry::disown)).
+    Foreign,
     /// Nothing was done: the session is over in which the worker was given the entry
     /// ([`Entry::session`](super::Entry::session)), and the broker may have forgotten the entry. Renew its
     /// lease, and ask again where it is still there.

@@ -147,6 +147,8 @@ pub struct Entry {
     pub place: Place,
     /// Its job's ID: the entry's own, or derived from its place.
     pub id: JobId,
+    /// The ID that is derived from its place, which no other entry has.
+    pub derived: JobId,
     /// When the job was enqueued.
     pub at: Timestamp,
     /// Attempts made before this entry was added.
@@ -172,8 +174,10 @@ pub struct Entry {
 
 impl Entry {
     /// Reads an entry's fields: `job` (required), `id`, `at`, `attempt`, `run` and `load`. An entry without an ID
-    /// gets one derived from `lane_key` and its entry ID, the same at every delivery. Nothing here
-    /// fails: what cannot be read is told by [`Entry::job`], with the bytes kept.
+    /// gets that of its job's idempotency key, or else one derived from `lane_key` and its entry ID, the same
+    /// at every delivery. Of such an entry, which comes from a producer that writes nothing but its job, an
+    /// option that is not known is a fault, and `attempt` and `run` do not count. Nothing here fails: what
+    /// cannot be read is told by [`Entry::job`], with the bytes kept.
     pub fn read(place: Place, lane_key: &str, fields: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
         Self::parse(place, lane_key, fields, None)
     }
@@ -221,14 +225,17 @@ impl Entry {
             (Some(invalid), _) => Err(invalid.clone()),
             // An entry that names its job was accepted at a door; any other has its door here.
             (None, Some((_, bytes))) if unread.is_none() && named => Job::read(bytes),
-            (None, Some((_, bytes))) if unread.is_none() => Job::parse(bytes),
+            (None, Some((_, bytes))) if unread.is_none() => Job::parse_strict(bytes),
             (None, Some(_)) => Err(Invalid(String::new())),
             (None, None) => Err(Invalid(no_job(&fields))),
         };
+        let keyed = job.as_ref().ok().filter(|job| !named && job.idempotency_key.is_some());
+        let id = keyed.map_or_else(|| id.unwrap_or(derived), Job::assign_id);
         let invalid = |invalid: Invalid| Failure::new(Code::InvalidJob, invalid.to_string());
-        let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let small = |number: u64| if named { u32::try_from(number).unwrap_or(u32::MAX) } else { 0 };
         Self {
-            id: id.unwrap_or(derived),
+            id,
+            derived,
             at: Timestamp(at.ok().filter(|at| *at > 0).unwrap_or(born)),
             attempt: attempt.map_or(0, small),
             run: run.map_or(1, small).max(1),
@@ -242,6 +249,24 @@ impl Entry {
         }
     }
 
+    /// Makes it an entry that cannot be read, under its own ID: the job that it names is another's, and is
+    /// not to be touched by it.
+    pub fn disown(&mut self) {
+        let text = format!("the entry names job {}, which is another's", self.id);
+        self.job = Err(Failure::new(Code::InvalidJob, text));
+        (self.id, self.attempt, self.run) = (self.derived, 0, 1);
+    }
+
+    /// Whether it stands for a parked job that could not be read.
+    pub(super) fn was_parked(&self) -> bool {
+        self.fields.iter().any(|(field, _)| field == PARKED)
+    }
+
+    /// Whether it says nothing of itself but its job, as a plain `XADD` of a producer in any language.
+    pub(super) fn is_plain(&self) -> bool {
+        self.fields.iter().all(|(field, _)| field != b"id")
+    }
+
     /// The bytes of the `job` field, empty when there is none.
     pub fn payload(&self) -> &[u8] {
         self.fields.iter().find(|(field, _)| field == b"job").map_or(&[], |(_, bytes)| bytes)
@@ -250,7 +275,7 @@ impl Entry {
 
 /// Why an entry without a job has none.
 fn no_job(fields: &[(Vec<u8>, Vec<u8>)]) -> String {
-    if fields.iter().any(|(name, _)| name == PARKED) {
+    if fields.iter().any(|(field, _)| field == PARKED) {
         return "the parked job cannot be read; it is `LANE AT ATTEMPT[,FIELD=VALUE…] JOB`, with single \
                 spaces"
             .to_owned();
@@ -399,6 +424,35 @@ mod tests {
         assert!(entry.job.is_ok());
         assert_eq!(entry.id.to_string(), "e4728aed-a9be-52e5-bb5b-1f824cb5f1d6");
         assert_eq!((entry.at, entry.attempt), (Timestamp(1_763_640_000_123), 0));
+    }
+
+    const KEYED: &[u8] =
+        br#"{"request":{"model":"m","messages":[{}]},"idempotency_key":"invoice-7"}"#;
+
+    /// Guards against a plain entry whose key counts for nothing.
+    #[test]
+    fn a_plain_entry_with_a_key_is_the_job_of_its_key() {
+        let (by_key, named) = ("b08d34d8-ceba-5729-bdc9-d74dda2e7217", JobId::new().to_string());
+        assert_eq!(read(&[("job", KEYED)]).id.to_string(), by_key);
+        assert_eq!(read(&[("job", KEYED), ("id", named.as_bytes())]).id.to_string(), named);
+    }
+
+    /// Guards against a misspelt option that vanishes; and against a newer producer's job that an older
+    /// worker refuses.
+    #[test]
+    fn an_unknown_option_of_a_plain_entry_is_told() {
+        let job = br#"{"request":{"model":"m","messages":[{}]},"not_befor":1}"#;
+        let error = read(&[("job", job)]).job.unwrap_err();
+        assert_eq!(error.code, Code::InvalidJob);
+        assert!(error.message.contains("`not_befor`; allowed: request, queue"), "{error}");
+        assert!(read(&[("job", job), ("id", JobId::new().to_string().as_bytes())]).job.is_ok());
+    }
+
+    /// Guards against a producer that opens a later run of its job by saying so.
+    #[test]
+    fn a_plain_entry_is_the_first_of_its_job() {
+        let entry = read(&[("job", JOB), ("run", b"7"), ("attempt", b"3")]);
+        assert_eq!((entry.run, entry.attempt), (1, 0));
     }
 
     #[test]

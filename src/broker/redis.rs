@@ -22,6 +22,7 @@ mod pool;
 mod probe;
 mod promote;
 mod pubsub;
+mod read;
 mod reconcile;
 mod scripts;
 mod server;

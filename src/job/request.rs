@@ -131,6 +131,20 @@ mod tests {
         assert_eq!(serde_json::to_string(&request).unwrap(), text);
     }
 
+    /// PROTOCOL.md tells producers in other languages how.
+    #[test]
+    fn a_fingerprint_writes_values_in_one_way() {
+        let request: ChatRequest = serde_json::from_str(
+            r#"{"x":[0.00001,1e-7,1E16,1.0,0.50,12345678901234567890,"ü\u00fc\u001F\/"],
+                "model":"m","messages":[{"role":"user","content":"x"}]}"#,
+        )
+        .unwrap();
+        let canonical = r#"{"messages":[{"content":"x","role":"user"}],"model":"m","x":[0.00001,1e-7,1e+16,1.0,0.5,12345678901234567890,"üü\u001f/"]}"#;
+        let digest: Vec<String> =
+            Sha256::digest(canonical.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(request.fingerprint(), digest.concat());
+    }
+
     #[test]
     fn a_fingerprint_ignores_order_and_white_space() {
         let a: ChatRequest =

@@ -52,6 +52,10 @@ pub(super) async fn run(context: &Context, mut entry: Entry, slot: Slot) {
                 }
                 Err(owed) => owed,
             },
+            Some(Some((Begin::Foreign, _))) => {
+                entry.disown();
+                continue;
+            }
             Some(Some((Begin::Stale, _))) => match still_held(context, &entry, &hold).await {
                 Ok(session) => {
                     entry.session = session;

@@ -40,7 +40,11 @@ impl Owed {
     /// What `begin` has told, asked under this session.
     pub(super) fn told(verdict: Begin, session: u64) -> Self {
         let step = match verdict {
-            Begin::Begun(_) | Begin::Alone | Begin::Stale | Begin::Refuse { .. } => {
+            Begin::Begun(_)
+            | Begin::Alone
+            | Begin::Foreign
+            | Begin::Stale
+            | Begin::Refuse { .. } => {
                 return Self::Unfinished;
             }
             Begin::Remove => Step::Remove,

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::{
-    stack::{Stack, expected, instant, paced, simulate},
+    stack::{Stack, connect, expected, instant, paced, simulate},
     subject::{begun, soon},
 };
 
@@ -315,4 +315,57 @@ async fn jobs_that_have_to_run_alone_wait_without_a_slot() {
     for id in suspects {
         assert_eq!(system.state(id).await, State::Running, "a suspect has ended");
     }
+}
+
+/// Guards against a drain that lasts a whole blocking read where the server does not let a client end one,
+/// as many managed hosts do not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_may_not_unblock_its_reads_stops_at_once() {
+    for denied in ["-client|unblock", "-client|id"] {
+        let stack = Stack::start(instant()).await;
+        let rules = ["ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", denied];
+        stack.server.command(&rules);
+        let broker = connect(&stack.server.url().replace("redis://", "redis://limited:pw@")).await;
+        let block = Duration::from_mins(2);
+        let (stop, worker) =
+            stack.worker_on(broker, worker::Options { block, ..Default::default() });
+        stack.blocked(1).await;
+        stop.cancel();
+        let stopped = soon(worker).await.unwrap();
+        assert!(stopped.unfinished.is_empty(), "{stopped:?}");
+        // No entry is given to a connection that nobody reads.
+        let id = stack.ask("m?tokens=1", "afterwards").await;
+        let (_stop, _worker) = stack.worker(worker::Options::default());
+        soon(stack.listener().listen(id).answer()).await.unwrap();
+    }
+}
+
+/// Guards against an entry that names another tenant's job and fails it, or hangs for being no job.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_names_another_tenants_job_becomes_a_dead_letter_of_its_own() {
+    let stack = Stack::start(instant()).await;
+    let tenant = "acme".parse().unwrap();
+    let theirs = Job { tenant, ..Job::new(ChatRequest::ask("m?tokens=3", "theirs")) };
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    let id = stack.producer().enqueue(theirs).await.unwrap().id;
+    let answer = soon(stack.listener().listen(id).answer()).await.unwrap();
+    let forged = r#"{"model":"m","messages":[{"role":"user","content":"forged"}]}"#;
+    let lane = "ms:{q:default:0}:normal";
+    let name = id.to_string();
+    stack.server.command(&["XADD", lane, "*", "job", forged, "id", &name, "run", "4294967295"]);
+    let letters = soon(async {
+        loop {
+            let letters = stack.broker.dead_letters(&stack.partition, None, 9).await.unwrap();
+            if !letters.is_empty() {
+                return letters;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_ne!(letters[0].id, id);
+    assert_eq!((letters[0].error.code.as_str(), letters[0].run), ("invalid_job", 1));
+    assert!(letters[0].error.message.contains(&name), "{letters:?}");
+    let again = stack.listener().listen(id).answer().await.unwrap();
+    assert_eq!((again.text, again.outcome.is_ok()), (answer.text, true));
 }

@@ -48,7 +48,9 @@ impl State {
         let begun = run.is_some_and(|run| run.record.began_at.is_some());
         // A job that has begun once, or was put back by an operator, does not expire.
         let fresh = entry.attempt == 0 && entry.run == 1 && !begun;
-        let expires = entry.job.as_ref().ok().and_then(|job| job.expires_at).filter(|_| fresh);
+        let job = entry.job.as_ref().ok().filter(|_| fresh);
+        let expires = job.and_then(|job| job.expires_at);
+        let begins = job.and_then(|job| job.not_before);
         let why = if run.is_some_and(|run| run.cancel) {
             Refused::Cancelled
         } else if crashes >= most {
@@ -57,6 +59,8 @@ impl State {
             return Some(Begin::Alone);
         } else if expires.is_some_and(|at| now > at) {
             Refused::Expired
+        } else if let Some(due) = begins.filter(|due| *due > now) {
+            return Some(Begin::Park { attempt: attempts, due });
         } else {
             return None;
         };
@@ -70,11 +74,19 @@ impl State {
         Crashes { most, alone }: Crashes,
         now: Timestamp,
     ) -> Result<Begin> {
-        let verdict = verdict(self.runs.get(&entry.id), entry, Some(worker));
+        let run = self.runs.get(&entry.id);
+        if run.is_some_and(|run| run.is_strange_to(entry)) {
+            return Ok(Begin::Foreign);
+        }
+        let verdict = verdict(run, entry, Some(worker));
         let attempt = match verdict {
             Verdict::Again => return Ok(Begin::Begun(self.run_of(entry).attempt(entry, worker))),
             Verdict::Open => {
                 if let Some(refused) = self.refused(entry, worker, (most, alone), now) {
+                    if let Begin::Park { due, .. } = refused {
+                        // Whoever asks for the job, or cancels it, finds it parked.
+                        self.run_of(entry).schedule(due);
+                    }
                     return Ok(refused);
                 }
                 self.run_of(entry).open(entry, worker, now)
@@ -95,7 +107,11 @@ impl State {
         frame: &Frame,
         now: Timestamp,
     ) -> Begin {
-        let verdict = verdict(self.runs.get(&entry.id), entry, None);
+        let run = self.runs.get(&entry.id);
+        if run.is_some_and(|run| run.is_strange_to(entry)) {
+            return Begin::Foreign;
+        }
+        let verdict = verdict(run, entry, None);
         if verdict != Verdict::Open {
             return self.owed(entry, verdict);
         }

@@ -84,6 +84,8 @@ impl Run {
         let mut run = Self::new(entry.id, entry.at);
         if let Ok(job) = &entry.job {
             run.describe(job, &entry.place.partition);
+            let keyed = job.idempotency_key.is_some();
+            run.fingerprint = keyed.then(|| job.request.fingerprint());
         }
         run.carry(&entry.place);
         run
@@ -146,6 +148,23 @@ impl Run {
             self.record.history.remove(0);
         }
         self.record.history.push(Setback { attempt: self.record.attempt, at: now, error });
+    }
+
+    /// Whether an entry names this job that is not its own: one of another tenant, or one that cannot be
+    /// read and does not know when the job was enqueued. Anybody who may add an entry may write any ID
+    /// into it: the record is believed.
+    pub(super) fn is_strange_to(&self, entry: &Entry) -> bool {
+        match &entry.job {
+            Ok(job) => self.record.tenant.as_ref().is_some_and(|tenant| *tenant != job.tenant),
+            Err(_) => self.record.enqueued_at.is_some_and(|at| at != entry.at),
+        }
+    }
+
+    /// Notes that the job's time has not come.
+    pub(super) fn schedule(&mut self, due: Timestamp) {
+        self.place = None;
+        self.record.state = State::Parked;
+        self.record.due = Some(due);
     }
 
     /// Opens the next attempt.

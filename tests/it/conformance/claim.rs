@@ -8,7 +8,11 @@ use std::{
 };
 
 use millstream::{
-    broker::{Begin, DeadLetter, Limits, Next, Promoted, Receipt, Spent, Topic, Wake, Written},
+    broker::{
+        Begin, Cancel, DeadLetter, Error, Limits, Next, Promoted, Receipt, Refusal, Spent, Topic,
+        Wake, Written,
+    },
+    error::Code,
     event::{Body, EventId, Started},
     job::{Job, JobId, Lane, Timestamp},
     state::State,
@@ -16,7 +20,9 @@ use millstream::{
 use tokio_util::sync::CancellationToken;
 
 use super::log::deltas;
-use crate::support::subject::{DEADLINE, Subject, begun, done, failure, far, job, soon, worker};
+use crate::support::subject::{
+    DEADLINE, Subject, begun, done, failed, failure, far, job, soon, worker,
+};
 
 const JOB: &[u8] = br#"{"model":"m","messages":[{"role":"user","content":"plain"}]}"#;
 
@@ -280,6 +286,111 @@ pub async fn a_plain_entry_needs_only_its_job(s: &Subject) {
     assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
 }
 
+/// Guards against a plain entry that runs at once though its job says when.
+pub async fn a_plain_entry_whose_time_has_not_come_is_parked(s: &Subject) {
+    let me = worker("a");
+    let due = Timestamp::now().after(Duration::from_millis(400));
+    let job = format!(
+        r#"{{"request":{{"model":"m","messages":[{{}}]}},"tenant":"acme","not_before":{}}}"#,
+        due.0
+    );
+    s.add_raw(Lane::Normal, &[("job", job.as_bytes())]);
+    let entry = s.claim(&me).await;
+    for _ in 0..2 {
+        assert_eq!(s.begin(&entry, &me).await.unwrap(), Begin::Park { attempt: 0, due });
+    }
+    let record = s.job(entry.id).await.unwrap().unwrap();
+    assert_eq!((record.state, record.due), (State::Parked, Some(due)));
+    assert_eq!(record.tenant.unwrap().as_str(), "acme");
+    let promoted = s.promoted(&entry).await;
+    assert!(Timestamp::now() >= due);
+    assert_eq!((promoted.id, promoted.at, promoted.run), (entry.id, entry.at, 1));
+    let attempt = begun(s.begin(&promoted, &me).await.unwrap());
+    assert_eq!(attempt.number, 1);
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    assert_eq!(s.begin(&entry, &me).await.unwrap(), Begin::Remove);
+
+    // It can be cancelled before its time.
+    let job = job.replace(&due.0.to_string(), &far().0.to_string());
+    s.add_raw(Lane::Normal, &[("job", job.as_bytes())]);
+    let entry = s.claim(&me).await;
+    let Begin::Park { attempt, due } = s.begin(&entry, &me).await.unwrap() else { panic!() };
+    assert!(s.park(&entry, attempt, due).await.unwrap());
+    let Cancel::Cancelled { partition: Some(partition), run: 1, .. } =
+        s.cancel(entry.id).await.unwrap()
+    else {
+        panic!("not cancelled")
+    };
+    assert!(s.unpark(&partition, entry.id, 1).await.unwrap());
+}
+
+/// Guards against plain entries of one key that run beside each other, and beside the job of that key.
+pub async fn plain_entries_of_one_key_are_one_job(s: &Subject) {
+    let me = worker("a");
+    let mut keyed = job("once");
+    keyed.idempotency_key = Some("once".to_owned());
+    let bytes = serde_json::to_vec(&keyed).unwrap();
+    for _ in 0..3 {
+        s.add_raw(Lane::Normal, &[("job", &bytes)]);
+    }
+    let entries = s.claim_all(Lane::Normal, &me).await;
+    assert!(entries.iter().all(|entry| entry.id == keyed.assign_id()));
+    let attempt = begun(s.begin(&entries[0], &me).await.unwrap());
+    assert_eq!(s.begin(&entries[1], &me).await.unwrap(), Begin::Remove);
+    let again = s.add(keyed.clone()).await;
+    assert_eq!((again.id, again.duplicate), (attempt.job, true));
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    assert_eq!(s.begin(&entries[2], &me).await.unwrap(), Begin::Remove);
+    let other = Job { request: job("another").request, ..keyed };
+    let refused = s.enqueue(&[s.submission(other)]).await.remove(0).unwrap_err();
+    assert!(matches!(refused, Error::Conflict { .. }), "{refused}");
+}
+
+/// Guards against an entry that takes the place of another tenant's job by naming its ID.
+pub async fn an_entry_that_names_another_tenants_job_touches_nothing_of_it(s: &Subject) {
+    let me = worker("a");
+    let mut keyed = job("theirs");
+    keyed.tenant = "acme".parse().unwrap();
+    keyed.idempotency_key = Some("invoice-7".to_owned());
+    let id = s.add(keyed).await.id;
+    let theirs = s.claim(&me).await;
+    let forge = async |run: &[u8]| {
+        s.add_raw(Lane::Normal, &[("job", JOB), ("id", id.to_string().as_bytes()), ("run", run)]);
+        s.claim(&me).await
+    };
+    let before = s.job(id).await.unwrap();
+    let forged = forge(b"1").await;
+    assert_eq!(s.begin(&forged, &me).await.unwrap(), Begin::Foreign);
+    assert_eq!((s.job(id).await.unwrap(), s.log(id).await), (before, Vec::new()));
+    let attempt = begun(s.begin(&theirs, &me).await.unwrap());
+    // Neither while it runs nor when it is over, and not as a later run.
+    for run in [&b"1"[..], b"2", b"4294967295"] {
+        assert_eq!(s.begin(&forge(run).await, &me).await.unwrap(), Begin::Foreign);
+    }
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    let done = (s.job(id).await.unwrap(), s.log(id).await);
+    let mut forged = forge(b"2").await;
+    assert_eq!(s.begin(&forged, &me).await.unwrap(), Begin::Foreign);
+    assert_eq!((s.job(id).await.unwrap(), s.log(id).await), done);
+    // Nor does one that is no job fail a job that waits.
+    let mut theirs = job("theirs, too");
+    theirs.tenant = "acme".parse().unwrap();
+    let waiting = s.add(theirs).await.id;
+    s.claim(&me).await;
+    let name = waiting.to_string();
+    s.add_raw(Lane::Normal, &[("job", b"{"), ("id", name.as_bytes()), ("at", b"1")]);
+    let broken = s.claim(&me).await;
+    let error = broken.job.clone().unwrap_err();
+    let refusal = Refusal::Failed(error.clone());
+    let refused = s.shared().refuse(&broken, &refusal, &failed(0, error)).await.unwrap();
+    assert_eq!(refused, Begin::Foreign);
+    assert_eq!(s.job(waiting).await.unwrap().unwrap().state, State::Waiting);
+    // It becomes a dead letter of its own.
+    forged.disown();
+    assert_ne!(forged.id, id);
+    assert_eq!(forged.job.unwrap_err().code, Code::InvalidJob);
+}
+
 /// Guards against bounds that are narrower than those under which a job was accepted: it must not become
 /// a dead letter for waiting while the fleet is upgraded.
 pub async fn a_job_that_was_accepted_is_not_judged_by_newer_bounds(s: &Subject) {
@@ -301,7 +412,7 @@ pub async fn a_job_that_was_accepted_is_not_judged_by_newer_bounds(s: &Subject) 
     let entry = s.claim(&me).await;
     assert_eq!(entry.job.as_ref().map(|job| job.max_attempts), Ok(Some(1000)));
     // Parked for a retry it is the same entry.
-    assert!(s.park(&entry, 0, Timestamp(1)).await.unwrap());
+    assert!(s.park(&entry, 1, Timestamp(1)).await.unwrap());
     s.promote_until(1).await;
     let entry = s.claim(&me).await;
     let attempt = begun(s.begin(&entry, &me).await.unwrap());

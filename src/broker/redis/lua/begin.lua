@@ -8,13 +8,19 @@
 -- has begun it before, and may have written under that fence; else `0`
 -- ARGV[8] time to live in ms   ARGV[9] most crashes   ARGV[10] `1` where no other suspect runs
 -- ARGV[11] not to begin after, or `0`   ARGV[12] failure as JSON, for `failed`
--- ARGV[13…] field, value, …: immutable fields, written where the producer left no record
+-- ARGV[13] not to begin before, or `0`
+-- ARGV[14] the tenant that the entry names, or '' where it cannot be read   ARGV[15] when it says that its
+-- job was enqueued, or '' of a parked job that could not be read
+-- ARGV[16…] field, value, …: immutable fields, written where the producer left no record
 --
 -- Returns {verdict, fence, attempt, failures, due or crashes, error}; the verdict is
 --   begun    the fence is open and its first event written
 --   remove   the run is over, or another entry carries the job
---   park     the last attempt asked for a retry, and this is its entry: park it until `due`
+--   park     the last attempt asked for a retry, and this is its entry: park it until `due`; or its time has
+--            not come, and then no more was written than the immutable fields
 --   bury     the job has failed, and this is its entry
+--   foreign  nothing was written: the record is that of another tenant's job, or of one that an entry which cannot be
+--            read does not know
 --   alone    nothing was written: the job may be lost only once more, and has to run alone
 --   cancel, expired, poison   nothing was written: the job is to be ended without an attempt
 -- Replay: by the same worker for the same entry, while the log ends in its `started` and no lease
@@ -23,7 +29,7 @@
 local record, log = KEYS[1], KEYS[2]
 local event, payload, worker, place = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local r = redis.call('HMGET', record, 'state', 'fence', 'attempt', 'failures', 'place', 'worker',
-  'due', 'error', 'queue', 'crashes', 'run', 'cancel', 'began', 'history')
+  'due', 'error', 'queue', 'crashes', 'run', 'cancel', 'began', 'history', 'tenant', 'at', 'not_before')
 local state = r[1] or 'waiting'
 local fence, attempt, failures = tonumber(r[2]) or 0, tonumber(r[3]) or 0, tonumber(r[4]) or 0
 local entry_run, crashes = tonumber(ARGV[6]), tonumber(r[10]) or 0
@@ -34,6 +40,22 @@ local function answer(verdict, number)
   return {verdict, string.format('%.0f', fence), attempt, failures, number or r[7] or '0', r[8] or ''}
 end
 
+local set = {}
+local function put(field, value) set[#set + 1] = field; set[#set + 1] = value end
+local function describe()
+  if r[9] then return end
+  for i = 16, #ARGV, 2 do
+    put(ARGV[i], ARGV[i + 1])
+  end
+end
+
+-- Anybody who may add an entry may write any ID into it: the record is believed.
+local stranger = ARGV[14] ~= '' and r[15] and r[15] ~= ARGV[14]
+if ARGV[14] == '' and r[16] then
+  stranger = r[16] ~= ARGV[15]
+  if ARGV[15] == '' then stranger = r[1] ~= 'parked' and (r[1] or not r[17]) end
+end
+if stranger then return answer('foreign') end
 if entry_run < (tonumber(r[11]) or 1) then return answer('remove') end
 if entry_run > (tonumber(r[11]) or 1) and r[1] then
   -- The server has forgotten that this run was opened: what it knows is of the run before.
@@ -67,9 +89,20 @@ if lost and ARGV[7] == '1' then crashes = crashes + 1 end
 if event == 'started' then
   if crashes >= tonumber(ARGV[9]) then return answer('poison', tostring(crashes)) end
   if lost and crashes >= 2 and ARGV[10] ~= '1' then return answer('alone') end
-  if not r[13] and tonumber(ARGV[11]) > 0 then
+  local expires, begins = tonumber(ARGV[11]), tonumber(ARGV[13])
+  if not r[13] and (expires > 0 or begins > 0) then
     local t = redis.call('TIME')
-    if t[1] * 1000 + math.floor(t[2] / 1000) > tonumber(ARGV[11]) then return answer('expired') end
+    local now = t[1] * 1000 + math.floor(t[2] / 1000)
+    if expires > 0 and now > expires then return answer('expired') end
+    if now < begins then
+      -- Whoever asks for the job, or cancels it, finds it parked.
+      describe()
+      if #set > 0 then
+        redis.call('HSET', record, unpack(set))
+        redis.call('PEXPIRE', record, string.format('%.0f', ARGV[8] + begins - now))
+      end
+      return answer('park', ARGV[13])
+    end
   end
   attempt = attempt + 1
   payload = '{"attempt":' .. attempt .. ',' .. payload
@@ -87,8 +120,7 @@ else
   id = string.format('%.0f-0', fence)
   redis.call('XADD', log, id, event, payload)
 end
-local set = {'fence', string.format('%.0f', fence), 'attempt', attempt, 'place', place}
-local function put(field, value) set[#set + 1] = field; set[#set + 1] = value end
+put('fence', string.format('%.0f', fence)); put('attempt', attempt); put('place', place)
 if event == 'started' then
   put('state', 'running'); put('worker', worker); put('began', now)
 else
@@ -104,9 +136,7 @@ if lost then
   put('history', kept .. '{"attempt":' .. (tonumber(r[3]) or 0) .. ',"at":' .. ms
     .. ',"error":{"code":"worker_lost","message":"' .. (r[6] or '') .. ' did not renew its lease"}}\n')
 end
-if not r[9] then
-  for i = 13, #ARGV, 2 do put(ARGV[i], ARGV[i + 1]) end
-end
+describe()
 redis.call('HSET', record, unpack(set))
 -- A record has nearly its whole time before it, or is given it: one that was only reserved has not.
 local ttl = tonumber(ARGV[8])

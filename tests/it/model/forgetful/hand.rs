@@ -143,7 +143,7 @@ impl Hand {
             Begin::Remove => Step::Remove,
             Begin::Park { attempt, due } => Step::Park { attempt, due },
             Begin::Bury { error, attempts, fence } => Step::Bury { error, attempts, fence },
-            Begin::Alone | Begin::Stale | Begin::Refuse { .. } => {
+            Begin::Alone | Begin::Foreign | Begin::Stale | Begin::Refuse { .. } => {
                 return Err(format!("begin: {answer:?}"));
             }
         };

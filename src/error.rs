@@ -18,6 +18,16 @@ pub struct Failure {
     /// How long the upstream asked to wait, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// The upstream's own name for it, where the request is at fault, such as `context_length_exceeded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The field of the request that the upstream finds at fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub param: Option<String>,
+    /// What the upstream said of the operator's keys, accounts and addresses. It goes to the log and to the dead
+    /// letter, and stands in no event and no record.
+    #[serde(skip)]
+    pub detail: Option<String>,
 }
 
 /// The kinds of failure.
@@ -29,7 +39,7 @@ pub enum Code {
     InvalidJob,
     /// The upstream refuses the request itself (400, 404, 413, 422, …).
     InvalidRequest,
-    /// The upstream refuses the key (401, 403).
+    /// The upstream refuses the key or the account (401, 402, 403).
     UpstreamAuth,
     /// The upstream has had too many requests (429).
     RateLimited,
@@ -97,7 +107,7 @@ impl Code {
     /// The kind of failure that an HTTP status means.
     pub fn from_status(status: u16) -> Self {
         match status {
-            401 | 403 => Self::UpstreamAuth,
+            401..=403 => Self::UpstreamAuth,
             429 => Self::RateLimited,
             408 | 409 | 500.. => Self::UpstreamError,
             _ => Self::InvalidRequest,
@@ -120,14 +130,20 @@ impl Failure {
             message.truncate(end);
             message.push('…');
         }
-        Self { code, message, status: None, retry_after_ms: None }
+        let (status, retry_after_ms) = (None, None);
+        Self { code, message, status, retry_after_ms, reason: None, param: None, detail: None }
     }
 
     /// What an HTTP error status means.
     pub fn from_status(status: u16, message: impl Into<String>, after: Option<Duration>) -> Self {
+        Self::new(Code::from_status(status), message).at(status, after)
+    }
+
+    /// The same, with the status under which the upstream told it, and how long it asked to wait.
+    #[must_use]
+    pub fn at(self, status: u16, after: Option<Duration>) -> Self {
         let retry_after_ms = after.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
-        let failure = Self::new(Code::from_status(status), message);
-        Self { status: Some(status), retry_after_ms, ..failure }
+        Self { status: Some(status), retry_after_ms, ..self }
     }
 
     /// How long the upstream asked to wait.
@@ -144,7 +160,7 @@ mod tests {
     fn statuses_are_told_apart() {
         for (statuses, transient) in [
             (&[408, 409, 429, 500, 502, 503, 529][..], true),
-            (&[400, 401, 403, 404, 413, 422], false),
+            (&[400, 401, 402, 403, 404, 413, 422], false),
         ] {
             for status in statuses {
                 assert_eq!(Code::from_status(*status).is_transient(), transient, "{status}");

@@ -65,8 +65,8 @@ const MAY_USE: [(&str, &[&str]); 16] = [
 const HOMES: [(&str, &[&str]); 8] = [
     ("redis", &["src/broker/redis.rs", "src/broker/redis/"]),
     ("bb8_redis", &["src/broker/redis/pool.rs"]),
-    ("async_openai", &["src/upstream/openai.rs"]),
-    ("reqwest", &["src/upstream/openai.rs"]),
+    ("async_openai", &["src/upstream/openai.rs", "src/upstream/openai/"]),
+    ("reqwest", &["src/upstream/openai.rs", "src/upstream/openai/"]),
     ("axum", &["src/gateway.rs", "src/gateway/", "src/simulator.rs", "src/simulator/"]),
     ("clap", &["src/cli.rs", "src/cli/", "bin/"]),
     ("anyhow", &["src/cli.rs", "src/cli/", "bin/"]),

@@ -333,6 +333,9 @@ pub struct DeadLetter {
     pub id: JobId,
     /// Why.
     pub error: Failure,
+    /// What only an operator is to read of it; see [`Failure::detail`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
     /// Attempts made.
     pub attempts: u32,
     /// The fence under which it failed.
@@ -352,12 +355,13 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     /// The letter of an entry. It has no name yet.
-    pub fn new(entry: &Entry, error: Failure, attempts: u32, fence: u64) -> Self {
+    pub fn new(entry: &Entry, mut error: Failure, attempts: u32, fence: u64) -> Self {
         // Whoever adds the fields again must not give back what is given back already.
         let is_mark = |name: &[u8]| entry.load.is_some() && name == LOAD.as_bytes();
         Self {
             letter: String::new(),
             id: entry.id,
+            detail: error.detail.take(),
             error,
             attempts,
             fence,

@@ -39,7 +39,6 @@ use super::{
 };
 use crate::{
     broker::{Receipt, Record},
-    error::Failure,
     event::{Body, Event, Failed},
     job::{ChatRequest, Job, JobId, Letter},
     listener, state,
@@ -75,10 +74,10 @@ impl Asked {
 }
 
 /// How a failed job is answered.
-fn refused(failure: &Failure) -> Refusal {
-    let Status { http, kind, code, message, retry_after, should_retry } = failure.into();
+fn refused(failed: &Failed) -> Refusal {
+    let Status { http, kind, code, param, message, retry_after, should_retry } = failed.into();
     let status = StatusCode::from_u16(http).unwrap_or(StatusCode::BAD_GATEWAY);
-    let error = ErrorObject { message, kind, param: None, code: code.into(), retry_after: None };
+    let error = ErrorObject { message, kind, param, code, retry_after: None };
     let refusal = Refusal { status, error, should_retry: Some(should_retry), headers: None };
     match retry_after {
         Some(wait) => refusal.after(wait),
@@ -240,5 +239,5 @@ async fn whole(
         }
     };
     asked.abandon.forgive();
-    Err(refused(&failed.error))
+    Err(refused(&failed))
 }

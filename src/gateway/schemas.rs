@@ -290,4 +290,10 @@ pub(super) struct FailureView {
     /// How long the upstream asked to wait, in milliseconds.
     #[schema(nullable = false)]
     retry_after_ms: Option<u64>,
+    /// The upstream's own name for it, where it refuses the request, such as `context_length_exceeded`.
+    #[schema(nullable = false)]
+    reason: Option<String>,
+    /// The field of the request that the upstream finds at fault.
+    #[schema(nullable = false)]
+    param: Option<String>,
 }

@@ -4,6 +4,9 @@
 //! come back as raw JSON, so that fields which the client does not know survive. Its hidden retry
 //! is replaced by a service that makes one call and keeps the status of every error.
 
+mod fault;
+mod redirect;
+
 use std::{
     pin::Pin,
     sync::Arc,
@@ -74,9 +77,17 @@ pub enum Error {
 }
 
 /// An OpenAI-compatible endpoint.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct OpenAi {
     client: Client<OpenAIConfig>,
+    /// The key, which no error tells.
+    secret: Arc<str>,
+}
+
+impl std::fmt::Debug for OpenAi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenAi").finish_non_exhaustive()
+    }
 }
 
 impl OpenAi {
@@ -92,12 +103,13 @@ impl OpenAi {
         let http = reqwest::Client::builder()
             .connect_timeout(options.connect_timeout)
             .tcp_nodelay(true)
+            .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("millstream/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(Error::Client)?;
         let config = OpenAIConfig::new().with_api_base(base).with_api_key(&options.api_key);
         let client = Client::build(http.clone(), config).with_http_service(OneCall { http });
-        Ok(Self { client })
+        Ok(Self { client, secret: options.api_key.as_str().into() })
     }
 }
 
@@ -109,17 +121,26 @@ impl Upstream for OpenAi {
             let gate = Arc::new(Gate::default());
             let chat = self.client.chat();
             let call = chat.create_stream_byot::<_, Box<RawValue>>(body);
-            let chunks = GATE.scope(Arc::clone(&gate), call).await.map_err(failure)?;
-            let parts = gate.reader(chunks).map(|chunk| part(&chunk.map_err(failure)?));
+            let told = {
+                let secret = Arc::clone(&self.secret);
+                move |failure| without(&secret, failure)
+            };
+            let chunks = GATE.scope(Arc::clone(&gate), call).await;
+            let chunks = chunks.map_err(|error| told(fault::of_client(error)))?;
+            let parts = gate.reader(chunks).map(move |chunk| {
+                chunk.map_err(fault::of_client).and_then(|raw| part(&raw)).map_err(&told)
+            });
             return Ok(Box::pin(parts));
         }
         let whole: Result<Box<RawValue>, _> = self.client.chat().create_byot(body).await;
-        let part = part(&whole.map_err(failure)?);
-        Ok(Box::pin(stream::iter([part])))
+        let part = whole.map_err(fault::of_client).and_then(|raw| part(&raw));
+        let part = part.map_err(|failure| without(&self.secret, failure))?;
+        Ok(Box::pin(stream::iter([Ok(part)])))
     }
 
     async fn models(&self) -> Result<Vec<Model>, Failure> {
-        let models: Models = self.client.models().list_byot().await.map_err(failure)?;
+        let told = |error| without(&self.secret, fault::of_client(error));
+        let models: Models = self.client.models().list_byot().await.map_err(told)?;
         Ok(models.data.into_iter().map(Model::from).collect())
     }
 }
@@ -189,7 +210,7 @@ fn part(raw: &RawValue) -> Result<Part, Failure> {
         Failure::new(Code::UpstreamProtocol, format!("a chunk of the answer cannot be read: {e}"))
     })?;
     if let Some(error) = wire.error.filter(|error| !error.is_null()) {
-        return Err(error_object(&error));
+        return Err(fault::of_object(&error));
     }
     let mut extra = wire.extra;
     extra.retain(|name, value| !value.is_null() && name != "object" && name != "created");
@@ -206,68 +227,6 @@ fn part(raw: &RawValue) -> Result<Part, Failure> {
         usage: wire.usage.filter(|usage| !usage.is_null()),
         extra,
     })
-}
-
-/// An error object in mid-stream. A code that is an HTTP status decides; otherwise it may pass.
-fn error_object(error: &Value) -> Failure {
-    let text = |name: &str| error.get(name).and_then(Value::as_str);
-    let message = text("message").map_or_else(|| error.to_string(), str::to_owned);
-    let status = error.get("code").or_else(|| error.get("status"));
-    let status = status
-        .and_then(|code| code.as_u64().or_else(|| code.as_str()?.parse().ok()))
-        .and_then(|code| u16::try_from(code).ok())
-        .filter(|code| (400..600).contains(code));
-    if let Some(status) = status {
-        return Failure::from_status(status, message, None);
-    }
-    match (text("type"), text("code")) {
-        (Some("invalid_request_error"), _) => Failure::new(Code::InvalidRequest, message),
-        (Some("rate_limit_error"), _) | (_, Some("rate_limit_exceeded")) => {
-            Failure::new(Code::RateLimited, message)
-        }
-        _ => Failure::new(Code::UpstreamError, message),
-    }
-}
-
-/// What the client's error means.
-fn failure(error: OpenAIError) -> Failure {
-    match error {
-        OpenAIError::Boxed(inner) => match inner.downcast::<Failure>() {
-            Ok(failure) => *failure,
-            Err(other) => Failure::new(Code::UpstreamConnection, chain(other.as_ref())),
-        },
-        OpenAIError::ApiError(api) => {
-            Failure::from_status(api.status_code.as_u16(), api.api_error.to_string(), None)
-        }
-        OpenAIError::JSONDeserialize(error, content) => {
-            match serde_json::from_str::<Value>(&content) {
-                Ok(value) if value.get("error").is_some_and(|e| !e.is_null()) => {
-                    error_object(&value["error"])
-                }
-                _ => Failure::new(
-                    Code::UpstreamProtocol,
-                    format!("a chunk of the answer is not JSON: {error}"),
-                ),
-            }
-        }
-        OpenAIError::InvalidArgument(text) => Failure::new(Code::InvalidRequest, text),
-        other => Failure::new(Code::UpstreamConnection, chain(&other)),
-    }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 /// Makes one call and turns every error status into a [`Failure`] that keeps it.
@@ -291,17 +250,61 @@ impl tower::Service<HttpRequestFactory> for OneCall {
         let http = self.http.clone();
         Box::pin(async move {
             let request = request.build().await?;
-            let host = request.url().host_str().unwrap_or_default().to_owned();
-            let response = http.execute(request).await.map_err(|e| {
-                let text = format!("{host} cannot be reached: {}", chain(&e));
-                OpenAIError::Boxed(Box::new(Failure::new(Code::UpstreamConnection, text)))
-            })?;
-            if response.status().is_success() {
-                return Ok(gated(response));
+            match called(&http, request).await {
+                Ok(response) => Ok(gated(response)),
+                Err(failure) => Err(OpenAIError::Boxed(Box::new(failure))),
             }
-            Err(OpenAIError::Boxed(Box::new(refused(response).await)))
         })
     }
+}
+
+/// Makes a call, by way of the redirects that stay within its origin.
+async fn called(
+    http: &reqwest::Client,
+    mut request: reqwest::Request,
+) -> Result<reqwest::Response, Failure> {
+    let mut followed = 0;
+    loop {
+        let (again, from) = (request.try_clone(), request.url().clone());
+        let response = http.execute(request).await.map_err(|error| {
+            // Of an address, the part that may hold a secret is for nobody.
+            let host = from.host_str().unwrap_or_default().to_owned();
+            let failure = fault::of_connection(&error.without_url());
+            let detail = failure.detail.as_ref().map(|detail| format!("{host}: {detail}"));
+            Failure { detail, ..failure }
+        })?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        if !status.is_redirection() {
+            return Err(refused(response).await);
+        }
+        let led = redirect::target(&from, status, response.headers());
+        let to = led.and_then(|to| match (followed < redirect::MOST, again) {
+            (true, Some(again)) => Ok((to, again)),
+            _ => Err(format!("{} to {to}, after {followed} others", status.as_u16())),
+        });
+        let (to, mut again) = to.map_err(|why| {
+            let words = "the model's endpoint sends the request to another place";
+            fault::hidden(Code::UpstreamProtocol, words, why).at(status.as_u16(), None)
+        })?;
+        *again.url_mut() = to;
+        (request, followed) = (again, followed + 1);
+    }
+}
+
+/// What is shorter is no secret, and may stand in any word.
+const SECRET: usize = 8;
+
+/// The failure, with no word of the key that the call was made with.
+fn without(secret: &str, failure: Failure) -> Failure {
+    if secret.len() < SECRET {
+        return failure;
+    }
+    let clean = |text: String| text.replace(secret, "…");
+    let Failure { message, detail, .. } = failure.clone();
+    Failure { message: clean(message), detail: detail.map(clean), ..failure }
 }
 
 tokio::task_local! {
@@ -334,17 +337,8 @@ async fn refused(response: reqwest::Response) -> Failure {
             break;
         }
     }
-    let said = match serde_json::from_slice::<Value>(&body) {
-        Ok(value) => value
-            .pointer("/error/message")
-            .or_else(|| value.get("message"))
-            .or_else(|| value.get("error"))
-            .and_then(Value::as_str)
-            .map_or_else(|| value.to_string(), str::to_owned),
-        Err(_) => String::from_utf8_lossy(&body).trim().chars().take(300).collect(),
-    };
     let reason = status.canonical_reason().unwrap_or("error");
-    Failure::from_status(status.as_u16(), format!("{} {reason}: {said}", status.as_u16()), after)
+    fault::of_status(status.as_u16(), reason, &body, after)
 }
 
 /// `retry-after-ms`, then `Retry-After` as seconds or as an HTTP date (RFC 9110, 10.2.3).
@@ -404,15 +398,6 @@ mod tests {
         assert_eq!(part.pieces[0].extra["x"], 1);
         assert_eq!(part.extra, *json!({"y": [2]}).as_object().unwrap());
         assert_eq!(part.usage, None);
-    }
-
-    #[test]
-    fn an_error_object_is_told_by_status_type_or_code() {
-        let code = |error: Value| part(&raw(&json!({ "error": error }))).unwrap_err().code;
-        assert_eq!(code(json!({"message": "m", "code": 429})), Code::RateLimited);
-        assert_eq!(code(json!({"message": "m", "code": "503"})), Code::UpstreamError);
-        assert_eq!(code(json!({"type": "invalid_request_error"})), Code::InvalidRequest);
-        assert_eq!(code(json!({"message": "boom"})), Code::UpstreamError);
     }
 
     #[test]

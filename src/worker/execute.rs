@@ -309,13 +309,25 @@ async fn attempt_job(
     context.finished.fetch_add(1, Ordering::Relaxed);
     let step = match outcome {
         Outcome::Done { .. } | Outcome::Cancelled { .. } => Step::Remove,
-        Outcome::Failed(error) => Step::Bury { error, attempts: number, fence },
+        Outcome::Failed(error) => {
+            tell(entry, number, &error);
+            Step::Bury { error, attempts: number, fence }
+        }
         Outcome::Retry { error, .. } => {
+            tell(entry, number, &error);
             tracing::info!(job = %entry.id, code = %error.code, attempt = number, "retrying");
             Step::Park { attempt: number, due: None }
         }
     };
     Owed::Step(step, publisher.session())
+}
+
+/// Tells the operator what the job's owner is not told.
+fn tell(entry: &Entry, attempt: u32, error: &Failure) {
+    if let Some(detail) = &error.detail {
+        let (job, code, status) = (entry.id, error.code, error.status);
+        tracing::warn!(%job, %code, status, attempt, detail, "the model's endpoint failed");
+    }
 }
 
 fn given_up(context: &Context, entry: &Entry, over: &Over) -> Owed {

@@ -70,3 +70,4 @@ mod takeover;
 mod tenancy;
 mod terminal;
 mod trim;
+mod upstream;

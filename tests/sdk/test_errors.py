@@ -130,6 +130,9 @@ def test_a_limit_of_the_model(site):
     kind, code, response = refused(openai.RateLimitError, site.client(), **request)
     assert (kind, code) == ("rate_limit_error", "rate_limited")
     assert int(response.headers["retry-after"]) >= 1
+    # The queue has waited and tried as often as it does.
+    assert "tried 5 times" in response.json()["error"]["message"]
+    assert response.headers["x-should-retry"] == "false"
 
 
 def test_a_model_that_fails_in_mid_stream(site):

@@ -94,6 +94,7 @@ pub(super) fn dead_letter(letter: String, fields: &codec::Fields) -> DeadLetter 
         id: text("id").and_then(|id| id.parse().ok()).unwrap_or(JobId::from_entry("", "")),
         error: text("error")
             .map_or_else(|| Failure::new(Code::Unknown, "no reason given"), |e| read_failure(&e)),
+        detail: text("detail"),
         attempts: u32::try_from(number("attempts")).unwrap_or(u32::MAX),
         fence: number("fence"),
         at: Timestamp(number("at")),

@@ -236,6 +236,9 @@ impl Settle for Redis {
             .arg(letter.run)
             .arg("history")
             .arg(serde_json::to_string(&letter.history).unwrap_or_default());
+        if let Some(detail) = &letter.detail {
+            call.arg("detail").arg(detail);
+        }
         if letter.fields.len() > MANY_FIELDS {
             call.arg(PACKED_FIELDS).arg(codec::pack(&letter.fields));
         } else {

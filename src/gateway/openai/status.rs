@@ -1,8 +1,8 @@
 //! A job that failed, as an HTTP status and an error that `OpenAI`'s clients understand.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
-use crate::error::{Code, Failure};
+use crate::{error::Code, event::Failed};
 
 /// How a failed job is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,22 +11,25 @@ pub struct Status {
     pub http: u16,
     /// The error's `type`.
     pub kind: &'static str,
-    /// The error's `code`: that of the failure.
-    pub code: &'static str,
+    /// The error's `code`: the upstream's own where it refuses the request, else that of the failure.
+    pub code: Cow<'static, str>,
+    /// The field of the request that the upstream finds at fault.
+    pub param: Option<String>,
     /// One line for a person.
     pub message: String,
     /// After which time another try makes sense, for `retry-after`.
     pub retry_after: Option<Duration>,
-    /// What `x-should-retry` says. Clients retry 409, 429 and 5xx by themselves, but a job has had
-    /// its attempts already: only waiting helps, and only against a limit.
+    /// What `x-should-retry` says. Clients retry 409, 429 and 5xx by themselves, and each of their tries is a
+    /// job with all its attempts: so only where the queue has not tried again, and waiting helps.
     pub should_retry: bool,
 }
 
 /// How long to wait when the upstream does not tell.
 const WAIT: Duration = Duration::from_secs(1);
 
-impl From<&Failure> for Status {
-    fn from(failure: &Failure) -> Self {
+impl From<&Failed> for Status {
+    fn from(failed: &Failed) -> Self {
+        let (failure, attempts) = (&failed.error, failed.attempts);
         let (http, kind) = match failure.code {
             Code::InvalidRequest => (
                 failure.status.filter(|status| (400..500).contains(status)).unwrap_or(400),
@@ -46,18 +49,29 @@ impl From<&Failure> for Status {
             | Code::Unknown => (502, "server_error"),
         };
         let limited = failure.code == Code::RateLimited;
-        // What an upstream says of a key may show part of it, and the key is not the caller's.
+        // A worker of an older version keeps what an upstream says of the key, which is not the caller's.
         let message = match failure.code {
             Code::UpstreamAuth => "the model endpoint refuses this server's key".to_owned(),
             _ => failure.message.clone(),
         };
+        let message = if failure.code.is_transient() && attempts > 1 {
+            format!(
+                "{message} (tried {attempts} times: let the client not repeat it, see Retries in docs/HTTP.md)"
+            )
+        } else {
+            message
+        };
         Self {
             http,
             kind,
-            code: failure.code.as_str(),
+            code: match &failure.reason {
+                Some(reason) => reason.clone().into(),
+                None => failure.code.as_str().into(),
+            },
+            param: failure.param.clone(),
             message,
             retry_after: limited.then(|| failure.retry_after().unwrap_or(WAIT).max(WAIT)),
-            should_retry: limited,
+            should_retry: limited && attempts < 2,
         }
     }
 }
@@ -65,9 +79,28 @@ impl From<&Failure> for Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{error::Failure, job::Labels};
+
+    fn failed(error: Failure, attempts: u32) -> Failed {
+        Failed { error, attempts, custom_id: None, labels: Labels::default() }
+    }
 
     fn status(code: Code, upstream: Option<u16>) -> Status {
-        Status::from(&Failure { status: upstream, ..Failure::new(code, "why") })
+        Status::from(&failed(Failure { status: upstream, ..Failure::new(code, "why") }, 1))
+    }
+
+    /// Clients that retry by themselves made 15 to 30 calls of one, and nothing told them not to.
+    #[test]
+    fn what_the_queue_has_tried_again_is_not_for_the_client_to_repeat() {
+        for code in [Code::RateLimited, Code::UpstreamError, Code::Timeout] {
+            let status = Status::from(&failed(Failure::new(code, "why"), 5));
+            assert!(!status.should_retry, "{code}");
+            assert!(status.message.starts_with("why (tried 5 times"), "{}", status.message);
+        }
+        assert_eq!(
+            Status::from(&failed(Failure::new(Code::InvalidRequest, "why"), 2)).message,
+            "why"
+        );
     }
 
     #[test]
@@ -107,6 +140,19 @@ mod tests {
         assert_eq!(status(Code::InvalidRequest, None).message, "why");
     }
 
+    /// A client could not tell a context that is too long from any other refusal.
+    #[test]
+    fn a_refused_request_keeps_the_code_and_the_field_of_the_upstream() {
+        let (reason, param) =
+            (Some("context_length_exceeded".to_owned()), Some("messages".to_owned()));
+        let failure = Failure { reason, param, ..Failure::new(Code::InvalidRequest, "too long") };
+        let status = Status::from(&failed(failure, 1));
+        assert_eq!(
+            (&*status.code, status.param.as_deref()),
+            ("context_length_exceeded", Some("messages"))
+        );
+    }
+
     #[test]
     fn what_is_said_of_the_servers_key_stays_here() {
         assert!(!status(Code::UpstreamAuth, Some(401)).message.contains("why"));
@@ -116,7 +162,7 @@ mod tests {
     fn a_limit_tells_how_long_to_wait() {
         let after = |ms| {
             let failure = Failure::new(Code::RateLimited, "slow down");
-            Status::from(&Failure { retry_after_ms: ms, ..failure }).retry_after
+            Status::from(&failed(Failure { retry_after_ms: ms, ..failure }, 1)).retry_after
         };
         assert_eq!(after(Some(2500)), Some(Duration::from_millis(2500)));
         assert_eq!(after(Some(0)), Some(Duration::from_secs(1)));

@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt, stream};
 
 use super::{Asked, chunk::Writer, refused, splice::Splice};
 use crate::{
-    event::{Body, Event, Failed},
+    event::{Body, Event},
     gateway::{error::Refusal, presence, sse::respond},
     listener,
 };
@@ -105,8 +105,8 @@ impl<S: Stream<Item = Result<Event, listener::Error>> + Send + Unpin> Streaming<
                 self.asked.abandon.forgive();
                 Ok(())
             }
-            Body::Failed(failed) => Err(refused(&failed.error)),
-            Body::Cancelled(cancelled) => Err(refused(&Failed::from(cancelled).error)),
+            Body::Failed(failed) => Err(refused(&failed)),
+            Body::Cancelled(cancelled) => Err(refused(&cancelled.into())),
             _ => Ok(()),
         }
     }

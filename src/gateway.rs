@@ -22,6 +22,7 @@
 //! ```
 
 mod abandon;
+mod absent;
 mod accept;
 mod app;
 mod auth;
@@ -170,7 +171,7 @@ impl Gateway {
     }
 
     /// Every route. What they need goes on for as long as there is such a router, or this gateway. Nested below a
-    /// path, all work but the console page.
+    /// path, all work, the console page too.
     pub fn router(&self) -> axum::Router {
         describe::router(&self.app, Arc::clone(&self.tasks) as _)
     }

@@ -1,18 +1,23 @@
 // Questions that become jobs, and the events that become their answers.
 //
 // A turn is plain data that survives a reload: `phase` is the job's state, or `sending`, `retrying` and
-// `unsent`, which only the page knows; `text` holds what `cursor`, the last event's ID, stands behind.
+// `unsent`, which only the page knows; `text`, `refusal` and `thoughts` hold what `cursor`, the last event's ID,
+// stands behind.
 
 import * as store from "./store.js";
+import { heard, said } from "./message.js";
 import { follow, isOver } from "./stream.js";
 import { TurnView } from "./turn.js";
-import { failure, loss, refusal, span } from "./words.js";
+import { failure, finish, loss, refusal, span } from "./words.js";
 
 /** How long a job waits for a worker before the page says what may be missing, in milliseconds. */
 const PATIENCE = 6000;
 
 /** How near to its end the conversation must be scrolled to go along with it, in pixels. */
 const NEAR = 60;
+
+/** What a turn holds before the model has said anything. */
+const NOTHING = { text: "", refusal: "", thoughts: "", cut: "" };
 
 /**
  * The conversation inside the scrolling element `log`. Calls `on.changed()` when it has become busy or
@@ -47,7 +52,7 @@ export class Conversation {
 
   ask(question, model) {
     const turn = {
-      question, model, key: randomKey(), phase: "sending", job: null, cursor: null, attempt: 1, text: "",
+      question, model, key: randomKey(), phase: "sending", job: null, cursor: null, attempt: 1, ...NOTHING,
     };
     store.turns.push(turn);
     this.#add(turn);
@@ -140,10 +145,10 @@ export class Conversation {
       case "started":
         clearTimeout(this.#patience);
         this.on.said(data.attempt > 1 ? `Attempt ${data.attempt}.` : "The answer begins.");
-        Object.assign(turn, { phase: "running", text: "", attempt: data.attempt, note: "" });
+        Object.assign(turn, { phase: "running", ...NOTHING, attempt: data.attempt, note: "" });
         break;
       case "delta":
-        for (const { index, delta } of data.choices) if (index === 0) turn.text += delta?.content ?? "";
+        for (const { index, delta } of data.choices) if (index === 0) heard(turn, delta);
         break;
       case "retrying":
         turn.phase = "retrying";
@@ -151,7 +156,7 @@ export class Conversation {
         this.on.said(turn.note);
         break;
       case "requeued":
-        Object.assign(turn, { phase: "waiting", text: "", note: "The job was put back into its queue." });
+        Object.assign(turn, { phase: "waiting", ...NOTHING, note: "The job was put back into its queue." });
         break;
       default:
         // How it ended, the job itself tells in a moment: it may have been requeued since.
@@ -160,17 +165,23 @@ export class Conversation {
 
   #conclude(turn, job) {
     // After 204 the page may lack the end. The job has the whole, unless its log has expired.
-    if (job.last_event_id && job.last_event_id !== turn.cursor) turn.text = job.text;
+    if (job.last_event_id && job.last_event_id !== turn.cursor) {
+      Object.assign(turn, said(job.choices[0]?.message), { text: job.text });
+    }
     Object.assign(turn, { phase: job.state, attempt: job.attempt, note: "" });
     turn.ended = { code: job.error?.code, usage: job.usage, ttft_ms: job.ttft_ms, run_ms: job.run_ms };
     if (job.state === "failed") turn.trouble = failure(job.error, job.attempt);
-    if (job.state === "done" && !turn.text) turn.note = "The model answered without text.";
+    if (job.state === "done") {
+      turn.cut = finish(job.finish_reason);
+      turn.note = turn.cut || (turn.text || turn.refusal ? "" : "The model answered without text.");
+    }
     if (job.state === "cancelled") {
       turn.note = turn.text ? "Stopped: this is as far as it came." : "Stopped before the answer began.";
     }
     this.#finish(turn);
     const words = turn.text.split(/\s+/).filter(Boolean).length;
-    this.on.said(job.state === "done" ? `The answer is complete: ${words} words.` : turn.note);
+    const whole = turn.refusal ? `The model refuses: ${turn.refusal}` : `The answer is complete: ${words} words.`;
+    this.on.said(job.state === "done" && !turn.cut ? whole : turn.note);
   }
 
   #shutOut(turn, refused) {
@@ -246,11 +257,11 @@ export class Conversation {
 
 /** Earlier questions with what is there of their answers, and the new question. */
 function messages(turn) {
-  const before = store.turns.slice(0, store.turns.indexOf(turn)).filter(({ text }) => text);
+  const before = store.turns.slice(0, store.turns.indexOf(turn)).filter(({ text, refusal }) => text || refusal);
   return [
-    ...before.flatMap(({ question, text }) => [
+    ...before.flatMap(({ question, text, refusal }) => [
       { role: "user", content: question },
-      { role: "assistant", content: text },
+      { role: "assistant", content: text || refusal },
     ]),
     { role: "user", content: turn.question },
   ];

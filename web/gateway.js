@@ -1,5 +1,7 @@
 // The gateway's HTTP contract, as far as the page needs it.
 
+import { BASE } from "./base.js";
+
 /** How long an answer may take before the gateway counts as unreachable, in milliseconds. */
 const PATIENCE = 15_000;
 
@@ -21,23 +23,23 @@ export class Gateway {
   }
 
   whoami() {
-    return this.#call("GET", "/whoami");
+    return this.#call("GET", "whoami");
   }
 
   async models() {
-    const list = await this.#call("GET", "/v1/models");
+    const list = await this.#call("GET", "v1/models");
     return list.data.map((model) => model.id);
   }
 
   /** The queue that jobs of this page go to. */
   async queue() {
-    const list = await this.#call("GET", "/v1/queues");
+    const list = await this.#call("GET", "v1/queues");
     return list.data[0];
   }
 
   /** Enqueues a chat request. The same idempotency key never makes a second job. */
   enqueue(request, idempotencyKey) {
-    return this.#call("POST", "/v1/jobs", request, { "idempotency-key": idempotencyKey });
+    return this.#call("POST", "v1/jobs", request, { "idempotency-key": idempotencyKey });
   }
 
   job(id) {
@@ -56,7 +58,7 @@ export class Gateway {
       const { token } = await this.#call("POST", `${path(id)}/token`);
       query.set("token", token);
     }
-    return `${path(id)}/events?${query}`;
+    return new URL(`${path(id)}/events?${query}`, BASE).href;
   }
 
   async #call(method, url, body, headers = {}) {
@@ -70,7 +72,7 @@ export class Gateway {
     let answer;
     let content;
     try {
-      answer = await fetch(url, asked);
+      answer = await fetch(new URL(url, BASE), asked);
       content = await answer.text();
     } catch (error) {
       throw new Refused({ message: error.message });
@@ -81,7 +83,7 @@ export class Gateway {
 }
 
 function path(id) {
-  return `/v1/jobs/${encodeURIComponent(id)}`;
+  return `v1/jobs/${encodeURIComponent(id)}`;
 }
 
 function refusal(answer, content) {

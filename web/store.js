@@ -1,9 +1,13 @@
 // What a reload must not lose. It stands in sessionStorage, so each tab has its own conversation, and
 // the API key goes with the tab.
 
-const CONVERSATION = "millstream.conversation";
-const KEY = "millstream.key";
-const MODEL = "millstream.model";
+import { BASE } from "./base.js";
+
+// Two gateways below paths of one origin have nothing in common, their keys least of all.
+const SCOPE = BASE.pathname === "/" ? "" : BASE.pathname;
+const CONVERSATION = `millstream.conversation${SCOPE}`;
+const KEY = `millstream.key${SCOPE}`;
+const MODEL = `millstream.model${SCOPE}`;
 
 /** Longest time between an event and its place in the store, in milliseconds. */
 const LAG = 250;

@@ -74,13 +74,16 @@ export class TurnView {
   constructor(turn) {
     this.turn = turn;
     this.phase = element("span", "phase");
+    this.thoughts = element("pre", "");
+    this.thinking = element("details", "thoughts", element("summary", "", "Thoughts"), this.thoughts);
     this.text = element("div", "text");
+    this.refusal = element("p", "refusal");
     this.note = element("p", "note");
     this.trouble = element("div", "trouble");
     this.facts = element("p", "facts");
     const question = element("section", "question", element("h3", "who", "You"), element("p", "", turn.question));
     const head = element("header", "", element("h3", "who", turn.model), this.phase);
-    this.answer = element("section", "answer", head, this.text, this.note, this.trouble, this.facts);
+    this.answer = element("section", "answer", head, this.thinking, this.text, this.refusal, this.note, this.trouble, this.facts);
     this.node = element("article", "turn", question, this.answer);
     this.show();
   }
@@ -89,7 +92,11 @@ export class TurnView {
     const { turn } = this;
     this.answer.dataset.phase = turn.phase;
     this.phase.textContent = turn.stopping && !isOver(turn.phase) ? "stopping" : phase(turn);
+    this.answer.dataset.cut = String(Boolean(turn.cut || turn.refusal));
+    this.thinking.hidden = !turn.thoughts;
+    append(this.thoughts, turn.thoughts ?? "");
     write(this.text, turn.text);
+    append(this.refusal, turn.refusal ?? "");
     this.note.textContent = turn.link || turn.note || "";
     if (!turn.trouble) this.trouble.replaceChildren();
     this.facts.replaceChildren(...facts(turn));
@@ -104,6 +111,9 @@ export class TurnView {
 }
 
 function phase(turn) {
+  if (turn.phase === "running" && turn.thoughts && !turn.text && !turn.refusal) return "thinking";
+  if (turn.phase === "done" && turn.refusal) return "refused";
+  if (turn.phase === "done" && turn.cut) return "cut short";
   const attempt = turn.attempt > 1 && !isOver(turn.phase) ? `attempt ${turn.attempt} …` : null;
   return turn.phase === "running" && attempt ? attempt : PHASES[turn.phase];
 }

@@ -55,6 +55,21 @@ export function failure(error, attempts) {
   return { title: tried, text: `${sentence(error.message)} ${remedy}` };
 }
 
+/** Why an answer that is over is not all that could be said; empty where it is. */
+export function finish(reason) {
+  switch (reason) {
+    case "length":
+      return "Cut off: the answer reached the limit of its length. Ask for the rest, or for less at once.";
+    case "content_filter":
+      return "Cut off by the content filter of the model's endpoint. Ask in another way.";
+    case "tool_calls":
+    case "function_call":
+      return "The model asks for a tool, and this page has none to call.";
+    default:
+      return "";
+  }
+}
+
 /** Why a job can no longer be followed, as `{title, text}`. */
 export function loss(refused) {
   if (refused.status === 404) {

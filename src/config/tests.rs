@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 100] = [
+const OTHERS: [(&str, &str); 101] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
@@ -76,6 +76,7 @@ const OTHERS: [(&str, &str); 100] = [
     ("gateway.secret", "0123456789abcdef0123456789abcdef"),
     ("gateway.token_ttl", "1m"),
     ("gateway.cors_origins", "https://a.example,https://b.example"),
+    ("gateway.public_url", "https://example.com/llm"),
     ("gateway.models", "a,b"),
     ("gateway.queue", "web"),
     ("gateway.queues", "slow,bulk"),

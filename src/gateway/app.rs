@@ -85,6 +85,18 @@ impl App {
         })
     }
 
+    /// How a client names a route: below the public address, where one is configured, else where the request for
+    /// the path `asked` has found this gateway.
+    pub(super) fn link(&self, asked: &str, route: &str) -> String {
+        let public = self.options.public_url.trim_end_matches('/');
+        if !public.is_empty() {
+            return format!("{public}{route}");
+        }
+        // Wherever an application has put these routes.
+        let before = asked.rfind("/v1/jobs").map_or("", |at| &asked[..at]);
+        format!("{before}{route}")
+    }
+
     /// The result of a call of the broker, noticed by the breaker where it cannot be reached.
     pub(super) fn noticed<T, E: Into<Refusal> + Transient>(
         &self,

@@ -22,6 +22,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::common::Common;
 use super::{
+    absent,
     app::App,
     auth::{Known, RATE_LIMIT, RATE_REMAINING, RATE_RESET},
     console,
@@ -140,7 +141,7 @@ pub(super) fn router(app: &Arc<App>, tasks: Arc<dyn Any + Send + Sync>) -> Route
         // Many ask so without having been told.
         .route("/health", get(health::healthz))
         .merge(console::router())
-        .fallback(nowhere)
+        .fallback(absent::nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(move |panic: Box<dyn Any + Send>| fault(&panicked, &*panic)))
         .layer(middleware::from_fn_with_state(Arc::clone(app), guard))
@@ -150,11 +151,6 @@ pub(super) fn router(app: &Arc<App>, tasks: Arc<dyn Any + Send + Sync>) -> Route
         [] => router,
         origins => router.layer(cors(origins)),
     }
-}
-
-async fn nowhere(request: Request) -> Refusal {
-    let text = format!("there is nothing at {}; see /openapi.json", request.uri().path());
-    Refusal::new(StatusCode::NOT_FOUND, "not_found", text)
 }
 
 async fn wrong_method(request: Request) -> Refusal {

@@ -101,7 +101,7 @@ pub(super) async fn enqueue(
     let receipt = submit(&app, &caller.tenant, submission).await?;
     let accepted = view::Accepted::from(&receipt);
     let named = [
-        (header::LOCATION, format!("{}/{}", uri.path(), receipt.id)),
+        (header::LOCATION, app.link(uri.path(), &format!("/v1/jobs/{}", receipt.id))),
         (JOB_HEADER, receipt.id.to_string()),
     ];
     let response = (StatusCode::ACCEPTED, named, Reply(accepted)).into_response();
@@ -381,9 +381,7 @@ pub(super) async fn token(
     record(&app, &caller.tenant, id).await?;
     let expires_at = Timestamp::now().after(app.options.token_ttl);
     let token = app.keys.signer().token(&caller.tenant, id, expires_at);
-    // Wherever an application has put these routes.
-    let job = uri.path().trim_end_matches("/token");
-    let events_url = format!("{job}/events?token={token}");
+    let events_url = app.link(uri.path(), &format!("/v1/jobs/{id}/events?token={token}"));
     let token = Token { object: "job.token", token, expires_at, events_url };
     Ok(([(JOB_HEADER, id.to_string())], Reply(token)))
 }

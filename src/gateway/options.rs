@@ -23,6 +23,9 @@ pub struct Options {
     pub token_ttl: Duration,
     /// Web origins that may use the API from a browser, such as `https://app.example.com`; `*` for all.
     pub cors_origins: Vec<String>,
+    /// The address under which clients reach the gateway, such as `https://example.com/llm`, where a proxy hides it.
+    /// Empty: what a request was sent to.
+    pub public_url: String,
     /// The models there are. Empty: those that the upstream of this process tells, and every name is
     /// accepted.
     pub models: Vec<String>,
@@ -33,7 +36,8 @@ pub struct Options {
     /// What becomes of a chat completion whose client goes away.
     pub on_disconnect: OnDisconnect,
     /// A chat completion without an idempotency key that repeats another one of the same tenant within
-    /// this time is given the same answer; it then goes on when its client goes away. Zero: never.
+    /// this time is given the same answer, or for a shorter time the same failure; it then goes on when its client
+    /// goes away. Zero: never.
     #[serde(with = "humantime_serde")]
     pub dedupe: Duration,
     /// How often an open stream says that it lives; a chat completion that streams waits so long for its first
@@ -117,6 +121,7 @@ impl Default for Options {
             secret: String::new(),
             token_ttl: Duration::from_secs(600),
             cors_origins: Vec::new(),
+            public_url: String::new(),
             models: Vec::new(),
             queue: QueueName::default(),
             queues: Vec::new(),

@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 100] = [
+const PROVEN: [(&str, &str); 101] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
     ("redis.connect_timeout", "a_server_that_takes_no_connection_is_given_up"),
@@ -70,6 +70,7 @@ const PROVEN: [(&str, &str); 100] = [
     ("gateway.secret", "keys_and_tokens_are_good_under_their_secret_only"),
     ("gateway.token_ttl", "a_browser_token_reads_one_job_for_a_while"),
     ("gateway.cors_origins", "pages_of_other_origins_are_served_where_they_are_named"),
+    ("gateway.public_url", "what_a_gateway_names_stands_below_its_public_address"),
     ("gateway.models", "what_cannot_be_a_job_is_refused_in_words"),
     ("gateway.queue", "a_request_that_names_no_queue_goes_to_the_gateways_own"),
     ("gateway.queues", "a_request_names_a_queue_that_is_served_or_is_refused"),

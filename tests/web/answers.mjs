@@ -3,7 +3,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { chatters } from "./layout.mjs";
-import { ask, choose, concluded, grown, last, phase, ready, text } from "./page.mjs";
+import { ask, choose, concluded, grown, jobId, last, phase, play, ready, stage, text } from "./page.mjs";
+import { below } from "./site.mjs";
 
 test("an answer grows on the page, and is the job's", async (t) => {
   const page = await ready(t);
@@ -89,4 +90,53 @@ test("a reload after a stop still shows what had come", async (t) => {
   await page.waitForSelector("#panel[data-state=live]");
   assert.equal(await text(page), kept);
   assert.ok(await page.isVisible("#send"));
+});
+
+// A refusal was an answer without text, and one that was cut off looked whole.
+test("a refusal and an answer that was cut off are told as what they are", async (t) => {
+  const page = await ready(t);
+  await play(t, page, [{ refusal: "I cannot " }, { refusal: "do that." }]);
+  await ask(page);
+  await page.waitForSelector(".turn:last-child [data-phase=done]");
+  assert.equal(await last(page, ".refusal").textContent(), "I cannot do that.");
+  assert.equal(await last(page, ".phase").textContent(), "refused");
+  assert.doesNotMatch(await last(page, ".note").textContent(), /without text/);
+  for (const [reason, words] of [["length", /limit of its length/], ["content_filter", /content filter/]]) {
+    await page.unrouteAll();
+    await play(t, page, [{ content: "As far as" }], { reason });
+    await ask(page);
+    await page.waitForSelector(".turn:last-child [data-phase=done]");
+    assert.equal(await text(page), "As far as");
+    assert.equal(await last(page, ".phase").textContent(), "cut short");
+    assert.match(await last(page, ".note").textContent(), words);
+  }
+});
+
+// While a model thought, the page showed nothing, and of a list of parts it showed [object Object].
+test("a model that is thinking is seen to, and its thoughts stay apart", async (t) => {
+  const page = await ready(t);
+  const thinking = [{ type: "thinking", thinking: [{ type: "text", text: "And so." }] }];
+  const deltas = [{ reasoning_content: "Hm. " }, { content: thinking }, { content: "Here it is." }];
+  const go = await play(t, page, deltas, { held: 2 });
+  await ask(page);
+  await page.waitForSelector(".turn:last-child .thoughts:not([hidden])");
+  assert.equal(await last(page, ".phase").textContent(), "thinking");
+  go();
+  await page.waitForSelector(".turn:last-child [data-phase=done]");
+  assert.equal(await text(page), "Here it is.");
+  assert.equal(await last(page, ".thoughts pre").textContent(), "Hm. And so.");
+  await page.reload();
+  assert.equal(await last(page, ".thoughts pre").textContent(), "Hm. And so.");
+});
+
+// Behind a proxy that serves the gateway below a path, the page found neither its files nor the gateway.
+test("the page works below a path", async (t) => {
+  const [url, asked] = await below(t, "/llm", stage.site.url);
+  const page = await ready(t, { url: `${url}/llm/` });
+  await choose(page, "any?tokens=5");
+  await ask(page);
+  await page.waitForSelector(".turn:last-child [data-phase=done]");
+  const job = await stage.site.job(await jobId(page));
+  assert.equal(await text(page), job.text);
+  assert.deepEqual(asked.filter((path) => !path.startsWith("/llm/")), []);
 });

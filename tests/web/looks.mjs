@@ -5,7 +5,7 @@ import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { flaws } from "./layout.mjs";
-import { ask, choose, concluded, grown, ready } from "./page.mjs";
+import { ask, choose, concluded, grown, play, ready } from "./page.mjs";
 
 test("every state is whole and readable, narrow and wide, light and dark", async (t) => {
   const folder = process.env.SCREENSHOTS;
@@ -28,6 +28,21 @@ test("every state is whole and readable, narrow and wide, light and dark", async
       await ask(page, "And a consumer group?");
       await page.waitForSelector("[data-phase=failed] .trouble");
       await look("error");
+      const deltas = [{ reasoning_content: "The question is about consumer groups. First, what they are." },
+        { content: "A consumer group reads a stream together" }];
+      const go = await play(t, page, deltas, { held: 1, reason: "length" });
+      await ask(page, "Why?");
+      await page.waitForSelector(".turn:last-child .thoughts:not([hidden])");
+      await page.click(".turn:last-child .thoughts summary");
+      await look("thinking");
+      go();
+      await page.waitForSelector(".turn:last-child [data-phase=done]");
+      await look("cut");
+      await page.unrouteAll();
+      await play(t, page, [{ refusal: "I cannot help with that." }]);
+      await ask(page, "And now?");
+      await page.waitForSelector(".turn:last-child [data-phase=done]");
+      await look("refused");
       await page.context().close();
     }
   }

@@ -2,6 +2,8 @@
 // and compared with what the gateway tells of the job.
 
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createServer } from "node:http";
 import { after, afterEach, before, beforeEach } from "node:test";
 import { chromium } from "playwright-core";
 import { PATIENCE, Site, until } from "./site.mjs";
@@ -36,7 +38,7 @@ beforeEach(() => (complaints = []));
 afterEach(() => assert.deepEqual(complaints, [], "the browser complains"));
 
 /** A page of its own, with nothing stored, that has met the gateway. */
-export async function visit(t, options = {}) {
+export async function visit(t, { url = stage.site.url, ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
   t.after(() => context.close());
   context.setDefaultTimeout(PATIENCE);
@@ -45,8 +47,37 @@ export async function visit(t, options = {}) {
   page.on("console", (message) => {
     if (/Content Security Policy/.test(message.text())) complaints.push(message.text());
   });
-  await page.goto(stage.site.url);
+  await page.goto(url);
   return page;
+}
+
+/**
+ * Answers what the page asks next with these deltas, in place of the model's; `go` sends what is behind the first
+ * `held` of them, and the end. `job` is how the job stands then.
+ */
+export async function play(t, page, deltas, { held = 0, reason = "stop", job = {} } = {}) {
+  let go;
+  const gate = new Promise((resolve) => (go = resolve));
+  if (!held) go();
+  const block = (kind, data, seq) => `id: 1-${seq}\nevent: ${kind}\ndata: ${JSON.stringify(data)}\n\n`;
+  const told = deltas.map((delta, at) => block("delta", { choices: [{ index: 0, delta }] }, at + 1));
+  let over = false;
+  const server = createServer(async (_, response) => {
+    response.writeHead(200, { "content-type": "text/event-stream" });
+    response.write(block("started", { attempt: 1, worker: "w" }, 0) + told.slice(0, held).join(""));
+    await gate;
+    over = true;
+    response.end(told.slice(held).join("") + block("done", { finish_reason: reason }, told.length + 1));
+  }).listen(0, "127.0.0.1");
+  t.after(() => server.close());
+  await once(server, "listening");
+  const url = `http://127.0.0.1:${server.address().port}/`;
+  await page.route(/\/v1\/jobs\/[^/?]+\/events/, (route) => route.continue({ url }));
+  await page.route(/\/v1\/jobs\/[^/?]+$/, (route) => route.fulfill({ json: {
+    state: over ? "done" : "running", attempt: 1, text: "", choices: [], last_event_id: `1-${told.length + 1}`,
+    finish_reason: reason, usage: null, error: null, ttft_ms: 700, run_ms: 2100, ...job,
+  } }));
+  return go;
 }
 
 export async function ready(t, options) {

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
+import { createServer as createWeb, request as send } from "node:http";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -165,4 +166,28 @@ export class Site {
     await Promise.all(this.#programs.map((started) => started.end("SIGKILL")));
     rmSync(this.folder, { recursive: true });
   }
+}
+
+/** A proxy that serves `target` below `path` and nothing else; its address, and the paths that it is asked for. */
+export async function below(t, path, target) {
+  const asked = [];
+  const proxy = createWeb((incoming, outgoing) => {
+    const { method, headers, url } = incoming;
+    asked.push(url);
+    if (!url.startsWith(`${path}/`)) {
+      outgoing.writeHead(404).end();
+      return;
+    }
+    const { host } = new URL(target);
+    const passed = send(target + url.slice(path.length), { method, headers: { ...headers, host } }, (answer) => {
+      outgoing.writeHead(answer.statusCode, answer.headers);
+      answer.pipe(outgoing);
+    });
+    passed.on("error", () => outgoing.destroy());
+    outgoing.on("close", () => passed.destroy());
+    incoming.pipe(passed);
+  }).listen(0, "127.0.0.1");
+  t.after(() => proxy.close());
+  await once(proxy, "listening");
+  return [`http://127.0.0.1:${proxy.address().port}`, asked];
 }

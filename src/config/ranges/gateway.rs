@@ -12,6 +12,15 @@ pub(super) fn rules(c: &Config) -> Vec<Rule> {
         let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
         origin == "*" || rest.is_some_and(|host| !host.is_empty() && !host.contains('/'))
     });
+    let public = {
+        let rest =
+            g.public_url.strip_prefix("https://").or_else(|| g.public_url.strip_prefix("http://"));
+        let plain = |c: char| c.is_ascii_graphic() && !"?#@\"'<>\\".contains(c);
+        g.public_url.is_empty()
+            || rest.is_some_and(|rest| {
+                !rest.starts_with('/') && !rest.is_empty() && rest.chars().all(plain)
+            })
+    };
     let named = g.models.iter().all(|model| !model.is_empty());
     let mut rules = vec![
         text(
@@ -32,6 +41,12 @@ pub(super) fn rules(c: &Config) -> Vec<Rule> {
             "*",
             !g.keys.as_os_str().is_empty() || !g.cors_origins.iter().any(|origin| origin == "*"),
             "* only with gateway.keys: without keys every page that is open on this machine would have all rights",
+        ),
+        text(
+            "gateway.public_url",
+            &g.public_url,
+            public,
+            "an address such as https://example.com/llm, without ? and #, or empty",
         ),
         text("gateway.models", &g.models.join(","), named, "names of models"),
         span("gateway.dedupe", g.dedupe, Duration::ZERO, HOUR),

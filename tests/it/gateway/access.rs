@@ -398,6 +398,10 @@ async fn a_router_serves_nobody_whom_neither_keys_nor_the_application_know() {
     let job = Reply::of(request.bearer_auth(&key).body(chat("nested").to_string())).await;
     // What it is told leads back into the application.
     assert!(job.header("location").starts_with("/llm/v1/jobs/"), "{:?}", job.headers);
+    // The page finds its files with and without the slash behind the path.
+    let page = Reply::of(client.get(&url)).await;
+    assert!(page.text.contains("\"llm/console/console.js\""), "{}", page.text);
+    assert_eq!(Reply::of(client.get(format!("{url}/console/console.js"))).await.status, 200);
     keys.write("");
     let gone = async || {
         let request = client.get(format!("{url}/whoami")).bearer_auth(&key);
@@ -409,6 +413,23 @@ async fn a_router_serves_nobody_whom_neither_keys_nor_the_application_know() {
         }
     })
     .await;
+}
+
+/// Behind a proxy that strips a path, what the gateway named led past it.
+#[tokio::test]
+async fn what_a_gateway_names_stands_below_its_public_address() {
+    let public_url = "https://example.com/llm/".to_owned();
+    let web = Web::start(&embedded(), Options { public_url, ..options() });
+    let job = web.post("/v1/jobs", &chat("a")).await;
+    let id = job.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(job.header("location"), format!("https://example.com/llm/v1/jobs/{id}"));
+    let token = Reply::of(web.ask(Method::POST, &format!("/v1/jobs/{id}/token"))).await.json();
+    let events = token["events_url"].as_str().unwrap();
+    assert!(events.starts_with(&format!("https://example.com/llm/v1/jobs/{id}/events?token=")));
+    let page = web.get("/").await;
+    assert!(page.text.contains("\"/llm/console/console.js\""), "{}", page.text);
+    let lost = web.post("/chat/completions", &chat("a")).await.refused(404, "not_found");
+    assert!(lost.contains("https://example.com/llm/v1"), "{lost}");
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ mod server;
 mod settle;
 mod tenancy;
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use connect::Connector;
 use keys::Keys;
@@ -46,6 +46,9 @@ use crate::mask;
 pub struct Options {
     /// `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS.
     pub url: String,
+    /// For `rediss://`: a file of certificates, in PEM, that are trusted instead of the system's. Empty: the
+    /// system's, or those of `SSL_CERT_FILE`.
+    pub ca_file: PathBuf,
     /// What every key begins with.
     pub prefix: String,
     /// Longest time to connect.
@@ -87,6 +90,7 @@ impl Default for Options {
         const DAY: u64 = 24 * 60 * 60;
         Self {
             url: String::new(),
+            ca_file: PathBuf::new(),
             prefix: "ms".to_owned(),
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_secs(5),

@@ -87,6 +87,14 @@ fn brokers(c: &Config) -> Vec<Rule> {
             "redis://[user:password@]host[:port][/db], rediss:// for TLS, unix:///path, or empty \
              for the embedded broker",
         ),
+        text(
+            "redis.ca_file",
+            &c.redis.ca_file.display().to_string(),
+            c.redis.ca_file.as_os_str().is_empty()
+                || url.is_empty()
+                || url.starts_with("rediss://"),
+            "a file of certificates where redis.url begins with rediss://, or empty",
+        ),
         text("redis.prefix", prefix, is_prefix, "1 to 32 of letters, digits and _ . -"),
         span("redis.connect_timeout", c.redis.connect_timeout, 10 * MS, 5 * MINUTE),
         span("redis.response_timeout", c.redis.response_timeout, 10 * MS, 5 * MINUTE),

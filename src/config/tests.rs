@@ -36,8 +36,9 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 101] = [
+const OTHERS: [(&str, &str); 102] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
+    ("redis.ca_file", "ca.pem"),
     ("redis.prefix", "other"),
     ("redis.connect_timeout", "3s"),
     ("redis.response_timeout", "7s"),

@@ -58,6 +58,7 @@ mod readme;
 mod redis_loss;
 mod redis_says;
 mod redis_setup;
+mod redis_tls;
 mod retention;
 mod rolling;
 mod schema;

@@ -30,8 +30,9 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 101] = [
+const PROVEN: [(&str, &str); 102] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
+    ("redis.ca_file", "a_certificate_must_be_of_a_trusted_authority_and_name_the_host"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
     ("redis.connect_timeout", "a_server_that_takes_no_connection_is_given_up"),
     ("redis.response_timeout", "a_server_that_says_nothing_is_given_up"),

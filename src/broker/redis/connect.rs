@@ -2,13 +2,14 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
-    ProtocolVersion, RedisError,
+    ProtocolVersion, RedisError, TlsCertificates,
     aio::{AsyncPushSender, MultiplexedConnection},
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
@@ -77,6 +78,7 @@ impl Connector {
                  rediss:// for TLS, unix:///path"
             ))
         })?;
+        let info = trusting(info, &options.ca_file)?;
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(10))
             .with_interval(Duration::from_secs(5));
@@ -330,6 +332,26 @@ impl Connector {
     }
 }
 
+/// The address with the certificates of this file as the only ones that are trusted there.
+fn trusting(info: ConnectionInfo, ca_file: &Path) -> Result<ConnectionInfo> {
+    let is_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+    if !is_tls || ca_file.as_os_str().is_empty() {
+        return Ok(info);
+    }
+    let refused =
+        |what: String| Error::Address(format!("redis.ca_file, {}: {what}", ca_file.display()));
+    let pem = std::fs::read(ca_file).map_err(|error| refused(error.to_string()))?;
+    let mark = b"-----BEGIN CERTIFICATE-----";
+    if !pem.windows(mark.len()).any(|text| text == mark) {
+        return Err(refused(
+            "there is no certificate in it; allowed: certificates in PEM".to_owned(),
+        ));
+    }
+    let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem) };
+    let client = Client::build_with_tls(info, certificates);
+    client.map(|client| client.get_connection_info().clone()).map_err(|e| refused(e.to_string()))
+}
+
 /// The server's own words, where it is the server that says them.
 fn said(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
@@ -338,6 +360,14 @@ fn said(error: &RedisError) -> String {
         _ => error.to_string(),
     }
 }
+
+/// What TLS says of certificates: the server's, the one that it asks for, those of the system.
+const CERTIFICATE: [&str; 4] = [
+    "invalid peer certificate",
+    "CertificateRequired",
+    "failed to read PEM",
+    "failed to open file",
+];
 
 /// The trouble that an error tells of, by the first word of what the server said. `said` tells more
 /// where the client has put its own word in front.
@@ -357,9 +387,7 @@ fn trouble(error: &RedisError, said: &str) -> Option<Trouble> {
         "NOPERM" => Trouble::Permission,
         "MOVED" | "ASK" | "CROSSSLOT" => Trouble::Cluster,
         _ if said.contains("max number of clients") => Trouble::Clients,
-        _ if said.contains("invalid peer certificate") || said.contains("CertificateRequired") => {
-            Trouble::Certificate
-        }
+        _ if CERTIFICATE.iter().any(|words| said.contains(words)) => Trouble::Certificate,
         _ if error.kind() == ErrorKind::AuthenticationFailed => Trouble::Login,
         _ if refused_database() && said.contains("Authentication required") => Trouble::Login,
         _ if refused_database() && said.contains("no permissions") => Trouble::Permission,

@@ -43,7 +43,7 @@ impl Server {
     }
 
     /// A server with more arguments.
-    pub async fn with(more: &[&'static str]) -> Self {
+    pub async fn with(more: &[&str]) -> Self {
         Self::begin("no", more).await
     }
 
@@ -77,7 +77,7 @@ impl Server {
         Self::begin(aof, &[]).await
     }
 
-    async fn begin(aof: &'static str, more: &[&'static str]) -> Self {
+    async fn begin(aof: &'static str, more: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("millstream-test-{}-{number}", std::process::id());

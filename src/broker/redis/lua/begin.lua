@@ -29,7 +29,8 @@
 local record, log = KEYS[1], KEYS[2]
 local event, payload, worker, place = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local r = redis.call('HMGET', record, 'state', 'fence', 'attempt', 'failures', 'place', 'worker',
-  'due', 'error', 'queue', 'crashes', 'run', 'cancel', 'began', 'history', 'tenant', 'at', 'not_before')
+  'due', 'error', 'queue', 'crashes', 'run', 'cancel', 'began', 'history', 'tenant', 'at', 'not_before',
+  'fp', 'added')
 local state = r[1] or 'waiting'
 local fence, attempt, failures = tonumber(r[2]) or 0, tonumber(r[3]) or 0, tonumber(r[4]) or 0
 local entry_run, crashes = tonumber(ARGV[6]), tonumber(r[10]) or 0
@@ -138,9 +139,9 @@ if lost then
 end
 describe()
 redis.call('HSET', record, unpack(set))
--- A record has nearly its whole time before it, or is given it: one that was only reserved has not.
-local ttl = tonumber(ARGV[8])
-if not r[9] or redis.call('PTTL', record) < ttl - math.min(3600000, ttl / 8) then
+-- A young record has its whole time before it, but for one that was only reserved.
+local old = now - (tonumber(r[16]) or 0) > math.min(3600000, tonumber(ARGV[8]) / 8)
+if not r[9] or old or (r[18] and not r[19]) then
   redis.call('PEXPIRE', record, ARGV[8])
 end
 redis.call('PEXPIRE', log, ARGV[8])

@@ -208,7 +208,7 @@ fn names_places(text: &str) -> bool {
 }
 
 fn is_place(word: &str) -> bool {
-    let word = word.trim_matches(['[', ']', '.', ':', '!', '?']);
+    let word = word.trim_start_matches('[').trim_end_matches([']', '.', ':', '!', '?']);
     let host = match word.rsplit_once(':') {
         Some((host, port)) if port.parse::<u16>().is_ok() => host,
         _ => word,
@@ -225,7 +225,8 @@ fn is_place(word: &str) -> bool {
         && last.bytes().all(|b| b.is_ascii_alphabetic());
     let has_port = host.len() < word.len() && host.bytes().any(|b| b.is_ascii_alphabetic());
     let is_path = (word.starts_with('/') && word.len() > 1) || word.contains(":\\");
-    is_domain || has_port || is_path || host == "localhost" || host.parse::<IpAddr>().is_ok()
+    let is_address = [host, word].iter().any(|text| text.parse::<IpAddr>().is_ok());
+    is_domain || has_port || is_path || is_address || host == "localhost"
 }
 
 fn is_secret(word: &str) -> bool {
@@ -307,6 +308,8 @@ mod tests {
             "see http://h/x",
             "dial tcp 10.0.0.1:80",
             "[::1]:8000 refused",
+            "[fe80::7] is gone",
+            "::1:",
             "lookup llm.corp.internal:",
             "no such file /etc/keys",
             "at vllm-0:8000",

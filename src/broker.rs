@@ -85,10 +85,9 @@ pub trait Claim: Send + Sync {
     async fn claimer(&self, partition: &Partition, worker: &WorkerId) -> Result<Box<dyn Claimer>>;
 
     /// Opens an attempt: checks that this entry carries the job, raises the fence, sets `running`,
-    /// and appends and publishes `started`, all or nothing. Repeating it (a lost reply) by the same
-    /// worker for the same entry gives the same attempt, as long as nothing follows its `started`,
-    /// unless the entry says [`Entry::crashed`]: then that attempt is lost. A caller that repeats the
-    /// call after an error must not say it again, as the lost reply may have counted the crash.
+    /// and appends and publishes `started`, all or nothing. One taking ([`Entry::taking`]) has one attempt:
+    /// repeating the call (a lost reply), or its arriving behind its own repeat and what followed, gives the
+    /// same attempt as long as it runs, and changes nothing. A call of an earlier taking changes nothing.
     /// A job that was lost too often with its workers is refused, and one that may be lost only once
     /// more has to run alone.
     async fn begin(&self, entry: &Entry, worker: &WorkerId, crashes: Crashes) -> Result<Begin>;
@@ -162,7 +161,8 @@ pub trait Settle: Send + Sync {
     async fn refuse(&self, entry: &Entry, refusal: &Refusal, frame: &Frame) -> Result<Begin>;
 
     /// Ends entries whose jobs are over, of any lanes, and gives back what they count, once however
-    /// often it is repeated. `false` where the `session` is over under which the jobs were seen so:
+    /// often it is repeated. Until then a record is kept as that of a job that is not over, whatever the
+    /// time that finished ones are kept: an entry that comes again must find it. `false` where the `session` is over under which the jobs were seen so:
     /// then some are left, and have to be looked at again.
     async fn remove(&self, spent: &[Spent], session: u64) -> Result<bool>;
 
@@ -253,7 +253,8 @@ pub trait Inspect: Send + Sync {
     /// A job's record.
     async fn job(&self, id: JobId) -> Result<Option<Record>>;
 
-    /// The records of these jobs, in one round trip; one answer each.
+    /// The records of these jobs, in one round trip; one answer each: none where there is no record, or one
+    /// that this version cannot read. It hides no other.
     async fn records(&self, jobs: &[JobId]) -> Result<Vec<Option<Record>>>;
 
     /// How much longer a job's record is kept if nothing more happens to the job. `None` where there

@@ -44,6 +44,9 @@ pub enum Begin {
         /// The fence under which it failed.
         fence: u64,
     },
+    /// Nothing was done: the entry was taken again since, or the attempt of this taking is over. It is
+    /// somebody else's, or will be.
+    Late,
     /// It has been lost with its workers before: ask again with [`Crashes::alone`], once no other such
     /// job runs beside it.
     Alone,

@@ -49,6 +49,9 @@ pub struct Place {
     pub entry: String,
 }
 
+/// Most characters of a worker's name: with what follows it stays a short value of a record.
+const MOST_NAME: usize = 51;
+
 /// A worker's incarnation: another ID at every start. Letters, digits, `.`, `_` and `-`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct WorkerId(String);
@@ -58,7 +61,7 @@ impl WorkerId {
     pub fn new(name: &str) -> Self {
         let name: String = name
             .chars()
-            .take(64)
+            .take(MOST_NAME)
             .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' })
             .collect();
         Self(format!("{name}-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]))
@@ -132,11 +135,14 @@ pub struct Spent {
     pub place: Place,
     /// What it counts.
     pub load: Option<Load>,
+    /// The job, where its worker has ended it: nobody needs the record any more to know what the entry is
+    /// owed.
+    pub over: Option<JobId>,
 }
 
 impl From<&Entry> for Spent {
     fn from(entry: &Entry) -> Self {
-        Self { place: entry.place.clone(), load: entry.load.clone() }
+        Self { place: entry.place.clone(), load: entry.load.clone(), over: None }
     }
 }
 
@@ -158,9 +164,10 @@ pub struct Entry {
     /// Whether it was taken from a worker that let its lease run out, with nothing but the worker or
     /// the job to blame: the attempt that ran, if one did, is a crash.
     pub crashed: bool,
-    /// Whether this worker may have begun it before: what was written then, readers may have seen, though
-    /// the broker has forgotten it, so the next begin is never answered with the same fence.
-    pub begun_before: bool,
+    /// The number of this taking, which rises with each time that the entry is given to a worker. Who takes
+    /// it asks for one attempt under one number, however often the call is repeated, and for another
+    /// attempt under the next.
+    pub taking: u64,
     /// The broker's session ([`Log::session`](super::Log::session)) in which its worker was given it, or saw
     /// that it still has it. The worker notes it; `u64::MAX`, where nobody has, stands for any session.
     pub session: u64,
@@ -240,7 +247,7 @@ impl Entry {
             attempt: attempt.map_or(0, small),
             run: run.map_or(1, small).max(1),
             crashed: false,
-            begun_before: false,
+            taking: 0,
             session: u64::MAX,
             job: job.map_err(|error| unread.unwrap_or_else(|| invalid(error))),
             load: Load::read(&fields),
@@ -265,6 +272,19 @@ impl Entry {
     /// Whether it says nothing of itself but its job, as a plain `XADD` of a producer in any language.
     pub(super) fn is_plain(&self) -> bool {
         self.fields.iter().all(|(field, _)| field != b"id")
+    }
+
+    /// Asks for another attempt within this taking. A crash is told once.
+    pub fn anew(&mut self) {
+        (self.taking, self.crashed) = (self.taking + 1, false);
+    }
+
+    /// Fields that are not Millstream's own, in order; none where they are very many: a script takes only
+    /// so many arguments.
+    pub(crate) fn foreign(&self) -> impl Iterator<Item = &(Vec<u8>, Vec<u8>)> {
+        const OWN: [&[u8]; 6] = [b"job", b"id", b"at", b"attempt", b"run", LOAD.as_bytes()];
+        let most = if self.fields.len() > 1000 { 0 } else { self.fields.len() };
+        self.fields.iter().filter(|(name, _)| !OWN.contains(&name.as_slice())).take(most)
     }
 
     /// The bytes of the `job` field, empty when there is none.

@@ -27,6 +27,7 @@ mod reconcile;
 mod scripts;
 mod server;
 mod settle;
+mod short;
 mod tenancy;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};

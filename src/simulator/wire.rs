@@ -71,7 +71,30 @@ pub(super) struct Function<'a> {
 #[serde(untagged)]
 pub(super) enum Usage {
     Pending,
-    Counted { prompt_tokens: u64, completion_tokens: u64, total_tokens: u64 },
+    Counted {
+        prompt_tokens: u64,
+        completion_tokens: u64,
+        total_tokens: u64,
+        prompt_tokens_details: PromptDetails,
+        completion_tokens_details: CompletionDetails,
+    },
+}
+
+/// What of the prompt was counted apart, as real models tell it.
+#[derive(Clone, Copy, Default, Serialize)]
+pub(super) struct PromptDetails {
+    cached_tokens: u64,
+    audio_tokens: u64,
+}
+
+/// What of the answer was counted apart, as real models tell it.
+#[derive(Clone, Copy, Default, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the protocol")]
+pub(super) struct CompletionDetails {
+    reasoning_tokens: u64,
+    audio_tokens: u64,
+    accepted_prediction_tokens: u64,
+    rejected_prediction_tokens: u64,
 }
 
 impl Usage {
@@ -80,6 +103,8 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptDetails::default(),
+            completion_tokens_details: CompletionDetails::default(),
         }
     }
 }

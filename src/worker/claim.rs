@@ -126,10 +126,7 @@ impl Reader {
         let opened = async {
             let mut claimer = context.broker.claimer(&self.partition, &context.id).await?;
             // What a lost reply carried is still this worker's, and so is that whose end was forgotten.
-            let mut pending = claimer.pending().await?;
-            for entry in &mut pending {
-                entry.begun_before = true;
-            }
+            let pending = claimer.pending().await?;
             Ok::<_, crate::broker::Error>((claimer, pending))
         };
         let (mut claimer, pending) = tokio::select! {

@@ -6,11 +6,7 @@
 //! knows of the first.
 
 use std::{
-    borrow::Cow,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -39,16 +35,15 @@ pub(super) async fn run(context: &Context, mut entry: Entry, slot: Slot) {
     let mut running = None;
     // Held until the end by a job that may be what its workers died of.
     let mut alone = None;
-    let told = AtomicBool::new(false);
     loop {
-        let open = || open(context, &entry, &hold, (alone.is_some(), &told));
+        let open = || open(context, &entry, &hold, alone.is_some());
         let owed = match persist(context, "begin", open).await {
             None => Owed::Unfinished,
             Some(None) => Owed::Nothing,
             Some(Some((Begin::Alone, _))) => match only_suspect(context, &mut slot).await {
                 Ok(permit) => {
                     alone = Some(permit);
-                    Owed::Again
+                    continue;
                 }
                 Err(owed) => owed,
             },
@@ -74,15 +69,14 @@ pub(super) async fn run(context: &Context, mut entry: Entry, slot: Slot) {
             Some(Some((verdict, session))) => Owed::told(verdict, session),
         };
         match owed {
-            Owed::Again => entry.begun_before = true,
+            Owed::Again => entry.anew(),
             Owed::Nothing => return,
             Owed::Step(step, session) => {
                 if settle(context, &entry, step, session).await {
                     return;
                 }
                 tracing::warn!(job = %entry.id, "asking again what the entry is owed");
-                told.store(true, Ordering::Relaxed);
-                entry.begun_before = true;
+                entry.anew();
                 hold.doubt();
             }
             Owed::Unfinished => {
@@ -159,7 +153,7 @@ async fn open(
     context: &Context,
     entry: &Entry,
     hold: &Hold<'_>,
-    alone: (bool, &AtomicBool),
+    alone: bool,
 ) -> broker::Result<Option<(Begin, u64)>> {
     // It has waited for its turn, or for the broker: beginning what somebody else has taken over
     // would end that one's attempt.
@@ -177,27 +171,8 @@ async fn open(
 }
 
 /// Begins a job, or ends one that cannot or may not be run.
-async fn begin(
-    context: &Context,
-    entry: &Entry,
-    (alone, told): (bool, &AtomicBool),
-) -> broker::Result<Begin> {
+async fn begin(context: &Context, entry: &Entry, alone: bool) -> broker::Result<Begin> {
     let crashes = Crashes { most: context.options.retry.max_crashes, alone };
-    // That its last attempt crashed is told once: the call may have counted it whose reply is lost.
-    let is_news = entry.crashed && !told.load(Ordering::Relaxed);
-    let entry = if is_news == entry.crashed {
-        Cow::Borrowed(entry)
-    } else {
-        Cow::Owned(Entry { crashed: is_news, ..entry.clone() })
-    };
-    let answer = try_begin(context, &entry, crashes).await;
-    if answer.is_err() {
-        told.store(true, Ordering::Relaxed);
-    }
-    answer
-}
-
-async fn try_begin(context: &Context, entry: &Entry, crashes: Crashes) -> broker::Result<Begin> {
     let mut answer = match &entry.job {
         Ok(_) => context.broker.begin(entry, &context.id, crashes).await?,
         Err(error) => {
@@ -308,7 +283,7 @@ async fn attempt_job(
     };
     context.finished.fetch_add(1, Ordering::Relaxed);
     let step = match outcome {
-        Outcome::Done { .. } | Outcome::Cancelled { .. } => Step::Remove,
+        Outcome::Done { .. } | Outcome::Cancelled { .. } => Step::Remove { by_attempt: true },
         Outcome::Failed(error) => {
             tell(entry, number, &error);
             Step::Bury { error, attempts: number, fence }

@@ -23,7 +23,10 @@ pub(super) enum Owed {
 /// Where an entry goes.
 #[derive(Debug)]
 pub(super) enum Step {
-    Remove,
+    Remove {
+        /// Whether this worker's attempt has ended the job.
+        by_attempt: bool,
+    },
     /// Until then, or until the time that the record tells.
     Park {
         attempt: u32,
@@ -47,7 +50,8 @@ impl Owed {
             | Begin::Refuse { .. } => {
                 return Self::Unfinished;
             }
-            Begin::Remove => Step::Remove,
+            Begin::Late => return Self::Nothing,
+            Begin::Remove => Step::Remove { by_attempt: false },
             Begin::Park { attempt, due } => Step::Park { attempt, due: Some(due) },
             Begin::Bury { error, attempts, fence } => Step::Bury { error, attempts, fence },
         };
@@ -61,14 +65,14 @@ impl Owed {
 pub(super) async fn settle(context: &Context, entry: &Entry, step: Step, session: u64) -> bool {
     let settled = match step {
         // The run's end is written: what is left of a job without a letter is its entry.
-        Step::Bury { error, .. } if !leaves_letter(entry, error.code) => {
+        Step::Bury { error, attempts, .. } if !leaves_letter(entry, error.code) => {
             tracing::info!(job = %entry.id, code = %error.code, "failed; its option says: no dead letter");
-            let _ = context.acks.send(Ended::new(entry, session)).await;
+            let _ = context.acks.send(Ended::new(entry, session, attempts > 0)).await;
             return true;
         }
-        Step::Remove => {
+        Step::Remove { by_attempt } => {
             // The receiver outlives every job.
-            let _ = context.acks.send(Ended::new(entry, session)).await;
+            let _ = context.acks.send(Ended::new(entry, session, by_attempt)).await;
             return true;
         }
         Step::Park { attempt, due } => {

@@ -22,8 +22,13 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    pub(super) fn new(entry: &Entry, session: u64) -> Self {
-        Self { job: entry.id, run: entry.run, spent: entry.into(), session }
+    /// The end of an entry; `by_attempt` where this worker has ended the job.
+    pub(super) fn new(entry: &Entry, session: u64, by_attempt: bool) -> Self {
+        // Under a key it is kept for longer.
+        let keyed = entry.job.as_ref().is_ok_and(|job| job.idempotency_key.is_some());
+        let over = (by_attempt && !keyed).then_some(entry.id);
+        let spent = Spent { over, ..entry.into() };
+        Self { job: entry.id, run: entry.run, spent, session }
     }
 }
 

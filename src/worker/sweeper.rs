@@ -137,12 +137,10 @@ async fn sweep(
 fn take_over(
     context: &Arc<Context>,
     jobs: &TaskTracker,
-    (mut entry, asked): (Entry, Instant),
+    (entry, asked): (Entry, Instant),
     slot: Option<Slot>,
 ) {
     let Some(slot) = slot else { return };
-    // It may have been this worker's own.
-    entry.begun_before = true;
     // An entry that this worker runs already has only been renewed late.
     if context.hands.take(&entry, Some(asked)) {
         context.taken_over.fetch_add(1, Ordering::Relaxed);

@@ -148,7 +148,7 @@ behaviours! {
         pending_is_what_was_given_and_not_settled,
         begin_opens_an_attempt,
         a_repeated_begin_gives_the_same_attempt,
-        a_begin_repeated_behind_deltas_opens_a_new_attempt,
+        a_begin_that_arrives_late_fences_nobody,
         another_worker_takes_over,
         a_second_entry_of_a_job_is_removed,
         a_second_entry_stays_nobodys_when_the_job_is_given_back,
@@ -194,6 +194,7 @@ behaviours! {
         a_waiting_job_is_cancelled_once,
         a_parked_job_is_cancelled_and_unparked,
         a_job_between_two_attempts_is_cancelled,
+        a_cancel_that_arrives_late_is_for_the_run_that_was_meant,
         a_running_job_ends_as_cancelled_and_in_no_other_way,
         whoever_takes_over_a_cancelled_job_ends_it,
         a_wish_to_cancel_outlives_a_release,
@@ -208,6 +209,8 @@ behaviours! {
         a_letter_purged_under_a_requeue_leaves_no_run_without_an_entry,
         a_new_run_needs_neither_record_nor_log,
         a_stale_letter_opens_nothing,
+        a_reopening_that_arrives_late_opens_nothing,
+        a_new_run_of_a_record_that_tells_nothing_tells_all,
         a_retry_within_a_new_run_belongs_to_it,
         a_late_unparking_leaves_a_later_run_its_retry,
         a_requeued_job_does_not_expire,
@@ -218,6 +221,10 @@ behaviours! {
     }
     settle {
         done_ends_a_job_once,
+        a_job_that_is_over_is_known_until_its_entry_is_gone,
+        a_full_server_loses_no_entry,
+        a_finished_record_stays_small,
+        a_retry_keeps_what_else_its_entry_says,
         a_failed_job_is_buried_by_whoever_is_next,
         a_failed_job_may_be_removed_as_well_as_buried,
         a_retry_is_parked_by_whoever_is_next,
@@ -253,6 +260,7 @@ behaviours! {
         a_refused_key_can_be_tried_again,
         a_refused_key_leaves_nothing_behind,
         what_nobody_counted_weighs_nothing,
+        what_leaves_a_full_server_counts_no_more,
         producers_at_work_together_never_pass_a_bound,
         a_recount_sets_the_counters_right,
         what_nobody_counted_asks_for_no_recount,
@@ -291,6 +299,7 @@ behaviours! {
         workers_are_those_that_have_read,
         dead_letters_come_oldest_first,
         records_come_in_the_order_in_which_they_are_asked_for,
+        a_record_that_cannot_be_read_hides_no_other,
         a_job_that_is_over_says_how_long_it_is_kept,
     }
     tenancy {

@@ -30,6 +30,7 @@ impl State {
                 let error = record.error.clone().unwrap_or_else(unknown);
                 Begin::Bury { error, attempts: record.attempt, fence: record.fence }
             }
+            Verdict::Late => Begin::Late,
             Verdict::Open | Verdict::Again | Verdict::Remove => Begin::Remove,
         }
     }
@@ -91,7 +92,9 @@ impl State {
                 }
                 self.run_of(entry).open(entry, worker, now)
             }
-            Verdict::Remove | Verdict::Park | Verdict::Bury => return Ok(self.owed(entry, verdict)),
+            Verdict::Remove | Verdict::Park | Verdict::Bury | Verdict::Late => {
+                return Ok(self.owed(entry, verdict));
+            }
         };
         let started = Started { attempt: attempt.number, worker: worker.to_string() };
         let frame = Frame::new(0, &Body::Started(started), Codec::Json)

@@ -25,6 +25,9 @@ type StreamId = (u64, u64);
 /// Most bytes copied under the lock by one call, or a little more: about 5 ms.
 pub(super) const STEP_BYTES: usize = 16 << 20;
 
+/// What lies between the numbers of two takings: room for the attempts that one worker asks for.
+const TAKING: u64 = 1_000;
+
 /// Most workers remembered; incarnations come and go with every deploy.
 const MOST_WORKERS: usize = 1_000;
 
@@ -47,6 +50,8 @@ pub(super) struct Overdue {
     /// How often it had been delivered before.
     pub(super) deliveries: u32,
     pub(super) given_back: bool,
+    /// The number of this taking.
+    pub(super) taking: u64,
 }
 
 /// A lane: a stream with one group. What lies beyond `read` is unread; the rest is pending.
@@ -72,6 +77,8 @@ pub(super) struct Queue {
     workers: HashMap<WorkerId, Instant>,
     /// How many entries of each job are in the lanes, by the `id` that they say.
     carried: HashMap<Vec<u8>, usize>,
+    /// The number of the last taking that was not an entry's first.
+    takings: u64,
     /// Bytes of entries, parked payloads and dead letters.
     pub(super) bytes: usize,
     /// What counts against the limits.
@@ -192,7 +199,12 @@ impl Queue {
     }
 
     /// What a worker was given and has not settled, lane by lane in order.
-    pub(super) fn pending_of(&self, worker: &WorkerId) -> Vec<(Lane, String, Fields)> {
+    pub(super) fn pending_of(&mut self, worker: &WorkerId) -> (Vec<(Lane, String, Fields)>, u64) {
+        self.takings += TAKING;
+        (self.given_to(worker), self.takings)
+    }
+
+    fn given_to(&self, worker: &WorkerId) -> Vec<(Lane, String, Fields)> {
         let of_lane = |lane: Lane| {
             let stream = &self.lanes[lane.index()];
             let mine = stream.entries.range(..=stream.read);
@@ -235,6 +247,7 @@ impl Queue {
         (most, deliveries): (usize, u32),
     ) -> Vec<Overdue> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
+        self.takings += TAKING;
         for lane in Lane::ALL {
             let stream = &mut self.lanes[lane.index()];
             let before = taken.len();
@@ -255,6 +268,7 @@ impl Queue {
                         fields: held.fields.clone(),
                         deliveries: held.deliveries,
                         given_back: held.leased.is_none(),
+                        taking: self.takings,
                     });
                     held.owner = Some(worker.clone());
                     held.leased = Some(Instant::now());

@@ -62,14 +62,14 @@ fn entries(partition: &Partition, taken: Vec<(Lane, String, Fields)>) -> Vec<Ent
 
 /// Parses what was taken over, unless it was delivered too often for that.
 pub(super) fn overdue(partition: &Partition, taken: Overdue, most: u32) -> Entry {
-    let Overdue { lane, entry, fields, deliveries, given_back } = taken;
+    let Overdue { lane, entry, fields, deliveries, given_back, taking } = taken;
     let (place, key) = (Place { partition: partition.clone(), lane, entry }, key(partition, lane));
     let mut entry = if deliveries > most {
         Entry::unread(place, &key, fields, deliveries)
     } else {
         Entry::read(place, &key, fields)
     };
-    entry.crashed = !given_back;
+    (entry.crashed, entry.taking) = (!given_back, taking);
     entry
 }
 
@@ -100,7 +100,11 @@ impl Claimer for Reader {
     }
 
     async fn pending(&mut self) -> Result<Vec<Entry>> {
-        let held = self.inner.lock().queue(&self.partition).pending_of(&self.worker);
-        Ok(self.entries(held))
+        let (held, taking) = self.inner.lock().queue(&self.partition).pending_of(&self.worker);
+        let mut entries = self.entries(held);
+        for entry in &mut entries {
+            entry.taking = taking;
+        }
+        Ok(entries)
     }
 }

@@ -18,6 +18,8 @@ pub(super) struct Run {
     pub(super) record: Record,
     /// The entry that carried the last attempt; `None` before there is one, and where it is forgotten.
     pub(super) place: Option<Place>,
+    /// The taking of that entry under which the last attempt was opened.
+    pub(super) taking: u64,
     /// Whether the attempt that runs is to end as cancelled.
     pub(super) cancel: bool,
     /// The dead letter that opened the run.
@@ -61,6 +63,7 @@ impl Run {
         Self {
             record,
             place: None,
+            taking: 0,
             cancel: false,
             letter: None,
             noted: None,
@@ -173,6 +176,7 @@ impl Run {
         self.record.run = self.record.run.max(entry.run);
         self.raise(now);
         self.carry(&entry.place);
+        self.taking = entry.taking;
         self.record.state = State::Running;
         self.record.attempt += 1;
         self.record.worker = Some(worker.to_string());
@@ -195,11 +199,6 @@ impl Run {
         }
     }
 
-    /// Whether nothing follows the `started` of the attempt that is open.
-    pub(super) fn is_fresh(&self) -> bool {
-        self.top() == Some(EventId { fence: self.record.fence, seq: 0 })
-    }
-
     /// The state as operators see it: a parked job whose time has come waits.
     pub(super) fn shown(&self, now: Timestamp) -> State {
         let due = self.record.due.is_none_or(|due| due <= now);
@@ -220,6 +219,7 @@ impl Run {
         self.note_lost(entry, None, now);
         self.record.run = self.record.run.max(entry.run);
         self.carry(&entry.place);
+        self.taking = entry.taking;
         self.record.state = state;
         self.record.cancelling = false;
         self.record.ended_at = Some(now);

@@ -108,7 +108,8 @@ impl State {
         if let Some(due) = due {
             run.record.state = JobState::Parked;
             let (lane, payload, mark) = (job.lane, payload.clone(), mark.cloned());
-            let parked = Parked { due, lane, payload, at: now, attempt: 0, run: 1, mark };
+            let (at, foreign) = (now, Fields::new());
+            let parked = Parked { due, lane, payload, at, attempt: 0, run: 1, mark, foreign };
             if let (true, Some(load)) = (self.queue(partition).park(*id, parked), &load) {
                 self.queue(partition).ledger.take(load);
             }
@@ -177,7 +178,8 @@ impl State {
         {
             bytes += parked.payload.len();
             let Parked { payload, at, attempt, run, mark, .. } = &parked;
-            let fields = queue::fields(id, payload, *at, (*attempt, *run), mark.as_ref());
+            let mut fields = queue::fields(id, payload, *at, (*attempt, *run), mark.as_ref());
+            fields.extend(parked.foreign);
             self.queue(partition).add(parked.lane, fields, now);
             // The record stays as it is until the next attempt begins: a stale entry of the one
             // that asked for a retry is still to be parked, and not to be run.
@@ -193,7 +195,7 @@ impl State {
 // The end of entries; each acts only where the entry is still in its lane.
 impl State {
     pub(super) fn remove(&mut self, spent: &[Spent]) {
-        for Spent { place, load } in spent {
+        for Spent { place, load, .. } in spent {
             let queue = self.queue(&place.partition);
             if let (true, Some(load)) = (queue.remove(place), load) {
                 queue.ledger.give_back(load);

@@ -11,8 +11,10 @@ use crate::{
 pub(super) enum Verdict {
     /// A new attempt may open.
     Open,
-    /// This worker's attempt is open already and nothing follows its start: the reply was lost.
+    /// The attempt of this taking is open already: the reply was lost, or the call comes late.
     Again,
+    /// The entry was taken again since, or the attempt of this taking is over.
+    Late,
     /// The run is over, or another entry carries it.
     Remove,
     /// The retry is written and the entry is not parked.
@@ -32,10 +34,9 @@ pub(super) fn verdict(run: Option<&Run>, entry: &Entry, worker: Option<&WorkerId
     let unplaced = run.place.is_none() && !(parked && entry.attempt >= run.record.attempt);
     let here = placed || unplaced;
     // Only where it is surely the same entry: two tasks of a worker must not share a fence.
-    let mine = placed
-        && worker.is_some_and(|id| run.record.worker.as_deref() == Some(id.as_str()))
-        && run.is_fresh()
-        && !(entry.crashed || entry.begun_before);
+    let by_me = worker.is_some_and(|id| run.record.worker.as_deref() == Some(id.as_str()));
+    let mine = placed && by_me && entry.taking == run.taking;
+    let late = placed && entry.taking < run.taking;
     // A waiting job that has a place was given back, and is carried by the entry that it ran on:
     // whoever was told to remove another may be about to do so.
     let given_back = run.record.state == State::Waiting && run.place.is_some();
@@ -47,7 +48,9 @@ pub(super) fn verdict(run: Option<&Run>, entry: &Entry, worker: Option<&WorkerId
     match (run.record.state, here, mine, behind) {
         // state             here   mine   behind
         (State::Running, true, true, _) => Verdict::Again,
+        (State::Running | State::Waiting, true, _, _) if late => Verdict::Late,
         (State::Running, true, false, _) => Verdict::Open,
+        (State::Waiting, true, true, _) => Verdict::Late,
         (State::Running, false, _, _) => Verdict::Remove,
         (State::Parked, true, _, _) => Verdict::Park,
         (State::Parked | State::Waiting, false, _, true) => Verdict::Remove,

@@ -201,7 +201,7 @@ impl Redis {
         let mut call = self.scripts.accept.key(self.keys.job(*id));
         call.arg(self.ttl(job, now)).arg(place).arg(job.request.fingerprint());
         for (field, value) in record_fields(partition, job.lane, now, job) {
-            call.arg(field).arg(value);
+            call.arg(&*field).arg(value);
         }
         self.pool.script(&call).await.map(drop)
     }

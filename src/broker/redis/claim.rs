@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::try_join_all;
 
-use super::{Redis, codec, enqueue::record_fields, millis, read::RedisClaimer};
+use super::{Redis, codec, enqueue::record_fields, millis, read::RedisClaimer, short};
 use crate::{
     broker::{
         Attempt, Begin, Claim, Claimer, Crashes, Entry, Error, Partition, Place, Promoted, Refused,
@@ -22,24 +22,29 @@ fn place_text(place: &Place) -> String {
 
 /// What a record says of its job for ever, as far as the entry tells it; on demand with what makes an
 /// idempotency key known again, which takes as long as the request is large.
-pub(super) fn described(entry: &Entry, with_key: bool) -> Vec<(&'static str, String)> {
+pub(super) fn described(entry: &Entry, with_key: bool) -> Vec<short::Field> {
     let Place { partition, lane, entry: entry_id } = &entry.place;
     let Ok(job) = &entry.job else {
         let mut fields = vec![
-            ("queue", partition.to_string()),
-            ("lane", lane.to_string()),
-            ("at", entry.at.0.to_string()),
+            ("queue".into(), partition.to_string()),
+            ("lane".into(), lane.to_string()),
+            ("at".into(), entry.at.0.to_string()),
         ];
         // Whose job it is stands in what cannot be read, unless it was counted.
-        fields.extend(entry.load.as_ref().map(|load| ("tenant", load.tenant.to_string())));
+        fields.extend(entry.load.as_ref().map(|load| ("tenant".into(), load.tenant.to_string())));
         return fields;
     };
     let mut fields = record_fields(partition, *lane, entry.at, job);
     if with_key && job.idempotency_key.is_some() {
-        fields.push(("fp", job.request.fingerprint()));
-        fields.push(("added", entry_id.clone()));
+        fields.push(("fp".into(), job.request.fingerprint()));
+        fields.push(("added".into(), entry_id.clone()));
     }
     fields
+}
+
+/// A number that a script gives as text: it may be larger than Lua's numbers are told exactly.
+pub(super) fn number(text: &str, script: &str) -> Result<u64> {
+    text.parse().map_err(|_| Error::Protocol(format!("{script}: `{text}` is not a number")))
 }
 
 /// A failure as the record and the dead letters hold it.
@@ -75,7 +80,7 @@ impl Redis {
             .arg(place_text(&entry.place))
             .arg(entry.attempt)
             .arg(entry.run)
-            .arg(if entry.crashed { 1 } else { 2 * u8::from(entry.begun_before) })
+            .arg(u8::from(entry.crashed))
             .arg(millis(self.options.job_ttl))
             .arg(crashes.most)
             .arg(u8::from(crashes.alone))
@@ -83,19 +88,18 @@ impl Redis {
             .arg(failure)
             .arg(begins)
             .arg(entry.job.as_ref().map_or("", |job| job.tenant.as_str()))
-            .arg(if entry.was_parked() { String::new() } else { entry.at.0.to_string() });
+            .arg(if entry.was_parked() { String::new() } else { entry.at.0.to_string() })
+            .arg(entry.taking);
         for (field, value) in described(entry, entry.is_plain()) {
-            call.arg(field).arg(value);
+            call.arg(&*field).arg(value);
         }
         let Some(reply) = self.pool.script_within(entry.session, &call).await? else {
             return Ok(None);
         };
         let (verdict, fence, attempt, failures, due, error): (_, String, _, _, String, _) =
             codec::read(reply, "begin")?;
-        let number = |text: &str| {
-            text.parse().map_err(|_| Error::Protocol(format!("begin: `{text}` is not a number")))
-        };
-        Ok(Some((verdict, number(&fence)?, attempt, failures, number(&due)?, error)))
+        let (fence, due) = (number(&fence, "begin")?, number(&due, "begin")?);
+        Ok(Some((verdict, fence, attempt, failures, due, error)))
     }
 }
 
@@ -115,6 +119,7 @@ pub(super) fn verdict(
         "remove" => Begin::Remove,
         "park" => Begin::Park { attempt, due: Timestamp(due) },
         "bury" => Begin::Bury { error: read_failure(&error), attempts: attempt, fence },
+        "late" => Begin::Late,
         "alone" => Begin::Alone,
         "foreign" => Begin::Foreign,
         "cancel" => Begin::Refuse { why: Refused::Cancelled, attempts: attempt },

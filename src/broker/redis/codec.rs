@@ -42,6 +42,17 @@ pub fn named(value: Value) -> Result<Vec<(String, Value)>> {
     pairs(array(value, "names")?).map(|(name, value)| Ok((read(name, "name")?, value))).collect()
 }
 
+/// Bytes as a parked job holds them in a field of its own: what would end the field is `%` and two digits.
+pub fn escape(bytes: &[u8], into: &mut Vec<u8>) {
+    for &byte in bytes {
+        if byte.is_ascii_graphic() && !b"%,=".contains(&byte) {
+            into.push(byte);
+        } else {
+            into.extend_from_slice(format!("%{byte:02X}").as_bytes());
+        }
+    }
+}
+
 /// Fields in one value: netstrings, name and value in turn.
 pub fn pack(fields: &Fields) -> Vec<u8> {
     let mut packed = Vec::new();

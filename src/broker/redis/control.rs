@@ -17,16 +17,35 @@ fn state(text: &str, script: &str) -> Result<State> {
     text.parse().map_err(|error| Error::Protocol(format!("{script}: {error}")))
 }
 
+impl Redis {
+    /// The run in which a job is, where the record tells one.
+    async fn run_of(&self, job: JobId) -> Result<Option<u32>> {
+        let mut command = redis::cmd("HGET");
+        command.arg(self.keys.job(job)).arg("run");
+        codec::read(self.pool.command(&command).await?, "run")
+    }
+}
+
 #[async_trait]
 impl Control for Redis {
     async fn cancel(&self, job: JobId) -> Result<Cancel> {
-        let mut call = self.scripts.cancel.key(self.keys.job(job));
-        call.key(self.keys.log(job))
-            .arg(self.keys.workers())
-            .arg(millis(self.options.job_ttl))
-            .arg(uuid::Uuid::new_v4().simple().to_string());
-        let (verdict, was, more, run): (String, String, String, u32) =
-            codec::read(self.pool.script(&call).await?, "cancel")?;
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        // The run that is there now is meant, and none that is opened before the call arrives.
+        let mut meant = self.run_of(job).await?.unwrap_or(1);
+        let (verdict, was, more, run) = loop {
+            let mut call = self.scripts.cancel.key(self.keys.job(job));
+            call.key(self.keys.log(job))
+                .arg(self.keys.workers())
+                .arg(millis(self.options.job_ttl))
+                .arg(&name)
+                .arg(meant);
+            let answer: (String, String, String, u32) =
+                codec::read(self.pool.script(&call).await?, "cancel")?;
+            if answer.0 != "moved" {
+                break answer;
+            }
+            meant = answer.3;
+        };
         Ok(match verdict.as_str() {
             "cancelled" => {
                 Cancel::Cancelled { partition: partition(&more), run, again: was == "cancelled" }
@@ -84,11 +103,12 @@ impl Control for Redis {
             .arg(&letter.letter)
             .arg(letter.fence)
             .arg(letter.run)
-            .arg(millis(self.options.job_ttl));
+            .arg(millis(self.options.job_ttl))
+            .arg(self.run_of(letter.id).await?.map_or(String::new(), |run| run.to_string()));
         match letter.job() {
             Some(job) => {
                 for (field, value) in record_fields(partition, letter.lane, letter.at, &job) {
-                    call.arg(field).arg(value);
+                    call.arg(&*field).arg(value);
                 }
             }
             None => {

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use redis::{RedisError, Value};
 
-use super::{Redis, codec, millis, reconcile::STEP};
+use super::{Redis, codec, millis, reconcile::STEP, short};
 use crate::{
     broker::{Enqueue, Error, Partition, Receipt, Result, Submission, Wake},
     job::{Job, JobId, Lane, Timestamp},
@@ -32,24 +32,24 @@ pub(super) fn record_fields(
     lane: Lane,
     at: Timestamp,
     job: &Job,
-) -> Vec<(&'static str, String)> {
+) -> Vec<short::Field> {
     let mut fields = vec![
-        ("queue", partition.to_string()),
-        ("lane", lane.to_string()),
-        ("tenant", job.tenant.to_string()),
-        ("at", at.0.to_string()),
-        ("model", job.request.model_name()),
+        ("queue".into(), partition.to_string()),
+        ("lane".into(), lane.to_string()),
+        ("tenant".into(), job.tenant.to_string()),
+        ("at".into(), at.0.to_string()),
     ];
+    short::put(&mut fields, "model", job.request.model_name());
     if let Some(custom_id) = &job.custom_id {
-        fields.push(("custom_id", custom_id.clone()));
+        short::put(&mut fields, "custom_id", custom_id.clone());
     }
     if !job.labels.is_empty()
         && let Ok(labels) = serde_json::to_string(&job.labels)
     {
-        fields.push(("labels", labels));
+        short::put(&mut fields, "labels", labels);
     }
     if let Some(due) = job.not_before {
-        fields.push(("not_before", due.0.to_string()));
+        fields.push(("not_before".into(), due.0.to_string()));
     }
     fields
 }
@@ -156,7 +156,11 @@ impl Redis {
     ) {
         let Submission { id, job, partition, .. } = submission;
         let key = self.keys.job(*id);
-        pipe.hset_multiple(&key, &record_fields(partition, job.lane, now, job)).ignore();
+        let record = pipe.cmd("HSET").arg(&key);
+        for (field, value) in record_fields(partition, job.lane, now, job) {
+            record.arg(&*field).arg(value);
+        }
+        record.ignore();
         // A record that has a time already is one of a job that has begun, and may have ended: its
         // producer was slow.
         pipe.cmd("PEXPIRE").arg(&key).arg(self.ttl(job, now)).arg("NX").ignore();

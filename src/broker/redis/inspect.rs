@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use async_trait::async_trait;
 use redis::Value;
 
-use super::{Redis, claim::read_failure, codec, keys::GROUP, settle::PACKED_FIELDS};
+use super::{Redis, claim::read_failure, codec, keys::GROUP, settle::PACKED_FIELDS, short};
 use crate::{
     broker::{
         Counted, DeadLetter, Depth, Error, Inspect, LaneDepth, Partition, Record, Result, Setback,
@@ -23,7 +23,7 @@ pub(super) fn record(id: JobId, value: Value) -> Result<Option<Record>> {
     if !fields.contains_key("queue") && !fields.contains_key("state") {
         return Ok(None);
     }
-    let text = |name: &str| fields.get(name).cloned();
+    let text = |name: &str| short::get(&fields, name);
     let number = |name: &str| fields.get(name).and_then(|value| value.parse::<u64>().ok());
     let time = |name: &str| number(name).map(Timestamp);
     let small = |name: &str| number(name).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
@@ -65,7 +65,7 @@ pub(super) fn record(id: JobId, value: Value) -> Result<Option<Record>> {
         cancelling: state == State::Running && fields.contains_key("cancel"),
         ended_at: time("ended").filter(|_| state.is_terminal()),
         finish_reason: text("finish_reason"),
-        usage: text("usage").and_then(|json| serde_json::from_str(&json).ok()),
+        usage: short::get_usage(&fields),
         error: text("error").map(|error| read_failure(&error)),
         history: text("history").map(|lines| setbacks(&lines)).unwrap_or_default(),
     }))
@@ -178,16 +178,31 @@ impl Inspect for Redis {
         }
         let replies = self.pool.pipeline(&mut pipe).await?;
         let read = |(job, reply): (&JobId, redis::RedisResult<Value>)| {
-            record(*job, reply.map_err(|e| self.pool.connector().classify(e))?)
+            let reply = reply.map_err(|e| self.pool.connector().classify(e));
+            match reply.and_then(|value| record(*job, value)) {
+                Err(error) if !error.is_transient() => {
+                    tracing::warn!(%job, %error, "record passed over");
+                    Ok(None)
+                }
+                read => read,
+            }
         };
         jobs.iter().zip(replies).map(read).collect()
     }
 
     async fn ttl(&self, job: JobId) -> Result<Option<Duration>> {
-        let left = self.pool.command(redis::cmd("PTTL").arg(self.keys.job(job))).await?;
-        // Below 0 it says that there is no record, or no time.
-        let left = u64::try_from(codec::read::<i64>(left, "PTTL")?).ok();
-        Ok(left.map(Duration::from_millis))
+        let mut pipe = redis::pipe();
+        pipe.cmd("PTTL").arg(self.keys.job(job));
+        pipe.cmd("PTTL").arg(self.keys.log(job));
+        let mut left = Vec::new();
+        for reply in self.pool.pipeline(&mut pipe).await? {
+            let value = reply.map_err(|e| self.pool.connector().classify(e))?;
+            // Below 0 it says that there is no such key, or no time.
+            left.push(u64::try_from(codec::read::<i64>(value, "PTTL")?).ok());
+        }
+        // A job that is over goes with its log: the record only waits for the end of the entry.
+        let [Some(record), log] = left[..] else { return Ok(None) };
+        Ok(Some(Duration::from_millis(log.map_or(record, |log| log.min(record)))))
     }
 
     async fn depth(&self, partition: &Partition) -> Result<Depth> {

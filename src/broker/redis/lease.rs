@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::{Redis, codec, keys::GROUP, millis, settle::written};
+use super::{Redis, claim::number, codec, keys::GROUP, millis, settle::written};
 use crate::{
     broker::{Attempt, Entry, Partition, Place, Renewed, Result, Sweep, Swept, Wake, WorkerId},
     job::Lane,
@@ -236,12 +236,13 @@ impl Redis {
         call.arg((terms.deliveries / 2).max(1)).arg(BYTES).arg(u8::from(has_others));
         call.arg(latest).arg(ids);
         let reply = self.pool.script(&call).await?;
-        let (taken, before, lost, done): (Value, Vec<(u32, u64)>, u64, i64) =
+        let (taken, before, lost, done, taking): (Value, Vec<(u32, u64)>, u64, i64, String) =
             codec::read(reply, "take over")?;
         let Ok(done) = usize::try_from(done) else {
             self.notes(Duration::from_micros(lost), sent, terms.lease);
             return Ok(None);
         };
+        let taking = number(&taking, "take over")?;
         let read = |((entry, fields), (deliveries, idle)): (codec::RawEntry, (u32, u64))| {
             let place = Place { partition: partition.clone(), lane, entry };
             let fields = fields.unwrap_or_default();
@@ -251,6 +252,7 @@ impl Redis {
                 Entry::read(place, &key, fields)
             };
             entry.crashed = !terms.disturbed && idle < millis(RELEASED);
+            entry.taking = taking;
             entry
         };
         Ok(Some((codec::entries(taken)?.into_iter().zip(before).map(read).collect(), lost, done)))

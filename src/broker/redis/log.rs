@@ -94,7 +94,7 @@ impl Log for Redis {
         let about = described(entry, true);
         call.arg(about.len() * 2);
         for (field, value) in about {
-            call.arg(field).arg(value);
+            call.arg(&*field).arg(value);
         }
         for frame in frames {
             call.arg(frame.seq).arg(frame.kind).arg(&frame.bytes);

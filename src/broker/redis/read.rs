@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use redis::{Value, aio::MultiplexedConnection};
 use tokio_util::sync::CancellationToken;
 
-use super::{Redis, codec, keys::GROUP, migrate::create_lanes, millis, pool::Pool};
+use super::{Redis, claim::number, codec, keys::GROUP, migrate::create_lanes, millis, pool::Pool};
 use crate::{
     broker::{Claimer, Entry, Error, Partition, Place, Result, WorkerId},
     job::Lane,
@@ -197,18 +197,22 @@ impl Claimer for RedisClaimer {
         }
         // The connection ends with the read. What was given to it by then is asked for on another.
         self.link = None;
-        let mut entries = self.pending().await?;
-        for entry in &mut entries {
-            entry.begun_before = true;
-        }
-        Ok(entries)
+        self.pending().await
     }
 
     async fn pending(&mut self) -> Result<Vec<Entry>> {
         let mut command = self.command();
         command.arg("STREAMS").arg(&self.lanes).arg("0").arg("0").arg("0");
         let reply = self.run(&command, self.response_timeout()).await?;
-        let (entries, deleted) = self.split(reply)?;
+        let (mut entries, deleted) = self.split(reply)?;
+        if !entries.is_empty() {
+            let call = self.redis.scripts.retake.key(self.redis.keys.load(&self.partition));
+            let taking: String = codec::read(self.redis.pool.script(&call).await?, "retake")?;
+            let taking = number(&taking, "retake")?;
+            for entry in &mut entries {
+                entry.taking = taking;
+            }
+        }
         for lane in Lane::ALL {
             let ids = deleted.iter().filter(|place| place.lane == lane).map(|place| &*place.entry);
             self.let_go(lane, &ids.collect::<Vec<_>>()).await?;

@@ -1,10 +1,11 @@
 //! The Lua scripts. Each file opens with its contract. Where several are named, the last is the
-//! script, and the others hold functions of it.
+//! script, and the others hold functions of it. What makes room may run where the
+//! server is full (`allow-oom`): it adds nothing, but for counters that are there already.
 
 use redis::Script;
 
 macro_rules! scripts {
-    ($($(#[$doc:meta])* $name:ident: $($file:literal)+,)*) => {
+    ($($(#[$doc:meta])* $name:ident: $([$flags:literal])? $($file:literal)+,)*) => {
         /// Every script, with its hash.
         #[derive(Debug)]
         pub struct Scripts {
@@ -15,7 +16,9 @@ macro_rules! scripts {
             /// Hashes the scripts; each is loaded into the server when it is first missed there.
             pub fn new() -> Self {
                 Self {
-                    $($name: Script::new(concat!($(include_str!(concat!("lua/", $file))),+)),)*
+                    $($name: Script::new(
+                        concat!($($flags,)? $(include_str!(concat!("lua/", $file))),+),
+                    ),)*
                 }
             }
         }
@@ -40,7 +43,7 @@ scripts! {
     /// Drops dead letters that are too old.
     expire: "expire.lua",
     /// Ends counted entries.
-    remove: "load.lua" "remove.lua",
+    remove: ["#!lua flags=allow-oom\n"] "load.lua" "remove.lua",
     /// Renews leases.
     renew: "renew.lua",
     /// Gives back a running attempt.
@@ -58,13 +61,17 @@ scripts! {
     /// Lets go of what was deleted under its worker.
     let_go: "let_go.lua",
     /// Takes what ran out of lease.
-    take_over: "take_over.lua",
+    take_over: "taking.lua" "take_over.lua",
+    /// Numbers what is read again.
+    retake: "taking.lua" "retake.lua",
+    /// Lets a record go in its time.
+    let_expire: "let_expire.lua",
     /// Forgets workers.
     retire: "retire.lua",
     /// Cancels a job.
     cancel: "cancel.lua",
     /// Removes a parked job.
-    unpark: "load.lua" "unpark.lua",
+    unpark: ["#!lua flags=allow-oom\n"] "load.lua" "unpark.lua",
     /// Opens a new run.
     reopen: "reopen.lua",
     /// Puts a dead letter's entry back.

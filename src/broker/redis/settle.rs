@@ -9,7 +9,7 @@ use super::{
     claim::{failure_text, verdict},
     codec,
     keys::GROUP,
-    millis,
+    millis, short,
 };
 use crate::{
     broker::{
@@ -17,7 +17,7 @@ use crate::{
         Refusal, Result, Settle, Settled, Spent, WorkerId, Written,
     },
     event::Frame,
-    job::Timestamp,
+    job::{JobId, Timestamp},
 };
 
 /// A log of at most this many events is rewritten into its least space when its job ends.
@@ -57,23 +57,27 @@ struct Effects {
     delay: u64,
     /// The failure as JSON; empty where there was none.
     failure: String,
-    fields: Vec<(&'static str, String)>,
+    fields: Vec<short::Field>,
 }
 
 fn effects(outcome: &Outcome) -> Effects {
-    let ended = ("ended", Timestamp::now().0.to_string());
-    let end = |state, fields: Vec<(&'static str, Option<String>)>| {
-        let given = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        let fields = given.chain([ended.clone()]).collect();
+    let end = |state, finish_reason: Option<&String>, usage: Option<&String>| {
+        let mut fields = vec![("ended".into(), Timestamp::now().0.to_string())];
+        if let Some(reason) = finish_reason {
+            short::put(&mut fields, "finish_reason", reason.clone());
+        }
+        if let Some(usage) = usage {
+            short::put_usage(&mut fields, usage);
+        }
         Effects { state, delay: 0, failure: String::new(), fields }
     };
     match outcome {
         Outcome::Done { finish_reason, usage } => {
-            end("done", vec![("finish_reason", finish_reason.clone()), ("usage", usage.clone())])
+            end("done", finish_reason.as_ref(), usage.as_ref())
         }
-        Outcome::Cancelled { usage } => end("cancelled", vec![("usage", usage.clone())]),
+        Outcome::Cancelled { usage } => end("cancelled", None, usage.as_ref()),
         Outcome::Failed(error) => {
-            Effects { failure: failure_text(error), ..end("failed", Vec::new()) }
+            Effects { failure: failure_text(error), ..end("failed", None, None) }
         }
         Outcome::Retry { error, delay } => Effects {
             state: "parked",
@@ -94,11 +98,11 @@ impl Settle for Redis {
     ) -> Result<Written> {
         let Effects { state, delay, failure, fields } = effects(outcome);
         let over = state != "parked";
-        let ttl = if over {
-            millis(self.options.result_ttl)
-        } else {
-            millis(self.options.job_ttl).saturating_add(delay)
-        };
+        let kept = millis(self.options.job_ttl).saturating_add(delay);
+        let ttl = if over { millis(self.options.result_ttl) } else { kept };
+        // The record of a job that runs has nearly its whole time, which is more than that of a finished
+        // one: its entry may come again, and must find it.
+        let record_ttl = if over && ttl <= kept { String::new() } else { ttl.to_string() };
         let key_ttl = millis(self.options.key_ttl.max(self.options.result_ttl));
         let small = frames.last().is_some_and(|last| last.seq < SMALL_LOG);
         let mut call = self.scripts.conclude.prepare_invoke();
@@ -110,9 +114,10 @@ impl Settle for Redis {
             .arg(if over { key_ttl } else { delay })
             .arg(u8::from(over && small))
             .arg(failure)
+            .arg(record_ttl)
             .arg(fields.len() * 2);
         for (field, value) in fields {
-            call.arg(field).arg(value);
+            call.arg(&*field).arg(value);
         }
         for frame in frames {
             call.arg(frame.seq).arg(frame.kind).arg(&frame.bytes);
@@ -145,7 +150,7 @@ impl Settle for Redis {
     async fn remove(&self, spent: &[Spent], session: u64) -> Result<bool> {
         let mut plain: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         let mut counted: BTreeMap<(String, String), Vec<(&str, &Load)>> = BTreeMap::new();
-        for Spent { place: Place { partition, lane, entry }, load } in spent {
+        for Spent { place: Place { partition, lane, entry }, load, .. } in spent {
             let key = self.keys.lane(partition, *lane);
             match load {
                 None => plain.entry(key).or_default().push(entry),
@@ -154,9 +159,6 @@ impl Settle for Redis {
                     counted.entry(keys).or_default().push((entry, load));
                 }
             }
-        }
-        if !self.remove_plain(&plain, session).await? {
-            return Ok(false);
         }
         for ((lane, load), entries) in &counted {
             for page in entries.chunks(PAGE) {
@@ -170,7 +172,8 @@ impl Settle for Redis {
                 }
             }
         }
-        Ok(true)
+        let over: Vec<JobId> = spent.iter().filter_map(|spent| spent.over).collect();
+        self.remove_plain(&plain, &over, session).await
     }
 
     async fn park(
@@ -181,10 +184,20 @@ impl Settle for Redis {
         session: u64,
     ) -> Result<Settled> {
         let Place { partition, lane, entry: entry_id } = &entry.place;
-        let run = if entry.run > 1 { format!(",run={}", entry.run) } else { String::new() };
-        let mark =
-            entry.load.as_ref().map_or(String::new(), |load| format!(",load={}", load.tenant));
-        let mut stored = format!("{lane} {} {attempt}{run}{mark} ", entry.at.0).into_bytes();
+        let mut stored = format!("{lane} {} {attempt}", entry.at.0).into_bytes();
+        if entry.run > 1 {
+            stored.extend_from_slice(format!(",run={}", entry.run).as_bytes());
+        }
+        if let Some(load) = &entry.load {
+            stored.extend_from_slice(format!(",load={}", load.tenant).as_bytes());
+        }
+        for (name, value) in entry.foreign() {
+            stored.push(b',');
+            codec::escape(name, &mut stored);
+            stored.push(b'=');
+            codec::escape(value, &mut stored);
+        }
+        stored.push(b' ');
         stored.extend_from_slice(entry.payload());
         let mut call = self.scripts.park.prepare_invoke();
         call.key(self.keys.parked(partition))
@@ -255,6 +268,11 @@ impl Settle for Redis {
         if dropped > 0 {
             tracing::error!(%partition, dropped, "dead letters dropped for newer ones");
         }
+        let mut call = self.scripts.let_expire.key(self.keys.job(letter.id));
+        call.key(self.keys.log(letter.id)).arg(letter.fence);
+        if let Err(error) = self.pool.script(&call).await {
+            tracing::debug!(job = %letter.id, %error, "record kept longer than its log");
+        }
         Ok(buried.into())
     }
 
@@ -264,11 +282,12 @@ impl Settle for Redis {
 }
 
 impl Redis {
-    /// Acknowledges and deletes entries that nobody has counted, by lane: no script is needed. `false`
-    /// where the session is over.
+    /// Acknowledges and deletes entries that nobody has counted, by lane: no script is needed. Then the
+    /// records of jobs that are over have the time of what is finished. `false` where the session is over.
     async fn remove_plain(
         &self,
         lanes: &BTreeMap<String, Vec<&str>>,
+        over: &[JobId],
         session: u64,
     ) -> Result<bool> {
         let mut pipe = redis::pipe();
@@ -276,7 +295,12 @@ impl Redis {
             pipe.cmd("XACK").arg(key).arg(GROUP).arg(entries);
             pipe.cmd("XDEL").arg(key).arg(entries);
         }
-        if lanes.is_empty() {
+        let ttl = millis(self.options.result_ttl);
+        for job in over {
+            // Of a run that has ended in an attempt; one that is opened since begins its time anew.
+            pipe.cmd("PEXPIRE").arg(self.keys.job(*job)).arg(ttl).arg("LT");
+        }
+        if lanes.is_empty() && over.is_empty() {
             return Ok(true);
         }
         let Some(replies) = self.pool.pipeline_within(session, &mut pipe).await? else {
@@ -298,8 +322,8 @@ mod tests {
     fn an_outcome_leaves_its_fields() {
         let done = Outcome::Done { finish_reason: Some("stop".to_owned()), usage: None };
         let left = effects(&done);
-        let reason = ("finish_reason", "stop".to_owned());
-        assert_eq!((left.state, &left.fields[0]), ("done", &reason));
+        let reason = ("finish_reason".into(), "stop".to_owned());
+        assert_eq!((left.state, &left.fields[1]), ("done", &reason));
         assert_eq!((left.fields.len(), left.failure.as_str()), (2, ""));
         let error = Failure::new(Code::Timeout, "slow");
         let retry = Outcome::Retry { error, delay: std::time::Duration::from_secs(1) };

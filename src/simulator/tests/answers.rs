@@ -14,10 +14,15 @@ async fn an_answer_in_one_piece_follows_the_rule() {
     assert_eq!((reply.status, &answer["object"]), (200, &json!("chat.completion")));
     assert_eq!(answer["choices"][0]["message"]["content"], TWELVE);
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
-    assert_eq!(
-        answer["usage"],
-        json!({"prompt_tokens": 2, "completion_tokens": 12, "total_tokens": 14})
-    );
+    let usage = json!({
+        "prompt_tokens": 2, "completion_tokens": 12, "total_tokens": 14,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0, "audio_tokens": 0,
+            "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0,
+        },
+    });
+    assert_eq!(answer["usage"], usage);
     assert!(head.contains("x-request-id: req_"), "{head}");
     let stats = simulator.stop().await;
     assert_eq!(stats, Stats { requests: 1, completed: 1, ..Stats::default() });

@@ -9,8 +9,8 @@ use std::{
 
 use millstream::{
     broker::{
-        Begin, Cancel, DeadLetter, Error, Limits, Next, Promoted, Receipt, Refusal, Spent, Topic,
-        Wake, Written,
+        Begin, Cancel, DeadLetter, Entry, Error, Limits, Next, Promoted, Receipt, Refusal, Spent,
+        Sweep, Topic, Wake, Written,
     },
     error::Code,
     event::{Body, EventId, Started},
@@ -178,16 +178,34 @@ pub async fn a_repeated_begin_gives_the_same_attempt(s: &Subject) {
     assert_eq!(s.kinds(attempt.job).await, ["started"]);
 }
 
-pub async fn a_begin_repeated_behind_deltas_opens_a_new_attempt(s: &Subject) {
-    let me = worker("a");
-    let (entry, first) = s.running(&me).await;
-    assert_eq!(s.append(&first, &deltas(2)).await.unwrap(), Written::Yes);
-    // The text of a second run could not be told from what is there.
-    let second = begun(s.begin(&entry, &me).await.unwrap());
-    assert_eq!(second.number, 2);
-    assert!(second.fence > first.fence);
+/// Guards against the first sending of a begin that arrives behind its own repeat and the first flush: it
+/// opened an attempt that nobody ran, and fenced the one that did.
+pub async fn a_begin_that_arrives_late_fences_nobody(s: &Subject) {
+    let (me, other) = (worker("a"), worker("b"));
+    let (entry, attempt) = s.running(&me).await;
+    assert_eq!(s.append(&attempt, &deltas(2)).await.unwrap(), Written::Yes);
+    assert_eq!(s.begin(&entry, &me).await.unwrap(), Begin::Begun(attempt.clone()));
     let third = deltas(3).split_off(2);
-    assert_eq!(s.append(&first, &third).await.unwrap(), Written::Behind);
+    assert_eq!(s.append(&attempt, &third).await.unwrap(), Written::Yes);
+    assert!(s.release(&me, &entry.place, Some(&attempt)).await.unwrap());
+    let before = s.job(entry.id).await.unwrap();
+    // It was given back, and nobody has it.
+    assert_eq!(s.begin(&entry, &me).await.unwrap(), Begin::Late);
+    assert_eq!(s.job(entry.id).await.unwrap(), before);
+    let look = Sweep { lease: Duration::from_hours(1), most: 1, ask: false, deliveries: 100 };
+    let taken = s.sweep(&s.partition, &other, &look).await.unwrap().entries.remove(0);
+    assert!(taken.taking > entry.taking);
+    let next = begun(s.begin(&taken, &other).await.unwrap());
+    // Another has it: neither may the first worker begin it now, nor end it.
+    let before = s.job(entry.id).await.unwrap();
+    assert_eq!(s.begin(&entry, &me).await.unwrap(), Begin::Late);
+    let error = failure("no");
+    let refused = s.refuse(&entry, &error, &failed(0, error.clone())).await.unwrap();
+    assert_eq!(refused, Begin::Late);
+    assert_eq!(s.job(entry.id).await.unwrap(), before);
+    assert_eq!(s.begin(&taken, &other).await.unwrap(), Begin::Begun(next.clone()));
+    assert_eq!(s.finish(&next, 1).await, Written::Yes);
+    assert_eq!(s.begin(&entry, &me).await.unwrap(), Begin::Remove);
 }
 
 pub async fn another_worker_takes_over(s: &Subject) {
@@ -278,7 +296,9 @@ pub async fn a_plain_entry_needs_only_its_job(s: &Subject) {
     let lane_key = format!("ms:{{q:{}}}:high", s.partition);
     assert_eq!(entry.id, JobId::from_entry(&lane_key, &place.entry));
     assert_eq!((&entry.place, entry.attempt, entry.fields.len()), (&place, 0, 2));
-    assert_eq!(reader.pending().await.unwrap(), std::slice::from_ref(&entry));
+    let again = reader.pending().await.unwrap();
+    assert!(again[0].taking > entry.taking);
+    assert_eq!(again, [Entry { taking: again[0].taking, ..entry.clone() }]);
     let attempt = begun(s.begin(&entry, &me).await.unwrap());
     let record = s.job(entry.id).await.unwrap().unwrap();
     assert_eq!((record.model.as_str(), record.enqueued_at), ("m", Some(entry.at)));

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use millstream::{
     admin::{Admin, Cancelled},
-    broker::{Begin, Cancel, Order, Outcome, Refusal, Refused, Topic, Written},
+    broker::{Begin, Cancel, Order, Outcome, Refusal, Refused, Topic, Written, redis::keys::Keys},
     error::{Code, Failure},
     event::{Body, Codec, Event, Frame},
     job::{Job, JobId, Lane, Timestamp},
     state::State,
 };
 
+use super::runs::dead;
 use crate::support::subject::{Subject, begun, delta, done, failed, failure, far, job, worker};
 
 fn cancelled(seq: u64) -> Frame {
@@ -78,6 +79,24 @@ pub async fn a_job_between_two_attempts_is_cancelled(s: &Subject) {
     assert!(s.job(attempt.job).await.unwrap().unwrap().fence > attempt.fence);
     // The attempt that asked for the retry comes late.
     assert_eq!(s.retry(&attempt, Duration::ZERO).await, Written::Fenced);
+}
+
+/// Guards against a cancel whose first sending arrives behind its own repeat: it hit the run that an
+/// operator had opened since.
+pub async fn a_cancel_that_arrives_late_is_for_the_run_that_was_meant(s: &Subject) {
+    let (entry, letter) = dead(s).await;
+    s.reopen(&s.partition, &letter).await.unwrap();
+    let script = include_str!("../../../src/broker/redis/lua/cancel.lua");
+    let names = |keys: &Keys| [keys.job(entry.id), keys.log(entry.id)];
+    let meant = ["ms:worker:", "600000", "a name", "1"];
+    if let Some(answer) = s.run(script, names, &meant) {
+        assert_eq!(answer.lines().next(), Some("moved"), "{answer}");
+    }
+    assert_eq!(state(s, entry.id).await, State::Waiting);
+    assert_eq!(s.kinds(entry.id).await, ["started", "failed", "requeued"]);
+    // Whoever asks now means the run that is there.
+    let cancelled = s.cancel(entry.id).await.unwrap();
+    assert!(matches!(cancelled, Cancel::Cancelled { run: 2, again: false, .. }), "{cancelled:?}");
 }
 
 pub async fn a_running_job_ends_as_cancelled_and_in_no_other_way(s: &Subject) {

@@ -214,7 +214,8 @@ pub async fn a_worker_that_has_begun_before_gets_a_new_fence(s: &Subject) {
     let me = worker("a");
     let (entry, attempt) = s.running(&me).await;
     assert_eq!(begun(s.begin(&entry, &me).await.unwrap()), attempt, "a repeat for a lost reply");
-    let again = Entry { begun_before: true, ..entry };
+    let mut again = entry;
+    again.anew();
     let next = begun(s.begin(&again, &me).await.unwrap());
     assert!(next.fence > attempt.fence);
     assert_eq!((next.number, next.failures), (2, 0));

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use millstream::{
     admin::{Admin, Purged, Requeued},
-    broker::{Begin, Cancel, DeadLetter, Entry, Outcome, Reopened, Run, Topic, Written},
+    broker::{
+        Begin, Cancel, DeadLetter, Entry, Outcome, Reopened, Run, Topic, Written, redis::keys::Keys,
+    },
     error::{Code, Failure},
     event::Body,
-    job::{Job, Lane, Timestamp},
+    job::{Job, Lane, Tenant, Timestamp},
     state::State,
 };
 
@@ -148,6 +150,35 @@ pub async fn a_retry_within_a_new_run_belongs_to_it(s: &Subject) {
     let promoted = s.promoted(&entry).await;
     assert_eq!(promoted.run, 2);
     assert_eq!(begun(s.begin(&promoted, &me).await.unwrap()).number, 2);
+}
+
+/// Guards against a reopening whose first sending arrives behind its own repeat, when the run that this one
+/// opened is cancelled: it opened another, which had no entry.
+pub async fn a_reopening_that_arrives_late_opens_nothing(s: &Subject) {
+    let (_, letter) = dead(s).await;
+    let requeued = Admin::new(s.shared()).requeue(&s.partition, &letter).await.unwrap();
+    assert_eq!(requeued, Requeued::Requeued { run: 2 });
+    s.cancel(letter.id).await.unwrap();
+    let before = s.job(letter.id).await.unwrap();
+    let script = include_str!("../../../src/broker/redis/lua/reopen.lua");
+    let names = |keys: &Keys| [keys.job(letter.id), keys.log(letter.id)];
+    let (fence, run) = (letter.fence.to_string(), letter.run.to_string());
+    let late = [letter.letter.as_str(), &fence, &run, "600000", ""];
+    if let Some(answer) = s.run(script, names, &late) {
+        assert_eq!(answer.trim(), "no\ncancelled");
+    }
+    assert_eq!(s.job(letter.id).await.unwrap(), before);
+}
+
+/// Guards against a requeued job that shows 1970 and no owner: its record was rebuilt by an earlier version.
+pub async fn a_new_run_of_a_record_that_tells_nothing_tells_all(s: &Subject) {
+    let (_, letter) = dead(s).await;
+    s.ask("HDEL KEY queue lane tenant at model", |keys| keys.job(letter.id));
+    s.reopen(&s.partition, &letter).await.unwrap();
+    let record = s.job(letter.id).await.unwrap().unwrap();
+    assert_eq!((record.enqueued_at, record.run), (Some(letter.at), 2));
+    assert!(record.is_of(&Tenant::default()));
+    assert_eq!((record.partition.as_ref(), record.model.as_str()), (Some(&s.partition), "model-1"));
 }
 
 /// An unparking that named only the job took the retry of a run that was opened since, and lost it.

@@ -5,13 +5,13 @@ use std::time::Duration;
 use millstream::{
     broker::{Begin, DeadLetter, Depth, Outcome, Spent, Submission, Topic, Written},
     error::{Code, Failure},
-    event::EventId,
+    event::{Body, EventId},
     job::{Job, Lane, Timestamp},
     state::State,
 };
 
 use crate::support::subject::{
-    Subject, begun, delta, done, failed, failure, far, job, retrying, was_there, worker,
+    Subject, begun, delta, done, failed, failure, far, job, retrying, soon, was_there, worker,
 };
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -49,6 +49,131 @@ pub async fn done_ends_a_job_once(s: &Subject) {
     }
     s.remove(&[Spent::from(&entry)]).await.unwrap();
     assert_eq!(s.depth(&s.partition).await.unwrap(), Depth::default());
+}
+
+/// Guards against a job that runs again because its record, whose time is short, had expired before its
+/// entry was acknowledged.
+pub async fn a_job_that_is_over_is_known_until_its_entry_is_gone(s: &Subject) {
+    let ttl = Duration::from_millis(30);
+    let s = &s.fleeting(ttl).await;
+    let ends = [
+        (done(1), Outcome::Done { finish_reason: None, usage: None }),
+        (done(1), Outcome::Cancelled { usage: None }),
+        (failed(1, failure("no")), Outcome::Failed(failure("no"))),
+    ];
+    for (frame, outcome) in ends {
+        let (entry, attempt) = s.running(&worker("a")).await;
+        assert_eq!(s.conclude(&attempt, &[frame], &outcome).await.unwrap(), Written::Yes);
+        assert!(s.ttl(entry.id).await.unwrap().is_some_and(|left| left <= ttl), "{outcome:?}");
+        tokio::time::sleep(ttl * 2).await;
+        match s.begin(&entry, &worker("b")).await.unwrap() {
+            Begin::Remove => {
+                let spent = Spent { over: Some(entry.id), ..Spent::from(&entry) };
+                s.remove(&[spent]).await.unwrap();
+            }
+            Begin::Bury { error, attempts, fence } => {
+                assert!(
+                    s.bury(&entry, &DeadLetter::new(&entry, error, attempts, fence)).await.unwrap()
+                );
+            }
+            other => panic!("{outcome:?} is not over: {other:?}"),
+        }
+        soon(async {
+            while s.job(entry.id).await.unwrap().is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+}
+
+/// Guards against entries that were deleted before a full server refused to park or bury them.
+pub async fn a_full_server_loses_no_entry(s: &Subject) {
+    let me = worker("a");
+    let (retried, first) = s.running(&me).await;
+    s.retry(&first, HOUR).await;
+    let (broken, _) = s.running(&me).await;
+    let letter = DeadLetter::new(&broken, invalid(), 1, 1);
+    if s.ask("CONFIG SET maxmemory 1", |_| String::new()).is_none() {
+        return;
+    }
+    assert!(s.park(&retried, 1, far()).await.is_err());
+    assert!(s.bury(&broken, &letter).await.is_err());
+    s.ask("CONFIG SET maxmemory 0", |_| String::new());
+    let depth = s.depth(&s.partition).await.unwrap();
+    assert_eq!((depth.lanes[1].pending, depth.parked, depth.dead), (2, 0, 0));
+    assert!(s.park(&retried, 1, far()).await.unwrap());
+    assert!(s.bury(&broken, &letter).await.unwrap());
+    let depth = s.depth(&s.partition).await.unwrap();
+    assert_eq!((depth.lanes[1].pending, depth.parked, depth.dead), (0, 1, 1));
+}
+
+/// Guards against one long value, such as a real model's count, that makes the record a table of nearly
+/// twice the size.
+pub async fn a_finished_record_stays_small(s: &Subject) {
+    let me = worker(&"host".repeat(16));
+    let mut job = job("small");
+    job.custom_id = Some("\u{fc}ber ".repeat(30));
+    job.labels =
+        serde_json::from_str(&format!(r#"{{"user":"{0}","place":"{0}"}}"#, "x".repeat(60)))
+            .unwrap();
+    let id = s.add(job.clone()).await.id;
+    let entry = s.claim(&me).await;
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    let usage = serde_json::json!({
+        "prompt_tokens": 12_345, "completion_tokens": 2_048, "total_tokens": 14_393,
+        "prompt_tokens_details": {"cached_tokens": 11_264, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 1_024, "audio_tokens": 0,
+            "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0,
+        },
+    });
+    let outcome =
+        Outcome::Done { finish_reason: Some("stop".to_owned()), usage: Some(usage.to_string()) };
+    assert_eq!(s.conclude(&attempt, &[done(1)], &outcome).await.unwrap(), Written::Yes);
+    let record = s.job(id).await.unwrap().unwrap();
+    assert_eq!(
+        (record.usage, &record.custom_id, &record.labels),
+        (Some(usage), &job.custom_id, &job.labels)
+    );
+    if let Some(encoding) = s.ask("OBJECT ENCODING KEY", |keys| keys.job(id)) {
+        assert_eq!(encoding, "listpack");
+        let bytes = s.ask("MEMORY USAGE KEY", |keys| keys.job(id)).unwrap();
+        assert!(bytes.parse::<u64>().unwrap() < 1_500, "{bytes}");
+    }
+    // What stands in parts is put together again, also by the server.
+    let waiting = s.add(job.clone()).await.id;
+    s.cancel(waiting).await.unwrap();
+    let Body::Cancelled(event) = s.log(waiting).await.pop().unwrap().body else { panic!() };
+    assert_eq!((event.custom_id, event.labels), (job.custom_id, job.labels));
+}
+
+/// Guards against a retry that dropped every field of the entry that is not Millstream's own.
+pub async fn a_retry_keeps_what_else_its_entry_says(s: &Subject) {
+    let me = worker("a");
+    let job: &[u8] = br#"{"model":"m","messages":[{"role":"user","content":"plain"}]}"#;
+    let own: [(&str, &[u8]); 5] = [
+        ("trace", b"00-4bf9-01"),
+        ("a, b=c%", b"x,load=y z%41\xff\n"),
+        ("", b""),
+        ("twice", b"1"),
+        ("twice", b"2"),
+    ];
+    let mut fields = vec![("job", job), ("load", b"no tenant")];
+    fields.extend(own);
+    s.add_raw(Lane::Normal, &fields);
+    let mut entry = s.claim(&me).await;
+    for _ in 0..2 {
+        let attempt = begun(s.begin(&entry, &me).await.unwrap());
+        s.retry(&attempt, Duration::ZERO).await;
+        entry = s.promoted(&entry).await;
+        let is_own =
+            |name: &[u8]| ["job", "id", "at", "attempt"].iter().any(|n| n.as_bytes() == name);
+        let kept: Vec<_> = entry.fields.iter().filter(|(name, _)| !is_own(name)).cloned().collect();
+        let expected = own.map(|(name, value)| (name.as_bytes().to_vec(), value.to_vec()));
+        assert_eq!(kept, expected);
+        assert_eq!(entry.payload(), job);
+    }
 }
 
 pub async fn a_failed_job_is_buried_by_whoever_is_next(s: &Subject) {

@@ -55,6 +55,8 @@ pub struct Real {
     workers: Vec<WorkerId>,
     readers: HashMap<WorkerNo, Box<dyn Claimer>>,
     entries: BTreeMap<EntryNo, Entry>,
+    /// The broker's number of each taking.
+    takings: HashMap<(EntryNo, u32), u64>,
     attempts: BTreeMap<AttemptNo, Attempt>,
     pub letters: Vec<DeadLetter>,
     /// The fences of each job in the order in which they rose, as its log shows them.
@@ -74,6 +76,7 @@ impl Real {
             workers: Vec::new(),
             readers: HashMap::new(),
             entries: BTreeMap::new(),
+            takings: HashMap::new(),
             attempts: BTreeMap::new(),
             letters: Vec::new(),
             named: Vec::new(),
@@ -104,8 +107,8 @@ impl Real {
         Attempt { session: self.broker.session(), ..self.attempts[&no].clone() }
     }
 
-    fn entry(&self, Delivery { entry, crashed }: Delivery) -> Entry {
-        Entry { crashed, ..self.entries[&entry].clone() }
+    fn entry(&self, Delivery { entry, crashed, taking }: Delivery) -> Entry {
+        Entry { crashed, taking: self.takings[&(entry, taking)], ..self.entries[&entry].clone() }
     }
 
     /// Makes a call whose answer is foretold: new names in the answer belong to what is foretold.
@@ -301,7 +304,13 @@ impl Real {
             if !fits {
                 return Answer::Strange(format!("entry {no}: {entry:?}"));
             }
-            told.push(Delivery { entry: no, crashed: entry.crashed });
+            let taking = deliveries.get(index).map_or(u32::MAX, |delivery| delivery.taking);
+            let before = taking.checked_sub(1).and_then(|before| self.takings.get(&(no, before)));
+            if before.is_some_and(|before| *before >= entry.taking) {
+                return Answer::Strange(format!("entry {no}: taking {}", entry.taking));
+            }
+            self.takings.insert((no, taking), entry.taking);
+            told.push(Delivery { entry: no, crashed: entry.crashed, taking });
             self.entries.entry(no).or_insert(entry);
         }
         Answer::Given { deliveries: told, in_flight }
@@ -327,6 +336,7 @@ impl Real {
                 if fits { Answer::Begun(*no) } else { Answer::Strange(format!("{met:?}")) }
             }
             (Begin::Begun(met), _) => Answer::Strange(format!("{met:?}")),
+            (Begin::Late, _) => Answer::Late,
             (Begin::Remove, _) => Answer::Remove,
             (Begin::Park { attempt, due }, foretold) => {
                 let far = due > Timestamp::now().after(Duration::from_mins(1));

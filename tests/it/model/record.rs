@@ -102,6 +102,7 @@ impl Reference {
         }
         job.run = job.run.max(entry.run);
         job.place = Some(delivery.entry);
+        job.taking = delivery.taking;
         job.due = None;
         job
     }
@@ -109,15 +110,18 @@ impl Reference {
     pub fn begin(&mut self, worker: WorkerNo, delivery: Delivery) -> Answer {
         let no = self.entries[delivery.entry].job;
         let job = &self.jobs[no];
-        let mine = job.state == State::Running && job.place == Some(delivery.entry);
-        let repeat = job.worker == Some(worker) && !delivery.crashed;
-        if mine && repeat && job.top() == (job.fence, 0) {
+        let placed = job.place == Some(delivery.entry);
+        let repeat = placed && job.worker == Some(worker) && job.taking == delivery.taking;
+        if repeat && job.state == State::Running {
             let open = |open: &Attempt| open.job == no && open.fence == job.fence;
             return Answer::Begun(self.attempts.iter().position(open).unwrap_or(usize::MAX));
         }
         let owed = self.owed_to(delivery.entry);
         if owed != Owed::Attempt {
             return self.tell(no, owed);
+        }
+        if repeat || (placed && delivery.taking < job.taking) {
+            return Answer::Late;
         }
         let (_, crashes) = self.lost(delivery, Some(worker));
         let entry = &self.entries[delivery.entry];
@@ -150,6 +154,10 @@ impl Reference {
         let owed = self.owed_to(delivery.entry);
         if owed != Owed::Attempt {
             return self.tell(no, owed);
+        }
+        let job = &self.jobs[no];
+        if job.place == Some(delivery.entry) && delivery.taking < job.taking {
+            return Answer::Late;
         }
         if self.jobs[no].cancel && how != Refusal::Cancelled {
             return Answer::Refuse { why: Refused::Cancelled, attempts: self.jobs[no].attempt };
@@ -298,6 +306,7 @@ impl Reference {
             failures: 0,
             crashes: 0,
             place: None,
+            taking: 0,
             worker: None,
             cancel: false,
             began: false,

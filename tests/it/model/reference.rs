@@ -26,6 +26,8 @@ pub struct Job {
     pub failures: u32,
     pub crashes: u32,
     pub place: Option<EntryNo>,
+    /// The taking of that entry.
+    pub taking: u32,
     pub worker: Option<WorkerNo>,
     pub cancel: bool,
     pub letter: Option<LetterNo>,
@@ -46,6 +48,8 @@ pub struct Entry {
     pub attempt: u32,
     pub run: u32,
     pub held: Option<Held>,
+    /// How often it was given to a worker again.
+    pub takings: u32,
 }
 
 /// Who has an entry.
@@ -113,6 +117,7 @@ impl Reference {
             failures: 0,
             crashes: 0,
             place: None,
+            taking: 0,
             worker: None,
             cancel: false,
             letter: None,
@@ -179,7 +184,7 @@ impl Reference {
     }
 
     fn add(&mut self, job: JobNo, lane: Lane, (attempt, run): (u32, u32)) {
-        self.entries.push(Entry { job, lane, attempt, run, held: None });
+        self.entries.push(Entry { job, lane, attempt, run, held: None, takings: 0 });
         self.lanes[lane.index()].push(self.entries.len() - 1);
     }
 
@@ -250,7 +255,8 @@ impl Reference {
             let held = Held { worker, given_back: false };
             let before = self.entries[entry].held.replace(held);
             let crashed = before.is_some_and(|before| !before.given_back);
-            deliveries.push(Delivery { entry, crashed });
+            self.entries[entry].takings += u32::from(before.is_some());
+            deliveries.push(Delivery { entry, crashed, taking: self.entries[entry].takings });
         }
         deliveries
     }
@@ -265,8 +271,12 @@ impl Reference {
     fn pending(&mut self, worker: WorkerNo) -> Answer {
         let of = |entry: &&EntryNo| self.holds(worker, **entry, true);
         let held: Vec<EntryNo> = self.lanes.iter().flatten().filter(of).copied().collect();
-        let delivery = |entry| Delivery { entry, crashed: false };
-        Answer::Given { deliveries: held.into_iter().map(delivery).collect(), in_flight: None }
+        let mut again = |entry: EntryNo| {
+            self.entries[entry].takings += 1;
+            Delivery { entry, crashed: false, taking: self.entries[entry].takings }
+        };
+        let deliveries = held.into_iter().map(&mut again).collect();
+        Answer::Given { deliveries, in_flight: None }
     }
 
     fn sweep(&mut self, worker: WorkerNo, ran_out: bool) -> Answer {

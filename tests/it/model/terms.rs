@@ -54,6 +54,8 @@ pub enum Due {
 pub struct Delivery {
     pub entry: EntryNo,
     pub crashed: bool,
+    /// How often the entry was given to a worker before.
+    pub taking: u32,
 }
 
 /// How an attempt ends.
@@ -122,6 +124,7 @@ pub enum Answer {
     },
     Gone(Vec<EntryNo>),
     Begun(AttemptNo),
+    Late,
     Remove,
     Park {
         attempt: u32,

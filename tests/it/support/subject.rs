@@ -104,6 +104,12 @@ impl Subject {
         self.with(embedded, Options { dead_ttl, ..Options::default() }).await
     }
 
+    /// The same partitions, whose finished jobs are kept for so long.
+    pub async fn fleeting(&self, result_ttl: Duration) -> Self {
+        let embedded = memory::Options { result_ttl, ..memory::Options::default() };
+        self.with(embedded, Options { result_ttl, ..Options::default() }).await
+    }
+
     /// The same partitions with other options: on Redis those of another process at the same
     /// server, else of a broker of its own.
     async fn with(&self, embedded: memory::Options, options: Options) -> Self {
@@ -199,6 +205,24 @@ impl Subject {
                     .split(' ')
                     .map(|word| if word == "KEY" { &key } else { word })
                     .collect();
+                Some(server.command(&words))
+            }
+        }
+    }
+
+    /// What the server answers to a script, a line for each value, where there is a server.
+    pub fn run(
+        &self,
+        script: &str,
+        names: impl FnOnce(&Keys) -> [String; 2],
+        args: &[&str],
+    ) -> Option<String> {
+        match &self.adapter {
+            Adapter::Memory(_) => None,
+            Adapter::Redis(server, keys) => {
+                let [first, second] = names(keys);
+                let mut words = vec!["EVAL", script, "2", &first, &second];
+                words.extend(args);
                 Some(server.command(&words))
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::hash_map::Entry as Slot, time::Duration};
 
-use super::{Queue, following, parse, text, weight};
+use super::{Fields, Queue, following, parse, text, weight};
 use crate::{
     broker::{DeadLetter, Entry, Load},
     job::{JobId, Lane, Tenant, Timestamp},
@@ -25,6 +25,8 @@ pub(in crate::broker::memory) struct Parked {
     pub(in crate::broker::memory) run: u32,
     /// The tenant for which it counts.
     pub(in crate::broker::memory) mark: Option<Tenant>,
+    /// Fields of the entry that are not Millstream's own.
+    pub(in crate::broker::memory) foreign: Fields,
 }
 
 impl Queue {
@@ -41,7 +43,7 @@ impl Queue {
     /// Keeps a job until its time. One that is parked already stays as it is; then `false`.
     pub(in crate::broker::memory) fn park(&mut self, id: JobId, parked: Parked) -> bool {
         let Slot::Vacant(slot) = self.parked.entry(id) else { return false };
-        self.bytes += parked.payload.len();
+        self.bytes += parked.bytes();
         self.by_due.insert((parked.due, id));
         slot.insert(parked);
         true
@@ -51,7 +53,7 @@ impl Queue {
     pub(in crate::broker::memory) fn repark(&mut self, id: JobId, parked: Parked) {
         if let Some(stale) = self.parked.remove(&id) {
             self.by_due.remove(&(stale.due, id));
-            self.bytes -= stale.payload.len();
+            self.bytes -= stale.bytes();
             if let Some(load) = stale.load() {
                 self.ledger.give_back(&load);
             }
@@ -67,7 +69,7 @@ impl Queue {
         }
         self.by_due.remove(&(due, id));
         let parked = self.parked.remove(&id)?;
-        self.bytes -= parked.payload.len();
+        self.bytes -= parked.bytes();
         Some((id, parked))
     }
 
@@ -84,7 +86,7 @@ impl Queue {
         }
         let parked = slot.remove();
         self.by_due.remove(&(parked.due, id));
-        self.bytes -= parked.payload.len();
+        self.bytes -= parked.bytes();
         if let Some(load) = parked.load() {
             self.ledger.give_back(&load);
         }
@@ -163,7 +165,12 @@ impl Parked {
         let payload = entry.payload().to_vec();
         let mark = entry.load.as_ref().map(|load| load.tenant.clone());
         let (lane, at, run) = (entry.place.lane, entry.at, entry.run);
-        Self { due, lane, payload, at, attempt, run, mark }
+        let foreign = entry.foreign().cloned().collect();
+        Self { due, lane, payload, at, attempt, run, mark, foreign }
+    }
+
+    fn bytes(&self) -> usize {
+        self.payload.len() + weight(&self.foreign)
     }
 
     pub(super) fn load(&self) -> Option<Load> {

@@ -4,14 +4,15 @@
 -- ARGV[1] event name: `started`, `failed` or `cancelled`
 -- ARGV[2] payload; for `started` its JSON object without the opening brace and without `attempt`
 -- ARGV[3] worker   ARGV[4] place of the entry (`LANE ENTRY-ID`)   ARGV[5] the entry's attempt
--- ARGV[6] the entry's run   ARGV[7] `1` where its last worker let the lease run out; `2` where this one
--- has begun it before, and may have written under that fence; else `0`
+-- ARGV[6] the entry's run   ARGV[7] `1` where its last worker let the lease run out, else `0`
 -- ARGV[8] time to live in ms   ARGV[9] most crashes   ARGV[10] `1` where no other suspect runs
 -- ARGV[11] not to begin after, or `0`   ARGV[12] failure as JSON, for `failed`
 -- ARGV[13] not to begin before, or `0`
 -- ARGV[14] the tenant that the entry names, or '' where it cannot be read   ARGV[15] when it says that its
 -- job was enqueued, or '' of a parked job that could not be read
--- ARGV[16…] field, value, …: immutable fields, written where the producer left no record
+-- ARGV[16] number of this taking: it rises with each time that the entry is given to a worker, and with
+-- each attempt that this worker asks for   ARGV[17…] field, value, …: immutable fields, written where the
+-- record does not tell them
 --
 -- Returns {verdict, fence, attempt, failures, due or crashes, error}; the verdict is
 --   begun    the fence is open and its first event written
@@ -21,16 +22,18 @@
 --   bury     the job has failed, and this is its entry
 --   foreign  nothing was written: the record is that of another tenant's job, or of one that an entry which cannot be
 --            read does not know
+--   late     nothing was written: the entry was taken again since, or this taking's attempt is over
 --   alone    nothing was written: the job may be lost only once more, and has to run alone
 --   cancel, expired, poison   nothing was written: the job is to be ended without an attempt
--- Replay: by the same worker for the same entry, while the log ends in its `started` and no lease
--- ran out, it answers `begun` with the fence that it has and writes nothing. Once more was written
--- a new attempt opens: its text could not be told from the old one's. A replayed refusal answers `bury` or `remove`.
+-- Replay: while its attempt runs, the same taking is answered `begun` with the fence that it has, whatever
+-- the log holds by then, and nothing is written; so is a first sending that comes behind its own replay and
+-- later calls. Once the attempt is over, or another taking has begun, the answer is `late`. A replayed
+-- refusal answers `bury` or `remove`.
 local record, log = KEYS[1], KEYS[2]
 local event, payload, worker, place = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local r = redis.call('HMGET', record, 'state', 'fence', 'attempt', 'failures', 'place', 'worker',
   'due', 'error', 'queue', 'crashes', 'run', 'cancel', 'began', 'history', 'tenant', 'at', 'not_before',
-  'fp', 'added')
+  'fp', 'added', 'taking')
 local state = r[1] or 'waiting'
 local fence, attempt, failures = tonumber(r[2]) or 0, tonumber(r[3]) or 0, tonumber(r[4]) or 0
 local entry_run, crashes = tonumber(ARGV[6]), tonumber(r[10]) or 0
@@ -45,7 +48,7 @@ local set = {}
 local function put(field, value) set[#set + 1] = field; set[#set + 1] = value end
 local function describe()
   if r[9] then return end
-  for i = 16, #ARGV, 2 do
+  for i = 17, #ARGV, 2 do
     put(ARGV[i], ARGV[i + 1])
   end
 end
@@ -61,7 +64,8 @@ if entry_run < (tonumber(r[11]) or 1) then return answer('remove') end
 if entry_run > (tonumber(r[11]) or 1) and r[1] then
   -- The server has forgotten that this run was opened: what it knows is of the run before.
   redis.call('HDEL', record, 'state', 'attempt', 'failures', 'crashes', 'history', 'error', 'due',
-    'began', 'ended', 'worker', 'place', 'cancel', 'usage', 'finish_reason')
+    'began', 'ended', 'worker', 'place', 'taking', 'cancel', 'usage', 'used', 'finish_reason')
+  for part = 0, 15 do redis.call('HDEL', record, 'used.' .. part, 'usage.' .. part) end
   state, attempt, failures, crashes, same = 'waiting', 0, 0, 0, false
   r[3], r[5], r[6], r[8], r[12], r[13], r[14] = false, false, false, false, false, false, false
 end
@@ -78,9 +82,11 @@ if state ~= 'running' and state ~= 'parked' and state ~= 'waiting' then
   return redis.error_reply('ERR state `' .. state .. '` is of a newer version; upgrade this worker')
 end
 -- Only where it is surely the same entry: two tasks of a worker must not share a fence.
-if state == 'running' and r[5] and r[6] == worker and event == 'started' and ARGV[7] == '0' then
-  local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
-  if top and top[1] == string.format('%.0f-0', fence) then return answer('begun') end
+local taking, last = tonumber(ARGV[16]), tonumber(r[20])
+if r[5] == place and last then
+  local mine = r[6] == worker and taking == last
+  if mine and state == 'running' then return answer('begun') end
+  if mine or taking < last then return answer('late') end
 end
 if r[12] and event ~= 'cancelled' then return answer('cancel') end
 
@@ -122,6 +128,7 @@ else
   redis.call('XADD', log, id, event, payload)
 end
 put('fence', string.format('%.0f', fence)); put('attempt', attempt); put('place', place)
+put('taking', ARGV[16])
 if event == 'started' then
   put('state', 'running'); put('worker', worker); put('began', now)
 else

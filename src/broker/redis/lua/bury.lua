@@ -8,7 +8,9 @@
 -- ARGV[6…] field, value, …: first `id` and the job's ID, later `fence` and the fence of the failure
 --
 -- Returns {1 when the entry was buried, 0 when it was gone, how many older letters were dropped}.
--- Replay: changes nothing.
+-- Replay: changes nothing. The letter is added before the entry is deleted: a server that does not take it
+-- (it is full) keeps the entry. Should it stop in between, both are there: the entry is buried again, and of
+-- two letters the run that one of them opens makes the other stale.
 local fields, own = {}, {}
 for i = 6, #ARGV, 2 do
   fields[#fields + 1], fields[#fields + 2] = ARGV[i], ARGV[i + 1]
@@ -22,10 +24,14 @@ local function is_buried()
   end
   return false
 end
-local there = redis.call('XDEL', KEYS[1], ARGV[1])
-redis.call('XACK', KEYS[1], 'workers', ARGV[1])
-if there == 0 and (ARGV[5] ~= '1' or is_buried()) then return {0, 0} end
+local there = #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])
+if there == 0 and (ARGV[5] ~= '1' or is_buried()) then
+  redis.call('XACK', KEYS[1], 'workers', ARGV[1])
+  return {0, 0}
+end
 redis.call('XADD', KEYS[2], '*', unpack(fields))
+redis.call('XDEL', KEYS[1], ARGV[1])
+redis.call('XACK', KEYS[1], 'workers', ARGV[1])
 local dropped = redis.call('XTRIM', KEYS[2], 'MAXLEN', '=', ARGV[2])
 if dropped > 0 then redis.call('HINCRBY', KEYS[3], 'dropped', dropped) end
 if there == 1 and ARGV[3] ~= '' then give_back(KEYS[3], tonumber(ARGV[4]), {[ARGV[3]] = 1}) end

@@ -3,6 +3,7 @@
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
 -- ARGV[1] what the channels of workers begin with   ARGV[2] time to live in ms
 -- ARGV[3] a name of this call, the same when its reply was lost and it is made again
+-- ARGV[4] the run that is meant
 --
 -- Returns {verdict, the state before, worker or partition, run}; the verdict is
 --   cancelled   no attempt runs: `cancelled` is written under a new fence, where it was not before
@@ -10,13 +11,26 @@
 --   again       as `asked`, and it was noted before; the worker is told once more
 --   over        the run had ended before in another way
 --   unknown     there is no such record
--- Replay: answers as before and writes nothing; under the same name as if it were the first time.
+--   moved       the job is in another run: that one was not meant
+-- Replay: answers as before and writes nothing; under the same name as if it were the first time. A first
+-- sending that comes behind its own replay, when a later run is open, is answered `moved`.
 local record, log = KEYS[1], KEYS[2]
 local r = redis.call('HMGET', record,
   'state', 'fence', 'attempt', 'worker', 'queue', 'custom_id', 'labels', 'cancel', 'run')
+-- A value of more than 64 bytes stands in parts.
+local function whole(name, value)
+  local parts = {}
+  local more = not value and redis.call('HGET', record, name .. '.0')
+  while more do
+    parts[#parts + 1] = more
+    more = redis.call('HGET', record, name .. '.' .. #parts)
+  end
+  return value or #parts > 0 and table.concat(parts)
+end
 local state, run = r[1] or 'waiting', tonumber(r[9]) or 1
 -- A reservation holds neither: its job may never be added.
 if not r[1] and not r[5] then return {'unknown', '', '', run} end
+if run ~= tonumber(ARGV[4]) then return {'moved', state, '', run} end
 if state == 'done' or state == 'failed' then return {'over', state, '', run} end
 if state == 'cancelled' then
   return {'cancelled', r[8] == ARGV[3] and 'waiting' or state, r[5] or '', run}
@@ -31,8 +45,9 @@ if state == 'running' then
 end
 
 local payload = '{"attempts":' .. (tonumber(r[3]) or 0)
-if r[6] then payload = payload .. ',"custom_id":' .. cjson.encode(r[6]) end
-if r[7] then payload = payload .. ',"labels":' .. r[7] end
+local custom_id, labels = whole('custom_id', r[6]), whole('labels', r[7])
+if custom_id then payload = payload .. ',"custom_id":' .. cjson.encode(custom_id) end
+if labels then payload = payload .. ',"labels":' .. labels end
 payload = payload .. '}'
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)

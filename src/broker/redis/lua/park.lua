@@ -9,6 +9,9 @@
 -- Returns 1 when the job is parked, 0 when the entry was gone. What counts goes on counting.
 -- Replay: an entry that is gone changes nothing, or, with ARGV[6], parks a second copy of a job that was
 -- promoted since: `begin` drops the entry that comes of it. A new job that is parked already stays as it is.
+-- The job is parked before the entry is deleted: a server that does not take it (it is full) keeps the
+-- entry. Should it stop in between, both are there: the entry is parked again in the same place, and once
+-- the parked job is promoted, begin goes by the attempts and drops the older one.
 local function step(stored)
   local attempt, more = string.match(stored, '^%S+ %S+ (%d+)(%S*) ')
   -- What cannot be read has come no further than this.
@@ -23,13 +26,17 @@ local function parked_as_far()
 end
 local stale
 if ARGV[1] ~= '' then
-  local there = redis.call('XDEL', KEYS[3], ARGV[1])
-  redis.call('XACK', KEYS[3], 'workers', ARGV[1])
-  if there == 0 and (ARGV[6] ~= '1' or parked_as_far()) then return 0 end
+  local there = #redis.call('XRANGE', KEYS[3], ARGV[1], ARGV[1]) > 0
+  if not there and (ARGV[6] ~= '1' or parked_as_far()) then
+    redis.call('XACK', KEYS[3], 'workers', ARGV[1])
+    return 0
+  end
   -- It replaces what a repeated enqueue may have parked: this one has the attempts.
   stale = redis.call('HGET', KEYS[2], ARGV[3])
   redis.call('HSET', KEYS[2], ARGV[3], ARGV[5])
   redis.call('ZADD', KEYS[1], ARGV[4], ARGV[3])
+  redis.call('XDEL', KEYS[3], ARGV[1])
+  redis.call('XACK', KEYS[3], 'workers', ARGV[1])
 elseif redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[5]) == 1 then
   redis.call('ZADD', KEYS[1], ARGV[4], ARGV[3])
 end

@@ -6,6 +6,7 @@
 -- A parked job is `LANE AT ATTEMPT[,FIELD=VALUE…] JOB`; the fields go into its entry. One that cannot be
 -- read becomes an entry that cannot be read, which ends its job: an entry without a field `job`, with
 -- the bytes in `parked` where there are any. A lane that this version does not know is the normal one.
+-- In a field `%` and two hexadecimal digits stand for a byte.
 -- Returns {moved, ms until the next is due or -1 when none is parked}.
 -- Replay: a job is removed from the parked ones as it is added to its lane, so it moves once.
 local t = redis.call('TIME')
@@ -13,6 +14,9 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local lanes = {high = KEYS[3], normal = KEYS[4], low = KEYS[5]}
 local most_bytes, moved, bytes = tonumber(ARGV[3]), 0, 0
 
+local function plain(text)
+  return (string.gsub(text, '%%(%x%x)', function(hex) return string.char(tonumber(hex, 16)) end))
+end
 local function entry(id, stored)
   local lane, at, attempt, more, job = string.match(stored or '', '^(%S+) (%S+) (%d+)(%S*) (.*)$')
   if not lane then
@@ -24,9 +28,9 @@ local function entry(id, stored)
     return KEYS[4], fields
   end
   local fields = {'job', job, 'id', id, 'at', at, 'attempt', attempt}
-  for name, value in string.gmatch(more, ',([^=,]+)=([^,]*)') do
-    fields[#fields + 1] = name
-    fields[#fields + 1] = value
+  for name, value in string.gmatch(more, ',([^=,]*)=([^,]*)') do
+    fields[#fields + 1] = plain(name)
+    fields[#fields + 1] = plain(value)
   end
   return lanes[lane] or KEYS[4], fields
 end

@@ -2,12 +2,14 @@
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
 -- ARGV[1] the letter's name   ARGV[2] the fence under which it failed   ARGV[3] the run that failed
--- ARGV[4] time to live in ms   ARGV[5…] field, value, …: immutable fields, written where no record
+-- ARGV[4] time to live in ms   ARGV[5] the run that the record has told the caller, or ''
+-- ARGV[6…] field, value, …: immutable fields, written where no record
 -- tells them
 --
 -- Returns {verdict, run or state}: `yes` with the run that was opened, `again` with the one that this
 -- letter has opened before, or `no` with the state of a job that is not dead, or not by this letter.
--- Replay: `again`, or `no` once the run is over, and nothing is written.
+-- Replay: `again`, or `no` once the run is over, and nothing is written. A first sending that comes behind
+-- its own replay finds another run than the one that its caller was told, and opens nothing.
 local record, log, letter = KEYS[1], KEYS[2], ARGV[1]
 local r = redis.call('HMGET', record, 'state', 'fence', 'run', 'letter', 'place', 'queue')
 local known = redis.call('EXISTS', record) == 1
@@ -21,6 +23,9 @@ if r[4] == letter and (state == 'failed' or r[5]) then return {'no', state} end
 -- A letter of an earlier run was put back by somebody else, and has no entry to give.
 if not over or (known and run ~= tonumber(ARGV[3]) and r[4] ~= letter) then return {'no', state} end
 
+-- Whoever opened a run since has seen to this letter.
+if known and (r[3] or '') ~= ARGV[5] then return {'no', state} end
+
 run = math.max(run, tonumber(ARGV[3])) + 1
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -32,11 +37,12 @@ local payload = '{"run":' .. run .. '}'
 redis.call('XADD', log, fence .. '-0', 'requeued', payload)
 if known then
   redis.call('HDEL', record, 'attempt', 'failures', 'crashes', 'history', 'error', 'due', 'began',
-    'ended', 'worker', 'place', 'cancel', 'usage', 'finish_reason', 'not_before')
+    'ended', 'worker', 'place', 'taking', 'cancel', 'usage', 'used', 'finish_reason', 'not_before')
+  for part = 0, 15 do redis.call('HDEL', record, 'used.' .. part, 'usage.' .. part) end
 end
 local set = {'state', 'waiting', 'fence', fence, 'run', run, 'letter', letter}
 if not r[6] then
-  for i = 5, #ARGV do set[#set + 1] = ARGV[i] end
+  for i = 6, #ARGV do set[#set + 1] = ARGV[i] end
 end
 redis.call('HSET', record, unpack(set))
 redis.call('PEXPIRE', record, ARGV[4])

@@ -8,8 +8,8 @@
 -- ARGV[8…] entry IDs
 --
 -- Returns {entries, deliveries and idle times before, how many were deleted while pending, how many of
--- the IDs are dealt with}; the others are to be given again. Beyond that time it takes nothing, and gives
--- {{}, {}, its time in µs, -1}: idle times may be too long by what the clock was set forward.
+-- the IDs are dealt with, the number of this taking or 0}; the others are to be given again. Beyond that time it takes nothing, and gives
+-- {{}, {}, its time in µs, -1, 0}: idle times may be too long by what the clock was set forward.
 -- A suspect is taken alone: reading it may be what ends its workers, and
 -- the others are not to share its fate.
 -- Replay: takes nothing twice, for the lease begins anew.
@@ -17,7 +17,7 @@ local taken, before, lost, bytes, done = {}, {}, 0, 0, 0
 local t = redis.call('TIME')
 local latest = tonumber(ARGV[7])
 if latest > 0 and t[1] * 1000 + t[2] / 1000 > latest then
-  return {taken, before, t[1] * 1000000 + t[2], -1}
+  return {taken, before, t[1] * 1000000 + t[2], -1, '0'}
 end
 local all = #ARGV - 7
 for i = 8, #ARGV do
@@ -42,4 +42,4 @@ for i = 8, #ARGV do
   if bytes >= tonumber(ARGV[5]) then break end
 end
 if lost > 0 then redis.call('HINCRBY', KEYS[2], 'lost_entries', lost) end
-return {taken, before, lost, done}
+return {taken, before, lost, done, #taken > 0 and next_taking(KEYS[2]) or '0'}

@@ -112,7 +112,7 @@ impl Hand {
                     return Ok((false, late));
                 }
                 // What the step rests on may be forgotten.
-                self.entry.begun_before = true;
+                self.entry.anew();
                 return Ok((true, late));
             }
         };
@@ -140,6 +140,7 @@ impl Hand {
                 let running = Running { attempt, entry, frames, acknowledged, cancelled: false };
                 return Ok(Some(Next::Run(Box::new(running))));
             }
+            Begin::Late => return Ok(None),
             Begin::Remove => Step::Remove,
             Begin::Park { attempt, due } => Step::Park { attempt, due },
             Begin::Bury { error, attempts, fence } => Step::Bury { error, attempts, fence },

@@ -162,8 +162,9 @@ pub trait Settle: Send + Sync {
 
     /// Ends entries whose jobs are over, of any lanes, and gives back what they count, once however
     /// often it is repeated. Until then a record is kept as that of a job that is not over, whatever the
-    /// time that finished ones are kept: an entry that comes again must find it. `false` where the `session` is over under which the jobs were seen so:
-    /// then some are left, and have to be looked at again.
+    /// time that finished ones are kept: an entry that comes again must find it. `false` where the
+    /// `session` is over under which the jobs were seen so: then some are left, and have to be looked at
+    /// again.
     async fn remove(&self, spent: &[Spent], session: u64) -> Result<bool>;
 
     /// Moves an entry to the parked jobs until `due`, where the `session` is not over under which its

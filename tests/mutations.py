@@ -137,7 +137,7 @@ MUTATIONS = [
      "redis.call('XADD', KEYS[2], '*', unpack(fields))\n",
      "redis.call('XDEL', KEYS[1], ARGV[1])\nredis.call('XADD', KEYS[2], '*', unpack(fields))\n", "a_full_server"),
     ("order of effects: what makes room goes where the server is full", "src/broker/redis/scripts.rs",
-     'remove: ["#!lua flags=allow-oom\\n"] ', "remove: ", "leaves_a_full_server"),
+     'remove: ["#!lua flags=allow-oom\\n"] ', 'remove: ["#!lua\\n"] ', "leaves_a_full_server"),
     ("order of effects: a record waits for the end of its entry", "src/broker/redis/settle.rs",
      ".arg(record_ttl)", ".arg(ttl)", "known_until_its_entry"),
     ("order of effects: a record goes once its entry is gone", "src/broker/redis/settle.rs",

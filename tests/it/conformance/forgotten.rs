@@ -199,7 +199,7 @@ pub async fn a_record_that_names_no_owner_is_nobodys(s: &Subject) {
 /// its producer died before it accepted the job.
 pub async fn a_young_record_has_its_whole_time_once_it_runs(s: &Subject) {
     let me = worker("a");
-    let id = s.add(Job { idempotency_key: Some("once".to_owned()), ..job("young") }).await.id;
+    let id = s.add(Job { idempotency_key: Some("young".to_owned()), ..job("young") }).await.id;
     s.ask("HDEL KEY added", |keys| keys.job(id));
     s.ask("PEXPIRE KEY 60000", |keys| keys.job(id));
     let entry = s.claim(&me).await;

@@ -1,5 +1,5 @@
 -- Tells a partition's workers when the first parked job is due. Not a script of its own: it stands
--- before those that need it, and reads neither KEYS nor ARGV; what it needs is passed.
+-- before those that need it, and reads neither KEYS[1] nor ARGV; what it needs is passed.
 --
 -- tell_next(parked, wake): publishes `next MS WORKERS`: in how many ms the first job is due, or `-`
 -- where none is parked, and how many hear it, or 0 where the server does not say.

@@ -107,6 +107,12 @@ fn is_option(name: &str) -> bool {
     FIELDS.contains(&name) && !matches!(name, "request" | "stream")
 }
 
+/// The options that an envelope has beside its request, and a chat request has not.
+#[cfg(feature = "gateway")]
+pub(crate) fn options() -> impl Iterator<Item = &'static str> {
+    FIELDS.into_iter().filter(|name| is_option(name))
+}
+
 fn yes() -> bool {
     true
 }

@@ -14,8 +14,8 @@ use utoipa::{
     openapi::{
         Ref, RefOr, Schema,
         schema::{
-            AnyOfBuilder, ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat,
-            Type,
+            AllOfBuilder, AnyOfBuilder, ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder,
+            SchemaFormat, Type,
         },
     },
 };
@@ -50,8 +50,16 @@ impl PartialSchema for OneJob {
         let forms = AnyOfBuilder::new().description(Some(text));
         let forms = forms.item(Ref::from_schema_name("Envelope"));
         let forms = forms.item(Ref::from_schema_name("BatchLine"));
-        forms.item(Ref::from_schema_name("ChatRequest")).into()
+        let flat = AllOfBuilder::new().item(Ref::from_schema_name("ChatRequest"));
+        forms.item(flat.item(ObjectBuilder::new().property_names(Some(no_option())))).into()
     }
+}
+
+/// A field's name that is no option of the job: an option beside `messages` is refused.
+fn no_option() -> ObjectBuilder {
+    let options: Vec<&str> = crate::job::options().collect();
+    let pattern = format!("^(?!({})$)", options.join("|"));
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern))
 }
 
 impl ToSchema for OneJob {

@@ -34,7 +34,8 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts the program with this configuration and no other, and waits for its first line, its address.
+    /// Starts the program with this configuration and no other, and waits for its first line, its address, and
+    /// until it has reached the broker.
     pub(super) async fn start(program: &Path, config: &Config) -> Result<Self, Error> {
         let failed = |source| Error::Program { program: program.to_owned(), source };
         let folder = Folder::new()?;
@@ -61,6 +62,15 @@ impl Process {
         let url = tokio::time::timeout(READY, first).await.ok().flatten().unwrap_or_default();
         let mut process = Self { child, pid, url, program: program.to_owned(), folder };
         process.check()?;
+        let ready = format!("{}/readyz", process.url);
+        let serves = async {
+            while !reqwest::get(&ready).await.is_ok_and(|answer| answer.status().is_success()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let stalled =
+            Error::Stalled { what: "the gateway did not reach the broker", waited: READY };
+        tokio::time::timeout(READY, serves).await.map_err(|_| stalled)?;
         Ok(process)
     }
 

@@ -13,4 +13,3 @@ local function next_taking(load)
   redis.call('HSET', load, 'taking', taking)
   return taking
 end
-

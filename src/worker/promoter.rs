@@ -32,6 +32,10 @@ const APART: Duration = Duration::from_millis(5);
 /// Nobody waits longer for its turn.
 const LONGEST_TURN: Duration = Duration::from_millis(30);
 
+/// Where a sender says that it has parked a job, its next message says when the first is due. Senders of
+/// an earlier version do not say it.
+const MOMENT: Duration = Duration::from_millis(2);
+
 /// How many take turns where the broker does not say it.
 const UNKNOWN: u32 = 4;
 
@@ -43,9 +47,6 @@ struct Promoter {
     looked: Instant,
     /// How many take turns.
     workers: u32,
-    /// The last message said when the next job is due. For workers of an earlier version the same
-    /// sender adds that a job was parked.
-    told: bool,
 }
 
 pub(super) async fn run(broker: Shared, hub: Hub, partition: Partition, stop: CancellationToken) {
@@ -57,7 +58,7 @@ pub(super) async fn run(broker: Shared, hub: Hub, partition: Partition, stop: Ca
         () = stop.cancelled() => return,
     }
     let now = Instant::now();
-    let mut promoter = Promoter { at: Some(now), looked: now, workers: 1, told: false };
+    let mut promoter = Promoter { at: Some(now), looked: now, workers: 1 };
     while !stop.is_cancelled() {
         let link = wakes.current();
         // Messages first: one may say that another worker has just been here.
@@ -79,16 +80,14 @@ impl Promoter {
             // Something may have been missed.
             Heard::Lagged | Heard::Link(_) => Some(Wake::Parked),
         };
-        let told = std::mem::take(&mut self.told) && matches!(heard, Heard::Message(_));
         match wake {
             Some(Wake::Next(Next { due_in, workers })) => {
                 self.workers = if workers == 0 { UNKNOWN } else { workers };
-                self.told = true;
                 let soonest = self.looked + GATHER;
                 self.at = due_in.map(|due| (Instant::now() + due).max(soonest) + self.turn());
             }
-            Some(Wake::Parked) if !told => {
-                let at = Instant::now() + self.turn();
+            Some(Wake::Parked) => {
+                let at = Instant::now() + self.turn().max(MOMENT);
                 self.at = Some(self.at.map_or(at, |before| before.min(at)));
             }
             _ => {}
@@ -145,7 +144,7 @@ mod tests {
 
     fn promoter(workers: u32) -> Promoter {
         let now = Instant::now();
-        Promoter { at: None, looked: now - GATHER, workers, told: false }
+        Promoter { at: None, looked: now - GATHER, workers }
     }
 
     fn heard(wake: Wake) -> Heard {
@@ -157,22 +156,20 @@ mod tests {
         let mut alone = promoter(1);
         let next = |due_in| heard(Wake::Next(Next { due_in, workers: 1 }));
         let second = Duration::from_secs(1);
-        alone.hear(&next(Some(second)));
-        assert_eq!(alone.at, Some(Instant::now() + second));
-        // The same word for workers of an earlier version.
+        // The first word is for workers of an earlier version.
         alone.hear(&heard(Wake::Parked));
+        alone.hear(&next(Some(second)));
         assert_eq!(alone.at, Some(Instant::now() + second));
         alone.hear(&heard(Wake::Swept));
         assert_eq!(alone.at, Some(Instant::now() + second));
         alone.hear(&next(None));
         assert_eq!(alone.at, None);
-        // A producer of an earlier version says no more.
-        alone.hear(&heard(Wake::Swept));
+        // A producer of an earlier version says no more, also where a worker has just looked.
         alone.hear(&heard(Wake::Parked));
-        assert_eq!(alone.at, Some(Instant::now()));
+        assert_eq!(alone.at, Some(Instant::now() + MOMENT));
         alone.hear(&next(None));
         alone.hear(&Heard::Lagged);
-        assert_eq!(alone.at, Some(Instant::now()));
+        assert_eq!(alone.at, Some(Instant::now() + MOMENT));
     }
 
     #[tokio::test(start_paused = true)]

@@ -69,7 +69,7 @@ impl Redis {
         // A job that has begun once, or was put back by an operator, does not expire.
         let fresh = entry.attempt == 0 && entry.run == 1;
         let job = entry.job.as_ref().ok().filter(|_| fresh);
-        let expires = job.and_then(|job| job.expires_at).map_or(0, |at| at.0);
+        let expires = job.and_then(|job| job.expires_at).map_or(0, |at| at.min(Timestamp::MAX).0);
         let begins = job.and_then(|job| job.not_before).map_or(0, |at| at.0);
         let mut call = self.scripts.begin.prepare_invoke();
         call.key(self.keys.job(entry.id))

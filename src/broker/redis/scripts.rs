@@ -63,7 +63,7 @@ scripts! {
     /// Takes what ran out of lease.
     take_over: "taking.lua" "take_over.lua",
     /// Numbers what is read again.
-    retake: "taking.lua" "retake.lua",
+    retake: ["#!lua flags=allow-oom\n"] "taking.lua" "retake.lua",
     /// Lets a record go in its time.
     let_expire: "let_expire.lua",
     /// Forgets workers.

@@ -60,8 +60,8 @@ if jobs > before then
   end
 end
 if next(parked) and parked[redis.call('ZRANGE', KEYS[4], 0, 0)[1]] then
-  tell_next(KEYS[4], ARGV[1])
-  -- Workers of an earlier version know no other word; the others take it for the same.
+  -- Workers of an earlier version know no other word; the others hear in a moment when it is due.
   redis.pcall('PUBLISH', ARGV[1], 'parked')
+  tell_next(KEYS[4], ARGV[1])
 end
 return replies

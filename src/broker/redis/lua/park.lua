@@ -42,9 +42,9 @@ elseif redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[5]) == 1 then
 end
 -- Whoever promotes the first hears of the others then.
 if redis.call('ZRANK', KEYS[1], ARGV[3]) == 0 then
-  tell_next(KEYS[1], ARGV[2])
-  -- Workers of an earlier version know no other word; the others take it for the same.
+  -- Workers of an earlier version know no other word; the others hear in a moment when it is due.
   redis.pcall('PUBLISH', ARGV[2], 'parked')
+  tell_next(KEYS[1], ARGV[2])
 end
 if stale then
   local tenant, job = string.match(stale, '^%S+ %S+ %d+%S*,load=([^%s,]+)%S* (.*)$')

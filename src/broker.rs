@@ -26,8 +26,8 @@ mod view;
 use std::{fmt, sync::Arc, time::Duration};
 
 pub use answer::{
-    Begin, Crashes, Opened, Outcome, Promoted, Receipt, Refusal, Refused, Renewed, Settled, Sweep,
-    Swept, Written,
+    Begin, Crashes, Opened, Outcome, Page, Promoted, Receipt, Refusal, Refused, Renewed, Settled,
+    Sweep, Swept, Window, Written,
 };
 use async_trait::async_trait;
 pub use control::{Cancel, Control, Order, Reopened, Run};
@@ -230,11 +230,16 @@ pub trait Log: Send + Sync {
     /// when a higher fence rules.
     async fn heal(&self, attempt: &Attempt, entry: &Entry, frames: &[Frame]) -> Result<Written>;
 
-    /// Up to `most` events after `after`, in order.
-    async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>>;
+    /// The events after `after`, in order, as many as the window shows.
+    async fn page(&self, job: JobId, after: EventId, window: Window) -> Result<Page>;
 
     /// The record, and then the events after `after`, in one round trip.
-    async fn open(&self, job: JobId, after: EventId, most: usize) -> Result<Opened>;
+    async fn open(&self, job: JobId, after: EventId, window: Window) -> Result<Opened>;
+
+    /// Up to `most` events after `after`, in order, read.
+    async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {
+        Ok(self.page(job, after, Window::of(most)).await?.decode())
+    }
 
     /// Opens a subscriber connection.
     async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>>;

@@ -13,7 +13,7 @@ mod codec;
 pub use chunk::{Chunk, Piece};
 #[cfg(feature = "gateway")]
 pub(crate) use chunk::{TEXT_FIELDS, text_of};
-pub use codec::{Codec, DecodeError, Frame};
+pub use codec::{Codec, DecodeError, Frame, Stored};
 
 use std::{fmt, str::FromStr};
 

@@ -8,12 +8,15 @@
 mod doubt;
 mod follow;
 mod hub;
+mod live;
+mod room;
 mod text;
 
 use std::time::Duration;
 
 use futures_util::Stream;
 pub use hub::{Heard, Hub, Link, Subscription};
+pub use room::Room;
 use serde::{Deserialize, Serialize};
 pub use text::{Answer, Text};
 
@@ -30,8 +33,9 @@ pub struct Options {
     /// How often the subscriber connection is asked whether it lives.
     #[serde(with = "humantime_serde")]
     pub ping: Duration,
-    /// Live messages kept for a slow reader; one that falls behind further reads the log again.
-    pub buffer: usize,
+    /// Most bytes that wait for one reader, read from the log or heard live: a slow one is given the rest
+    /// from the log. One event that is larger passes alone.
+    pub buffer_bytes: usize,
     /// Most events read from the log at once.
     pub page: usize,
     /// How long a reader waits for the next event, unless it says otherwise.
@@ -47,7 +51,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             ping: Duration::from_secs(30),
-            buffer: 256,
+            buffer_bytes: 32 * 1024,
             page: 512,
             idle_timeout: Duration::from_secs(120),
             forgotten_after: Duration::from_secs(30),
@@ -116,13 +120,19 @@ impl Listener {
     /// A listener on `broker`. The connection is opened by the first reader. Must be called within
     /// a tokio runtime.
     pub fn new(broker: Shared, options: Options) -> Self {
-        let hub = Hub::new(broker.clone(), options.ping, options.buffer);
+        let hub = Hub::new(broker.clone(), options.ping, options.buffer_bytes);
         Self { broker, hub, options }
     }
 
     /// The process's one subscriber connection, for a worker beside this listener.
     pub fn hub(&self) -> Hub {
         self.hub.clone()
+    }
+
+    /// Room for what waits for one reader. Whoever follows many jobs for one reader gives them all the same
+    /// ([`Listen::within`]).
+    pub fn room(&self) -> Room {
+        Room::new(self.options.buffer_bytes)
     }
 
     /// Prepares to follow a job from its first event.
@@ -132,7 +142,8 @@ impl Listener {
             hub: self.hub.clone(),
             job,
             after: EventId::START,
-            page: self.options.page,
+            page: self.options.page.max(1),
+            room: self.room(),
             idle_timeout: Some(self.options.idle_timeout),
             timeout: None,
             forgotten_after: self.options.forgotten_after,
@@ -150,6 +161,7 @@ pub struct Listen {
     job: JobId,
     after: EventId,
     page: usize,
+    room: Room,
     idle_timeout: Option<Duration>,
     timeout: Option<Duration>,
     forgotten_after: Duration,
@@ -162,6 +174,13 @@ impl Listen {
     #[must_use]
     pub fn after(self, event: EventId) -> Self {
         Self { after: event, ..self }
+    }
+
+    /// Keeps what waits for the reader in this room, which it shares with other jobs that the reader follows:
+    /// all of them must be polled, as each waits until there is room.
+    #[must_use]
+    pub fn within(self, room: Room) -> Self {
+        Self { room, ..self }
     }
 
     /// Breaks off when no event comes for this long; `None` waits for ever.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Attempt, Entry, Place, Record};
 use crate::{
     error::Failure,
-    event::Event,
+    event::{Event, Stored},
     job::{JobId, Timestamp},
 };
 
@@ -208,5 +208,55 @@ pub struct Opened {
     /// Where the job stood just before the events were read.
     pub record: Option<Record>,
     /// The first page of events after the cursor.
-    pub events: Vec<Event>,
+    pub page: Page,
+}
+
+/// How much of a log is read at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Most events.
+    pub events: usize,
+    /// Most bytes, by [`Stored::weight`]; the first event may have more.
+    pub bytes: usize,
+}
+
+impl Window {
+    /// So many events, however large they are.
+    pub const fn of(events: usize) -> Self {
+        Self { events, bytes: usize::MAX }
+    }
+}
+
+/// Some of a log's events.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// In order, as they lie there.
+    pub events: Vec<Stored>,
+    /// The log had more than the window.
+    pub more: bool,
+}
+
+impl Page {
+    /// What a window shows of these events, which are as many as it asks for where there may be more.
+    pub(super) fn of(mut events: Vec<Stored>, window: Window) -> Self {
+        let mut bytes = 0usize;
+        let mut within = |event: &Stored| {
+            bytes = bytes.saturating_add(event.weight());
+            bytes <= window.bytes
+        };
+        let fit = events.iter().take_while(|event| within(event)).count().max(1);
+        let more = fit < events.len() || events.len() >= window.events;
+        events.truncate(fit);
+        Self { events, more }
+    }
+
+    /// The bytes that it takes, roughly.
+    pub fn weight(&self) -> usize {
+        self.events.iter().map(Stored::weight).sum()
+    }
+
+    /// The events, read.
+    pub fn decode(&self) -> Vec<Event> {
+        self.events.iter().map(Stored::decode).collect()
+    }
 }

@@ -35,15 +35,15 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use self::{feed::Subscriber, log::decode, read::Reader, state::State};
+use self::{feed::Subscriber, read::Reader, state::State};
 use super::{
     Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Enqueue,
-    Entry, Error, Feed, Limits, Log, Opened, Order, Outcome, Partition, Place, Promoted, Receipt,
-    Reconcile, Refusal, Renewed, Reopened, Result, Run, Settle, Settled, Sink, Spent, Submission,
-    Sweep, Swept, Topic, Wake, WorkerId, Written,
+    Entry, Error, Feed, Limits, Log, Opened, Order, Outcome, Page, Partition, Place, Promoted,
+    Receipt, Reconcile, Refusal, Renewed, Reopened, Result, Run, Settle, Settled, Sink, Spent,
+    Submission, Sweep, Swept, Topic, Wake, Window, WorkerId, Written,
 };
 use crate::{
-    event::{Event, EventId, Frame},
+    event::{EventId, Frame},
     job::{JobId, Lane, Timestamp},
 };
 
@@ -316,17 +316,14 @@ impl Log for Memory {
         Ok(self.inner.lock().heal(attempt, entry, frames, Timestamp::now()))
     }
 
-    async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {
-        let page = self.inner.lock().events(job, after, most);
-        Ok(decode(&page))
+    async fn page(&self, job: JobId, after: EventId, window: Window) -> Result<Page> {
+        Ok(self.inner.lock().page(job, after, window))
     }
 
-    async fn open(&self, job: JobId, after: EventId, most: usize) -> Result<Opened> {
-        let (record, page) = {
-            let state = self.inner.lock();
-            (state.record(job, Timestamp::now()), state.events(job, after, most))
-        };
-        Ok(Opened { record, events: decode(&page) })
+    async fn open(&self, job: JobId, after: EventId, window: Window) -> Result<Opened> {
+        let state = self.inner.lock();
+        let record = state.record(job, Timestamp::now());
+        Ok(Opened { record, page: state.page(job, after, window) })
     }
 
     async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {

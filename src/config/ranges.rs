@@ -164,7 +164,7 @@ fn clients(c: &Config) -> Vec<Rule> {
         within("producer.max_payload", c.producer.max_payload, 1, 512 * MIB),
         within("producer.batch", c.producer.batch, 1, 10_000),
         span("listener.ping", c.listener.ping, 100 * MS, HOUR),
-        within("listener.buffer", c.listener.buffer, 1, 1_000_000),
+        within("listener.buffer_bytes", c.listener.buffer_bytes, 1024, 64 * MIB),
         within("listener.page", c.listener.page, 1, 100_000),
         span("listener.idle_timeout", c.listener.idle_timeout, 100 * MS, YEAR),
         span("listener.forgotten_after", c.listener.forgotten_after, 100 * MS, HOUR),

@@ -68,7 +68,7 @@ const OTHERS: [(&str, &str); 102] = [
     ("producer.max_payload", "2048"),
     ("producer.batch", "2"),
     ("listener.ping", "1s"),
-    ("listener.buffer", "3"),
+    ("listener.buffer_bytes", "4096"),
     ("listener.page", "9"),
     ("listener.idle_timeout", "5s"),
     ("listener.forgotten_after", "3s"),

@@ -5,6 +5,8 @@
 //! others are JSON. The first byte tells which: a JSON object opens with `{` (0x7b), which in
 //! `MessagePack` is a number and never a map.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Body, Event, EventId};
@@ -72,6 +74,52 @@ impl Frame {
         message
     }
 }
+
+/// An event as it lies in the log: its payload is read when it is handed out. As values it would take
+/// many times its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its place.
+    pub id: EventId,
+    /// The event's name in the log.
+    pub kind: Cow<'static, str>,
+    /// The payload.
+    pub payload: Vec<u8>,
+}
+
+impl Stored {
+    /// What it takes beside its payload: roughly.
+    const BESIDE: usize = 96;
+
+    /// An event of that kind. The names that this version knows are not kept once for each event.
+    pub fn new(id: EventId, kind: &str, payload: Vec<u8>) -> Self {
+        let known = KINDS.into_iter().find(|known| *known == kind);
+        let kind = known.map_or_else(|| Cow::Owned(kind.to_owned()), Cow::Borrowed);
+        Self { id, kind, payload }
+    }
+
+    /// The bytes that it takes, roughly.
+    pub fn weight(&self) -> usize {
+        self.payload.len() + Self::BESIDE
+    }
+
+    /// The event.
+    pub fn read(&self) -> Result<Event, DecodeError> {
+        Event::decode(self.id, &self.kind, &self.payload)
+    }
+
+    /// The event. One that cannot be read is given as unknown, so that one broken writer cannot stop a
+    /// reader.
+    pub fn decode(&self) -> Event {
+        let unknown =
+            |_| Event { id: self.id, body: Body::Unknown { kind: self.kind.to_string() } };
+        self.read().unwrap_or_else(unknown)
+    }
+}
+
+/// The kinds that this version knows.
+const KINDS: [&str; 7] =
+    ["started", "delta", "retrying", "done", "failed", "cancelled", "requeued"];
 
 fn encode_chunk(chunk: &super::Chunk, codec: Codec) -> Result<Vec<u8>, DecodeError> {
     match codec {

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -20,6 +20,9 @@ use crate::{
 /// How long what `/readyz` was told holds: whoever asks needs no key.
 const READY: Duration = Duration::from_secs(1);
 
+/// Most answers that are put together at a time: each may be as large as a log, many times over.
+const ASSEMBLING: usize = 16;
+
 pub(super) struct App {
     pub(super) options: Options,
     pub(super) broker: Shared,
@@ -34,6 +37,8 @@ pub(super) struct App {
     pub(super) cache: Cache,
     pub(super) slots: Slots,
     pub(super) bodies: Bodies,
+    /// Answers that are put together from their logs at a time.
+    pub(super) assembling: Semaphore,
     pub(super) counters: Counters,
     pub(super) models: Catalogue,
     /// The gateway is about to close: whoever chooses among gateways is to choose another one.
@@ -72,6 +77,7 @@ impl App {
             presence: Presence::default(),
             cache: Cache::new(options.cache_bytes),
             slots: Slots::new(&options.limits),
+            assembling: Semaphore::new(ASSEMBLING),
             counters: Counters::default(),
             models: Catalogue::default(),
             bodies: Bodies::new(options.limits.max_bodies),

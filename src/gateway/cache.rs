@@ -24,7 +24,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{auth::Caller, counters::Counters, error::Refusal};
+use super::{auth::Caller, counters::Counters, error::Refusal, slots::Slot};
 use crate::{
     job::{JobId, Tenant},
     listener::{Link, Subscription},
@@ -131,8 +131,25 @@ impl Answer {
         self.guard.as_ref().is_none_or(|guard| guard.is_quiet())
     }
 
+    /// As [`Answer::respond`], to a reader whose slot it takes until it is read.
+    pub(super) fn respond_within(
+        self,
+        mut slot: Slot,
+        request: &HeaderMap,
+    ) -> Result<Response, Refusal> {
+        // One that is kept is there once, however many read it.
+        if self.lifetime.is_zero() {
+            slot.widen(self.body.len())?;
+        }
+        Ok(self.responding(request, |body| slot.body(body)))
+    }
+
     /// The response, or 304 where the client has it.
     pub(super) fn respond(self, request: &HeaderMap) -> Response {
+        self.responding(request, Body::from)
+    }
+
+    fn responding(self, request: &HeaderMap, hand_out: impl FnOnce(Bytes) -> Body) -> Response {
         let known = request.get_all(header::IF_NONE_MATCH).iter().any(|value| {
             let mut tags = value.to_str().unwrap_or_default().split(',').map(str::trim);
             tags.any(|tag| tag == "*" || tag.trim_start_matches("W/") == self.etag)
@@ -148,7 +165,7 @@ impl Answer {
             return (StatusCode::NOT_MODIFIED, caching).into_response();
         }
         let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        (caching, kind, Body::from(self.body)).into_response()
+        (caching, kind, hand_out(self.body)).into_response()
     }
 }
 
@@ -175,8 +192,8 @@ pub(super) struct Cache(Store<Key, Answer>);
 impl Cache {
     pub(super) fn new(bytes: u64) -> Self {
         let weigh = |_: &Key, answer: &Answer| {
-            // A guard keeps a channel open.
-            let guard = if answer.guard.is_some() { 12 * 1024 } else { 0 };
+            // A guard is a task, and a reader of a topic of its own: 1.5 to 2.7 KB were measured.
+            let guard = if answer.guard.is_some() { 3 * 1024 } else { 0 };
             u32::try_from(answer.body.len() + 512 + guard).unwrap_or(u32::MAX)
         };
         Self(Store::builder().max_capacity(bytes).weigher(weigh).expire_after(ByAnswer).build())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Json as Reply,
+    body::Bytes,
     extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -21,6 +21,7 @@ use super::{
     schemas, sse,
 };
 use crate::{
+    broker::Window,
     event::{Event, EventId},
     job::{JobId, Tenant},
     listener,
@@ -29,6 +30,9 @@ use crate::{
 
 /// Most events of a page.
 const MOST: usize = 1000;
+
+/// Most bytes of a page, but for a first event that is larger.
+const PAGE_BYTES: usize = 256 * 1024;
 
 /// Where to begin.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -97,10 +101,14 @@ pub(super) async fn events(
     if !(1..=MOST).contains(&limit) {
         return Err(Refusal::param("limit", format!("limit is {limit}; allowed: 1 to {MOST}")));
     }
+    let mut slot = app.slots.take(&tenant)?;
     if accept::prefers_json(&headers) {
-        return Ok((named, Reply(page(&app, &tenant, id, after, limit).await?)).into_response());
+        let page = page(&app, &tenant, id, after, limit).await?;
+        let body = Bytes::from(serde_json::to_vec(&page).unwrap_or_default());
+        slot.widen(body.len())?;
+        let kind = [(header::CONTENT_TYPE, "application/json")];
+        return Ok((named, kind, slot.body(body)).into_response());
     }
-    let slot = app.slots.take(&tenant)?;
     let listen = app.listener.listen(id).after(after).owned_by(tenant).idle_timeout(None);
     let following = app.noticed(listen.open().await)?;
     if following.is_over() {
@@ -163,11 +171,12 @@ async fn page(
     after: EventId,
     limit: usize,
 ) -> Result<Page, Refusal> {
-    let opened = app.noticed(app.broker.open(id, after, limit + 1).await)?;
+    let window = Window { events: limit + 1, bytes: PAGE_BYTES };
+    let opened = app.noticed(app.broker.open(id, after, window).await)?;
     let record = opened.record.filter(|record| record.is_of(tenant));
     let record = record.ok_or_else(|| Refusal::no_job(id))?;
-    let mut data = opened.events;
-    let has_more = data.len() > limit;
+    let has_more = opened.page.more;
+    let mut data = opened.page.decode();
     data.truncate(limit);
     let place = (after != EventId::START).then_some(after);
     let next_after = data.last().map(|event| event.id).or(place);

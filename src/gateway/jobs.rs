@@ -27,14 +27,14 @@ use super::{
 };
 use crate::{
     admin::Cancelled,
-    broker::{Receipt, Record, Submission, Topic},
+    broker::{Receipt, Record, Submission, Topic, Window},
     event::{Body, EventId},
     job::{ChatRequest, Job, JobId, QueueName, Tenant, Timestamp},
     state::State as JobState,
 };
 
-/// Events read from a log at once.
-const PAGE: usize = 512;
+/// How much of a log is read at once.
+const PAGE: Window = Window { events: 256, bytes: 64 * 1024 };
 
 /// What became of several jobs.
 #[derive(Debug, Serialize, ToSchema)]
@@ -266,10 +266,11 @@ pub(super) async fn show(
     JobReader { id, tenant, .. }: JobReader,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
+    let slot = app.slots.take(&tenant)?;
     let key = Key::Job(tenant.clone(), id);
     let answer = app.cache.get(key, &app.counters, look(&app, &tenant, id)).await?;
     let named = [(JOB_HEADER, id.to_string())];
-    Ok((named, answer.respond(&headers)).into_response())
+    Ok((named, answer.respond_within(slot, &headers)?).into_response())
 }
 
 /// A job of this tenant.
@@ -288,22 +289,26 @@ async fn look(app: &App, tenant: &Tenant, id: JobId) -> Result<Answer, Refusal> 
         record = self::record(app, tenant, id).await?;
         lifetime = app.noticed(app.broker.ttl(id).await)?.unwrap_or_default();
     }
+    // Values take many times the bytes of their text: few answers are put together at a time.
+    let assembling = app.assembling.acquire().await;
     let (mut answer, mut done) = (Assembly::default(), None);
     loop {
         let after = answer.last_event_id().unwrap_or(EventId::START);
-        let events = app.noticed(app.broker.read(id, after, PAGE).await)?;
-        let full = events.len() == PAGE;
-        for event in events {
+        let page = app.noticed(app.broker.page(id, after, PAGE).await)?;
+        for event in &page.events {
+            let event = event.decode();
             answer.push(&event);
             done = if let Body::Done(end) = event.body { Some(end) } else { None };
         }
-        if !full {
+        if !page.more {
             break;
         }
     }
     let over = record.state.is_terminal();
     let job = view::WholeJob::new(record, &answer, done.as_ref());
-    Ok(if over { Answer::guarded(&job, lifetime, guard) } else { Answer::passing(&job) })
+    let whole = if over { Answer::guarded(&job, lifetime, guard) } else { Answer::passing(&job) };
+    drop(assembling);
+    Ok(whole)
 }
 
 /// What became of a wish to cancel.

@@ -29,6 +29,7 @@ use self::assemble::Assembly;
 use super::{
     abandon::Abandon,
     app::App,
+    auth::Caller,
     body::Sent,
     error::{ErrorObject, JOB_HEADER, Refusal},
     jobs,
@@ -57,6 +58,8 @@ struct Asked {
     keyed: bool,
     /// That no worker serves its queue, where that is so.
     warning: Option<String>,
+    /// Who asked: the answer does not outlive the key.
+    caller: Arc<Caller>,
     _slot: Slot,
 }
 
@@ -64,6 +67,18 @@ impl Asked {
     /// The answer's ID, the same however often the job is asked for.
     fn id(&self) -> String {
         format!("chatcmpl-{}", self.job)
+    }
+
+    /// Refuses to go on where the key is not in force any more.
+    fn is_let_in(&self) -> Result<(), Refusal> {
+        if self.app.keys.holds(&self.caller) {
+            return Ok(());
+        }
+        let what = "the API key is not valid any more";
+        Err(Refusal {
+            should_retry: Some(false),
+            ..self.broken(StatusCode::UNAUTHORIZED, "invalid_api_key", what)
+        })
     }
 
     /// A refusal that says where the job can be read.
@@ -150,7 +165,7 @@ pub(super) async fn complete(
     // A job that has begun is in somebody's hands.
     let warning = if waits { presence::warning(&app, &app.options.queue).await } else { None };
     let told = warning.clone();
-    let asked = Asked { app, job, model, created, abandon, keyed, warning, _slot: slot };
+    let asked = Asked { app, job, model, created, abandon, keyed, caller, warning, _slot: slot };
     let answer = if stream {
         stream::streamed(asked, events, include_usage).await
     } else {
@@ -223,6 +238,10 @@ async fn whole(
             // It was over, and nothing of it is kept but its key.
             None => return Err(listener::Error::Expired(asked.job).into()),
         };
+        if let Err(refusal) = asked.is_let_in() {
+            asked.abandon.forgive();
+            return Err(refusal);
+        }
         answer.push(&event);
         match event.body {
             Body::Done(done) => {

@@ -102,9 +102,10 @@ pub struct Limits {
     pub burst: u32,
     /// Most connections of this process.
     pub max_connections: usize,
-    /// Most open streams of this process: SSE, WebSockets and chat completions.
+    /// Most open streams of this process: SSE, WebSockets and chat completions; an answer that is being read
+    /// counts as one for each 64 KiB.
     pub max_streams: usize,
-    /// Most open streams of a tenant at this process.
+    /// Most open streams of a tenant at this process; fewer than all, so that no tenant takes all.
     pub max_streams_per_tenant: usize,
     /// Most jobs that one WebSocket follows.
     pub max_subscriptions: usize,
@@ -151,7 +152,7 @@ impl Default for Limits {
             burst: 0,
             max_connections: 20_000,
             max_streams: 12_000,
-            max_streams_per_tenant: 12_000,
+            max_streams_per_tenant: 10_000,
             max_subscriptions: 100,
             socket_idle: Duration::from_secs(300),
         }

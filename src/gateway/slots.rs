@@ -1,18 +1,36 @@
-//! Open streams, counted in all and by tenant. A slot is given back when it is dropped.
+//! Open streams and answers that are being read, counted in all and by tenant.
+//!
+//! What a client has not read yet takes memory until it has. A slot stands for [`SHARE`] bytes of that: a stream
+//! has one, an answer as many as it is large, a socket some more for many subscriptions. A slot is given back
+//! when it is dropped.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    convert::Infallible,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::http::StatusCode;
+use axum::{
+    body::{Body, Bytes, HttpBody},
+    http::StatusCode,
+};
+use hyper::body::{Frame, SizeHint};
 
 use super::{error::Refusal, options::Limits};
 use crate::job::Tenant;
 
 /// How long a client waits for another stream to end.
 const WAIT: Duration = Duration::from_secs(5);
+
+/// The bytes for which one slot stands.
+const SHARE: usize = 64 * 1024;
+
+/// An answer is handed to its connection in pieces of so many bytes: the slot is there until the last of them is
+/// on its way.
+const PIECE: usize = 16 * 1024;
 
 #[derive(Debug, Clone)]
 pub(super) struct Slots(Arc<Shared>);
@@ -30,11 +48,13 @@ struct Open {
     by_tenant: HashMap<Tenant, usize>,
 }
 
-/// The right to keep one stream open.
+/// The right to keep one stream open, or to have one answer read.
 #[derive(Debug)]
 pub(super) struct Slot {
     shared: Arc<Shared>,
     tenant: Tenant,
+    /// As how many it counts.
+    size: usize,
 }
 
 impl Slots {
@@ -45,38 +65,101 @@ impl Slots {
 
     /// Takes a slot, or says which limit is reached.
     pub(super) fn take(&self, tenant: &Tenant) -> Result<Slot, Refusal> {
-        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let mine = open.by_tenant.get(tenant).copied().unwrap_or(0);
-        let (scope, most) = match (open.all < self.0.all, mine < self.0.each) {
-            (true, true) => {
-                open.all += 1;
-                open.by_tenant.insert(tenant.clone(), mine + 1);
-                return Ok(Slot { shared: Arc::clone(&self.0), tenant: tenant.clone() });
-            }
-            (true, false) => ("your tenant has", self.0.each),
-            (false, _) => ("this gateway has", self.0.all),
-        };
-        let text =
-            format!("{scope} {most} open streams, the most that are allowed; close one, or wait");
-        Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", text).after(WAIT))
+        self.0.take(tenant, 1, 0)?;
+        Ok(Slot { shared: Arc::clone(&self.0), tenant: tenant.clone(), size: 1 })
     }
 
     /// Streams that are open.
     pub(super) fn open(&self) -> usize {
-        self.0.open.lock().unwrap_or_else(PoisonError::into_inner).all
+        self.0.lock().all
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts that many more for a tenant, for one who counts as `own` already.
+    fn take(&self, tenant: &Tenant, count: usize, own: usize) -> Result<(), Refusal> {
+        let mut open = self.lock();
+        let mine = open.by_tenant.get(tenant).copied().unwrap_or(0);
+        // One that is larger than all that is allowed is let in alone.
+        let fits = |have: usize, most: usize| have <= own || have + count <= most;
+        let (scope, most) = match (fits(open.all, self.all), fits(mine, self.each)) {
+            (true, true) => {
+                open.all += count;
+                open.by_tenant.insert(tenant.clone(), mine + count);
+                return Ok(());
+            }
+            (true, false) => ("your tenant has", self.each),
+            (false, _) => ("this gateway has", self.all),
+        };
+        let text = format!(
+            "{scope} {most} open streams, the most that are allowed (an answer that is being read counts as \
+             one for each 64 KiB); close one, or wait"
+        );
+        Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", text).after(WAIT))
+    }
+}
+
+impl Slot {
+    /// Counts as many as that many bytes need.
+    pub(super) fn widen(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let more = bytes.div_ceil(SHARE).saturating_sub(self.size);
+        if more > 0 {
+            self.shared.take(&self.tenant, more, self.size)?;
+            self.size += more;
+        }
+        Ok(())
+    }
+
+    /// The body of an answer, which keeps the slot until it is handed out.
+    pub(super) fn body(self, bytes: Bytes) -> Body {
+        Body::new(Held { bytes, _slot: self })
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut open = self.shared.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.all = open.all.saturating_sub(1);
+        let mut open = self.shared.lock();
+        open.all = open.all.saturating_sub(self.size);
         if let Some(mine) = open.by_tenant.get_mut(&self.tenant) {
-            *mine = mine.saturating_sub(1);
+            *mine = mine.saturating_sub(self.size);
             if *mine == 0 {
                 open.by_tenant.remove(&self.tenant);
             }
         }
+    }
+}
+
+/// A body that counts as long as it is there.
+struct Held {
+    bytes: Bytes,
+    _slot: Slot,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.bytes.is_empty() {
+            return Poll::Ready(None);
+        }
+        let length = self.bytes.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.bytes.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes.len() as u64)
     }
 }
 
@@ -97,5 +180,34 @@ mod tests {
         assert_eq!(slots.open(), 1);
         drop((slots.take(&a).unwrap(), other));
         assert_eq!(slots.open(), 0);
+    }
+
+    /// A large answer that nobody reads took the memory of many streams, and counted as none.
+    #[tokio::test]
+    async fn a_large_answer_counts_as_many_until_it_is_read() {
+        let slots = Slots::new(&Limits { max_streams: 10, ..Limits::default() });
+        let [a, b]: [Tenant; 2] = ["a", "b"].map(|name| name.parse().unwrap());
+        let mut slot = slots.take(&a).unwrap();
+        let _other = slots.take(&b).unwrap();
+        slot.widen(SHARE).unwrap();
+        assert_eq!(slots.open(), 2);
+        assert!(slot.widen(10 * SHARE).is_err());
+        slot.widen(8 * SHARE + 1).unwrap();
+        assert_eq!(slots.open(), 10);
+        let mut body = slot.body(vec![7; 8 * SHARE + 1].into());
+        assert_eq!(body.size_hint().exact(), Some(8 * SHARE as u64 + 1));
+        let mut read = 0;
+        while let Some(frame) = next(&mut body).await {
+            assert_eq!(slots.open(), 10);
+            read += frame.into_data().unwrap().len();
+        }
+        assert_eq!(read, 8 * SHARE + 1);
+        drop(body);
+        assert_eq!(slots.open(), 1);
+    }
+
+    async fn next(body: &mut Body) -> Option<Frame<Bytes>> {
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
+        frame.map(Result::unwrap)
     }
 }

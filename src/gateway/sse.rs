@@ -7,13 +7,14 @@
 use std::{convert::Infallible, time::Duration};
 
 use axum::{
+    body::{Body, Bytes},
     http::{HeaderName, HeaderValue},
     response::{
         IntoResponse, Response,
         sse::{self, KeepAlive, Sse},
     },
 };
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -80,8 +81,11 @@ pub(super) fn respond(
     heartbeat: Duration,
 ) -> Response {
     let alive = KeepAlive::new().interval(heartbeat).text("ping");
-    let body = Sse::new(blocks.map(Ok::<_, Infallible>)).keep_alive(alive);
-    ([UNBUFFERED], body).into_response()
+    let response = Sse::new(blocks.map(Ok::<_, Infallible>)).keep_alive(alive).into_response();
+    // A block grows by doubling, and waits for a slow client in no more space than it needs.
+    let exact = |block: Bytes| Bytes::copy_from_slice(&block);
+    let response = response.map(|body| Body::from_stream(body.into_data_stream().map_ok(exact)));
+    ([UNBUFFERED], response).into_response()
 }
 
 pub(super) fn until_closing(

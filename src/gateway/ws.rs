@@ -21,11 +21,9 @@
 
 pub(super) mod frame;
 mod handshake;
+mod open;
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::{
@@ -41,10 +39,10 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 pub(super) use handshake::Upgrade;
+use open::Open;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_stream::StreamMap;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 use tungstenite::error::ProtocolError;
 
 use super::{
@@ -59,7 +57,7 @@ use super::{
 use crate::{
     event::{Codec, Event, EventId, Frame},
     job::JobId,
-    listener,
+    listener::{self, Room},
 };
 
 /// Frames that are no requests which one client may send.
@@ -84,6 +82,9 @@ const AT_ONCE: Duration = Duration::from_millis(1);
 /// What is read ahead of a socket, in bytes.
 const READ_AHEAD: usize = 8 * 1024;
 
+/// What a subscription takes beside the events that wait, in bytes.
+const SUBSCRIPTION: usize = 4 * 1024;
+
 /// A job's events, and `None` behind the last.
 type Events = BoxStream<'static, Option<Result<Event, listener::Error>>>;
 
@@ -94,29 +95,15 @@ struct Session {
     socket: WebSocket,
     meter: Meter,
     followed: StreamMap<JobId, Events>,
+    /// What waits for the client, of all jobs that it follows.
+    room: Room,
     faults: u32,
     /// When anything but a ping was last said or heard.
     active: Instant,
     /// When the client last sent anything at all.
     heard: Instant,
-    _slot: Slot,
+    slot: Slot,
     _open: Open,
-}
-
-/// Counts a socket for as long as it is there; the gateway does not end before.
-struct Open(Arc<App>, #[expect(dead_code, reason = "held")] TaskTrackerToken);
-
-impl Open {
-    fn new(app: &Arc<App>) -> Self {
-        app.counters.sockets.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(app), app.sockets.token())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.counters.sockets.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Why a socket ends.
@@ -165,17 +152,18 @@ fn open(
     let upgrade = upgrade.max_message_size(max).max_frame_size(max).protocols([PROTOCOL]);
     Ok(upgrade.read_buffer_size(READ_AHEAD).on_upgrade(async move |socket| {
         let now = Instant::now();
-        let followed = StreamMap::new();
+        let (followed, room) = (StreamMap::new(), app.listener.room());
         let session = Session {
             app,
             caller,
             socket,
             meter,
             followed,
+            room,
             faults: 0,
             active: now,
             heard: now,
-            _slot: slot,
+            slot,
             _open: open,
         };
         cutoff.run_until_cancelled_owned(session.run()).await;
@@ -370,8 +358,10 @@ impl Session {
             let status = StatusCode::TOO_MANY_REQUESTS;
             return Err(Refusal::new(status, "too_many_subscriptions", text));
         }
+        self.slot.widen((self.followed.len() + 1) * SUBSCRIPTION)?;
         let tenant = self.caller.tenant.clone();
-        let listen = self.app.listener.listen(job).after(after).owned_by(tenant).idle_timeout(None);
+        let listen = self.app.listener.listen(job).after(after).owned_by(tenant);
+        let listen = listen.within(self.room.clone()).idle_timeout(None);
         let following = self.app.noticed(listen.open().await)?;
         let state = following.record().map(|record| record.state);
         let events = following.events().map(Some).chain(stream::once(async { None }));
@@ -381,6 +371,7 @@ impl Session {
 
     /// Passes on an event of a job.
     async fn tell(&mut self, job: JobId, event: Option<Result<Event, listener::Error>>) -> Step {
+        self.is_let_in()?;
         let Some(event) = event else {
             self.followed.remove(&job);
             return self.say(&json!({"job": job, "end": true})).await;

@@ -8,7 +8,7 @@ mod look;
 
 use std::{collections::VecDeque, time::Duration};
 
-use futures_util::{Stream, stream};
+use futures_util::{FutureExt as _, Stream, stream};
 use look::{Claim, Known};
 use tokio::time::Instant;
 
@@ -16,12 +16,17 @@ use super::{
     Error, Listen,
     doubt::Doubt,
     hub::{Heard, Link, Subscription},
+    room::Taken,
 };
 use crate::{
-    broker::{Record, Topic},
-    event::{Event, EventId},
+    broker::{Page, Record, Topic, Window},
+    event::{Event, EventId, Stored},
     retry::Backoff,
 };
+
+/// Events that are asked for of a log of which nothing is known yet: a page is cut where its bytes have no
+/// room, and what is behind the cut was read in vain.
+const FIRST_PAGE: usize = 32;
 
 /// Where the reader gets its next events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +50,14 @@ pub(super) struct Follow {
     listen: Listen,
     subscription: Option<Subscription>,
     phase: Phase,
-    /// Events read and not handed out.
-    queue: VecDeque<Event>,
+    /// Events read and not handed out, as they lie in the log.
+    queue: VecDeque<Stored>,
+    /// The room that they take.
+    taken: Option<Taken>,
+    /// How many events a page of this log may have, as far as is known.
+    count: usize,
+    /// A live event not handed out.
+    ready: Option<Event>,
     /// The last event that was read.
     read_to: EventId,
     /// The connection on which nothing was missed since the last replay.
@@ -76,6 +87,9 @@ impl Follow {
             subscription: None,
             phase: Phase::Open,
             queue: VecDeque::new(),
+            taken: None,
+            count: FIRST_PAGE,
+            ready: None,
             synced: 0,
             gap: None,
             cursor: None,
@@ -100,11 +114,7 @@ impl Follow {
         // A reader that was away is not the job's silence.
         self.last = Instant::now();
         loop {
-            if let Some(event) = self.queue.pop_front() {
-                if self.queue.is_empty() {
-                    // A reader that waits for minutes does not keep the space of a whole page.
-                    self.queue = VecDeque::new();
-                }
+            if let Some(event) = self.pop() {
                 self.over = event.body.is_terminal();
                 return Some(Ok(event));
             }
@@ -127,6 +137,20 @@ impl Follow {
                 return Some(Err(error));
             }
         }
+    }
+
+    /// The next event that is there. What was read from the log comes before what was heard.
+    fn pop(&mut self) -> Option<Event> {
+        let Some(stored) = self.queue.pop_front() else { return self.ready.take() };
+        if self.queue.is_empty() {
+            // A reader that waits for minutes does not keep the space of a whole page.
+            self.queue = VecDeque::new();
+            self.taken = None;
+        }
+        Some(stored.read().unwrap_or_else(|error| {
+            tracing::warn!(job = %self.listen.job, id = %stored.id, %error, "event passed over");
+            stored.decode()
+        }))
     }
 
     /// The nearer of the two limits, and what passing it means.
@@ -183,13 +207,18 @@ impl Follow {
     /// Subscribes first and reads then, so that nothing falls between the two.
     pub(super) async fn open(&mut self) -> Result<Option<Record>, Error> {
         let topic = Topic::Job(self.listen.job);
-        let subscription = self.subscription.insert(self.listen.hub.subscribe(topic));
+        let subscription = self.listen.hub.subscribe_within(topic, self.listen.room.clone());
+        let subscription = self.subscription.insert(subscription);
         if let Link::Live(number) = subscription.link().await {
             self.synced = number;
         }
-        let Listen { job, page, .. } = self.listen;
-        let opened = self.listen.broker.open(job, self.read_to, page).await?;
-        if opened.record.is_none() && opened.events.is_empty() && !self.listen.expected {
+        let job = self.listen.job;
+        // Who waits here may be the one that makes room: without it, nothing of the log is kept.
+        let taken = self.listen.room.try_take();
+        let window = if taken.is_some() { self.window() } else { Window::of(1) };
+        let opened = self.listen.broker.open(job, self.read_to, window).await?;
+        let is_empty = opened.page.events.is_empty();
+        if opened.record.is_none() && is_empty && !self.listen.expected {
             return Err(Error::NotFound(job));
         }
         if let Some(tenant) = &self.listen.tenant
@@ -198,36 +227,63 @@ impl Follow {
             return Err(Error::NotFound(job));
         }
         self.note(opened.record.as_ref());
-        if opened.events.is_empty() {
+        if is_empty {
             self.ended = self.known == Some(Known::Over);
             self.cursor = (self.read_to != EventId::START).then(Claim::default);
         }
-        let full = self.take(opened.events);
-        self.settle(full);
+        match taken {
+            None if !is_empty => self.settle(true),
+            taken => {
+                let more = self.take(opened.page, taken);
+                self.settle(more);
+            }
+        }
         Ok(opened.record)
     }
 
     /// Whether no event will come any more.
     pub(super) fn is_over(&self) -> bool {
-        self.ended && self.queue.is_empty()
+        self.ended && self.queue.is_empty() && self.ready.is_none()
     }
 
     /// Reads a page of the log.
     async fn read(&mut self) -> Result<(), Error> {
-        let Listen { job, page, .. } = self.listen;
-        let events = self.listen.broker.read(job, self.read_to, page).await?;
-        if events.is_empty() {
+        let taken = self.room().await;
+        let page = self.listen.broker.page(self.listen.job, self.read_to, self.window()).await?;
+        if page.events.is_empty() {
             self.phase = Phase::Look;
         } else {
-            let full = self.take(events);
-            self.settle(full);
+            let more = self.take(page, Some(taken));
+            self.settle(more);
         }
         Ok(())
     }
 
+    /// Room for a page. What was heard meanwhile stands in the log too, and makes room for it.
+    async fn room(&mut self) -> Taken {
+        let take = self.listen.room.take();
+        tokio::pin!(take);
+        // The reader stands in line first: what it hears from then on finds no room, and cannot keep it waiting.
+        let taken = take.as_mut().now_or_never();
+        if let Some(subscription) = &mut self.subscription {
+            subscription.skip();
+        }
+        match taken {
+            Some(taken) => taken,
+            None => take.await,
+        }
+    }
+
+    /// As much of the log as there is room for.
+    fn window(&self) -> Window {
+        Window { events: self.count.min(self.listen.page), bytes: self.listen.room.page() }
+    }
+
     /// Queues a page of the log; whether to read on. A page with a gap is read a second time, in
     /// case its writer is about to close it; a gap that is still there is passed over.
-    fn take(&mut self, events: Vec<Event>) -> bool {
+    fn take(&mut self, page: Page, taken: Option<Taken>) -> bool {
+        let weight = page.weight();
+        let Page { events, more } = page;
         let mut before = self.read_to;
         let mut gap = None;
         for event in &events {
@@ -244,14 +300,16 @@ impl Follow {
         if let Some(after) = gap {
             tracing::warn!(job = %self.listen.job, %after, "gap in the log passed over");
         }
-        let full = events.len() >= self.listen.page;
         if let Some(last) = events.last() {
+            self.count = (self.listen.room.page() * events.len() / weight.max(1)).max(1);
+            self.taken = taken;
+            self.taken.iter_mut().for_each(|taken| taken.shrink(weight));
             self.read_to = last.id;
             self.cursor = None;
             self.known.get_or_insert(Known::Open);
         }
         self.queue.extend(events);
-        full
+        more
     }
 
     fn settle(&mut self, more: bool) {
@@ -302,7 +360,7 @@ impl Follow {
             self.read_to = event.id;
             self.cursor = None;
             self.known = Some(Known::Open);
-            self.queue.push_back(event);
+            self.ready = Some(event);
         } else {
             self.phase = Phase::Replay;
         }
@@ -320,7 +378,7 @@ impl Follow {
                 // Only a read had failed, perhaps, and messages arrive all the same.
                 let look = self.look().await;
                 self.tried(look)?;
-                if !self.queue.is_empty() {
+                if !self.queue.is_empty() || self.ready.is_some() {
                     self.backoff.reset();
                 }
             }

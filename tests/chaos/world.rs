@@ -138,7 +138,8 @@ impl World {
 }
 
 fn listener(broker: &Shared) -> Listener {
-    let options = listener::Options { page: 16, buffer: 64, ..listener::Options::default() };
+    let options =
+        listener::Options { page: 16, buffer_bytes: 8 * 1024, ..listener::Options::default() };
     Listener::new(broker.clone(), options)
 }
 

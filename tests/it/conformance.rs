@@ -268,6 +268,7 @@ behaviours! {
     log {
         appended_events_are_read_in_either_codec,
         a_log_is_read_in_pages,
+        a_page_ends_where_its_bytes_do,
         nothing_lies_behind_a_cursor_beyond_the_end,
         what_is_not_above_the_top_is_behind,
         a_log_that_is_gone_is_missing_until_it_is_healed,

@@ -145,7 +145,7 @@ async fn a_cut_subscriber_connection_loses_and_repeats_nothing() {
 #[tokio::test]
 async fn a_reader_too_slow_for_its_buffer_reads_the_log_again() {
     let stack = Stack::start(paced(400.0)).await;
-    let options = listener::Options { buffer: 1, page: 3, ..listener::Options::default() };
+    let options = listener::Options { buffer_bytes: 1024, page: 3, ..listener::Options::default() };
     let listener = Listener::new(stack.broker.clone(), options);
     let id = stack.ask("m?tokens=200", "slow reader").await;
     let flush_interval = Duration::from_millis(5);
@@ -373,14 +373,14 @@ async fn without_pub_sub_reads_follow_the_backoff_and_deliver() {
         .filter(|(_, command)| command.contains("\"XRANGE\"") && command.contains(&log))
         .map(|(time, _)| time)
         .collect();
-    // The first read is the replay. Then 50 ms, half as much again each time, at most 2 s.
+    // The first read is the replay. Then 50 ms, half as much again each time, at most 2 s; ± 30 %.
     let mut wait: f64 = 0.05;
     for (index, pair) in reads.windows(2).enumerate() {
         let gap = pair[1] - pair[0];
-        assert!(gap >= wait * 0.95 && gap <= wait + 0.12, "gap {index}: {gap} for {wait}");
+        assert!(gap >= wait * 0.65 && gap <= wait * 1.3 + 0.12, "gap {index}: {gap} for {wait}");
         wait = (wait * 1.5).min(2.0);
     }
-    assert!((10..=12).contains(&reads.len()), "{} reads in 6 s", reads.len());
+    assert!((9..=14).contains(&reads.len()), "{} reads in 6 s", reads.len());
 
     let (_stop, _worker) = stack.worker(worker::Options::default());
     let answer = reader.await.unwrap().unwrap();

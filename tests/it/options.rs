@@ -62,7 +62,7 @@ const PROVEN: [(&str, &str); 102] = [
     ("producer.max_payload", "a_job_above_the_largest_payload_is_refused"),
     ("producer.batch", "jobs_go_to_the_server_in_batches"),
     ("listener.ping", "the_subscriber_connection_is_asked_at_every_ping"),
-    ("listener.buffer", "a_reader_reads_the_log_again_once_its_buffer_is_passed"),
+    ("listener.buffer_bytes", "a_reader_reads_the_log_again_once_its_buffer_is_passed"),
     ("listener.page", "a_log_is_read_page_by_page"),
     ("listener.idle_timeout", "a_reader_waits_as_long_as_its_listener_says"),
     ("listener.forgotten_after", "a_job_is_forgotten_once_its_record_has_been_missing_for_so_long"),

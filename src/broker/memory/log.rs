@@ -2,8 +2,8 @@
 
 use super::{run::Run, state::State};
 use crate::{
-    broker::{Attempt, Entry, Topic, Written},
-    event::{Body, Event, EventId, Frame},
+    broker::{Attempt, Entry, Page, Topic, Window, Written},
+    event::{EventId, Frame, Stored},
     job::{JobId, Timestamp},
     state::State as JobState,
 };
@@ -40,10 +40,21 @@ impl State {
         self.runs.get(&job)?.top()
     }
 
-    pub(super) fn events(&self, job: JobId, after: EventId, most: usize) -> Vec<(EventId, Frame)> {
+    pub(super) fn page(&self, job: JobId, after: EventId, window: Window) -> Page {
         let log = self.runs.get(&job).and_then(|run| run.log.as_deref()).unwrap_or_default();
         let from = log.partition_point(|(id, _)| *id <= after);
-        log[from..].iter().take(most).cloned().collect()
+        let mut bytes = 0;
+        let mut events = Vec::new();
+        // One more than fits tells that there is more.
+        for (id, frame) in log[from..].iter().take(window.events) {
+            let stored = Stored::new(*id, frame.kind, frame.bytes.clone());
+            bytes += stored.weight();
+            events.push(stored);
+            if bytes > window.bytes && events.len() > 1 {
+                break;
+            }
+        }
+        Page::of(events, window)
     }
 
     pub(super) fn heal(
@@ -83,14 +94,4 @@ impl State {
         self.write(attempt.job, attempt.fence, &missing);
         Written::Yes
     }
-}
-
-/// Reads stored frames; outside the lock, since a page may be large. An event that cannot be read
-/// is kept as unknown, so that one broken writer cannot stop a reader.
-pub(super) fn decode(page: &[(EventId, Frame)]) -> Vec<Event> {
-    let read = |(id, frame): &(EventId, Frame)| {
-        let unknown = || Event { id: *id, body: Body::Unknown { kind: frame.kind.to_owned() } };
-        Event::decode(*id, frame.kind, &frame.bytes).unwrap_or_else(|_| unknown())
-    };
-    page.iter().map(read).collect()
 }

@@ -83,8 +83,8 @@ async fn a_key_outlives_the_log_of_its_job() {
         broker.remove(&[Spent::from(&entry)], 0).await.unwrap();
         // Every call drops what has outlived its time.
         add(&broker, "another").await.unwrap();
-        let opened = broker.open(job, EventId::START, 9).await.unwrap();
-        assert!(opened.events.is_empty());
+        let opened = broker.open(job, EventId::START, Window::of(9)).await.unwrap();
+        assert!(opened.page.events.is_empty());
         assert_eq!(opened.record.is_some(), key_ttl == day);
         let again = broker.enqueue(&[keyed]).await.remove(0).unwrap();
         assert_eq!(again.duplicate, key_ttl == day);

@@ -5,26 +5,19 @@ use redis::Value;
 
 use super::{Redis, claim::described, codec, inspect::record, millis, pubsub, settle::written};
 use crate::{
-    broker::{Attempt, Entry, Error, Feed, Log, Opened, Result, Sink, Written},
-    event::{Body, Event, EventId, Frame},
+    broker::{Attempt, Entry, Error, Feed, Log, Opened, Page, Result, Sink, Window, Written},
+    event::{EventId, Frame, Stored},
     job::JobId,
 };
 
-/// The entries of a log as events. An event that cannot be read is kept as unknown, so that one
-/// broken writer cannot stop a reader.
-fn events(value: Value) -> Result<Vec<Event>> {
-    codec::entries(value)?
-        .into_iter()
-        .map(|(id, fields)| {
-            let id = id.parse().map_err(|e| Error::Protocol(format!("log: {e}")))?;
-            let (kind, payload) = fields.unwrap_or_default().into_iter().next().unwrap_or_default();
-            let kind = String::from_utf8_lossy(&kind).into_owned();
-            Ok(Event::decode(id, &kind, &payload).unwrap_or_else(|error| {
-                tracing::warn!(%id, kind, %error, "event passed over");
-                Event { id, body: Body::Unknown { kind } }
-            }))
-        })
-        .collect()
+/// The entries of a log, as many as the window shows.
+fn page(value: Value, window: Window) -> Result<Page> {
+    let stored = codec::entries(value)?.into_iter().map(|(id, fields)| {
+        let id = id.parse().map_err(|e| Error::Protocol(format!("log: {e}")))?;
+        let (kind, payload) = fields.unwrap_or_default().into_iter().next().unwrap_or_default();
+        Ok(Stored::new(id, &String::from_utf8_lossy(&kind), payload))
+    });
+    Ok(Page::of(stored.collect::<Result<_>>()?, window))
 }
 
 impl Redis {
@@ -102,14 +95,14 @@ impl Log for Redis {
         written(self.pool.script(&call).await?, "heal")
     }
 
-    async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {
-        events(self.pool.command(&self.range(job, after, most)).await?)
+    async fn page(&self, job: JobId, after: EventId, window: Window) -> Result<Page> {
+        page(self.pool.command(&self.range(job, after, window.events)).await?, window)
     }
 
-    async fn open(&self, job: JobId, after: EventId, most: usize) -> Result<Opened> {
+    async fn open(&self, job: JobId, after: EventId, window: Window) -> Result<Opened> {
         let mut pipe = redis::pipe();
         pipe.cmd("HGETALL").arg(self.keys.job(job));
-        pipe.add_command(self.range(job, after, most));
+        pipe.add_command(self.range(job, after, window.events));
         let mut replies = self
             .pool
             .pipeline(&mut pipe)
@@ -117,7 +110,7 @@ impl Log for Redis {
             .into_iter()
             .map(|reply| reply.map_err(|e| self.pool.connector().classify(e)));
         let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
-        Ok(Opened { record: record(job, next()?)?, events: events(next()?)? })
+        Ok(Opened { record: record(job, next()?)?, page: page(next()?, window)? })
     }
 
     async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {

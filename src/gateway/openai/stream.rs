@@ -92,6 +92,7 @@ impl<S: Stream<Item = Result<Event, listener::Error>> + Send + Unpin> Streaming<
             Some(event) => app.noticed(event)?,
             None => return Err(listener::Error::Expired(self.asked.job).into()),
         };
+        self.asked.is_let_in()?;
         let fresh = self.splice.push(&event.body).map_err(|diverged| {
             app.counters.diverged.fetch_add(1, Ordering::Relaxed);
             let what = diverged.to_string();

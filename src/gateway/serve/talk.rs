@@ -29,6 +29,9 @@ use super::{
 /// How long a client that has connected while the gateway closes may take to begin its request.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
+/// How far headers may go beyond their limit to be refused by the router.
+const BEYOND: usize = 8 * 1024;
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// How every connection is served.
@@ -45,10 +48,11 @@ impl Talk {
     pub(super) fn new(app: &Arc<App>, router: axum::Router) -> Self {
         let limits = &app.options.limits;
         let mut http = http1::Builder::new();
-        // Headers beyond the limit, but not far beyond, are refused by the router, which names it.
+        // Headers beyond the limit, but not far beyond, are refused by the router, which names it. As much is
+        // written ahead of a client that does not read.
         http.timer(TokioTimer::new())
             .header_read_timeout(limits.keep_alive)
-            .max_buf_size((4 * limits.max_header).max(16 * 1024));
+            .max_buf_size((limits.max_header + BEYOND).max(16 * 1024));
         let kept = HeaderValue::from_str(&format!("timeout={}", limits.keep_alive.as_secs())).ok();
         Self { app: Arc::clone(app), router: router.layer(Extension(Served)), http, kept }
     }

@@ -39,13 +39,14 @@ impl Follow {
 
     /// Reads a page of the log, or finds out why there is none.
     pub(super) async fn look(&mut self) -> Result<(), Error> {
-        let Listen { job, page, forgotten_after, .. } = self.listen;
-        let opened = self.listen.broker.open(job, self.read_to, page).await?;
+        let Listen { job, forgotten_after, .. } = self.listen;
+        let taken = self.room().await;
+        let opened = self.listen.broker.open(job, self.read_to, self.window()).await?;
         self.note(opened.record.as_ref());
-        if !opened.events.is_empty() {
+        if !opened.page.events.is_empty() {
             self.missing = None;
-            let full = self.take(opened.events);
-            self.settle(full);
+            let more = self.take(opened.page, Some(taken));
+            self.settle(more);
             return Ok(());
         }
         match (opened.record, self.known) {
@@ -74,7 +75,7 @@ impl Follow {
         if let Some(last) = self.listen.broker.last(job).await? {
             let events = self.listen.broker.read(job, last.before(), 1).await?;
             if let Some(end) = events.into_iter().find(|event| event.body.is_terminal()) {
-                self.queue.push_back(end);
+                self.ready = Some(end);
                 self.phase = Phase::Live;
                 return Ok(());
             }

@@ -1,7 +1,7 @@
 //! The log and its live messages.
 
 use millstream::{
-    broker::{Attempt, Opened, Topic, Written},
+    broker::{Attempt, Opened, Page, Topic, Window, Written},
     event::{Body, Codec, EventId, Frame},
     job::JobId,
     state::State,
@@ -52,6 +52,36 @@ pub async fn a_log_is_read_in_pages(s: &Subject) {
     assert_eq!(s.read(attempt.job, before, 99).await.unwrap().len(), 25);
 }
 
+/// Pages of a log of large events took as many bytes as there were events.
+pub async fn a_page_ends_where_its_bytes_do(s: &Subject) {
+    let (_, attempt) = s.running(&worker("a")).await;
+    let large = delta(1, &"x".repeat(10_000), Codec::Json);
+    let frames: Vec<Frame> = (1..=6).map(|seq| Frame { seq, ..large.clone() }).collect();
+    assert_eq!(s.append(&attempt, &frames).await.unwrap(), Written::Yes);
+    let mut pages = Vec::new();
+    let mut cursor = EventId::START;
+    loop {
+        let window = Window { events: 5, bytes: 25_000 };
+        let page = s.page(attempt.job, cursor, window).await.unwrap();
+        assert_eq!(s.open(attempt.job, cursor, window).await.unwrap().page, page);
+        assert!(page.weight() <= window.bytes, "{}", page.weight());
+        cursor = page.events.last().unwrap().id;
+        pages.push((page.events.len(), page.more));
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(pages, [(3, true), (2, true), (2, false)]);
+    // One that is larger than the page passes alone.
+    for (after, more) in [(0, true), (5, false)] {
+        let (after, window) =
+            (EventId { fence: attempt.fence, seq: after }, Window { events: 5, bytes: 9_000 });
+        let page = s.page(attempt.job, after, window).await.unwrap();
+        assert_eq!((page.events.len(), page.weight() > window.bytes), (1, true));
+        assert_eq!(page.more, more);
+    }
+}
+
 pub async fn nothing_lies_behind_a_cursor_beyond_the_end(s: &Subject) {
     let (_, attempt) = s.running(&worker("a")).await;
     let largest = u64::MAX;
@@ -60,9 +90,9 @@ pub async fn nothing_lies_behind_a_cursor_beyond_the_end(s: &Subject) {
     {
         let after = EventId { fence, seq };
         assert_eq!(s.read(attempt.job, after, 9).await.unwrap(), [], "{after}");
-        let opened = s.open(attempt.job, after, 9).await.unwrap();
+        let opened = s.open(attempt.job, after, Window::of(9)).await.unwrap();
         assert_eq!(opened.record.map(|record| record.state), Some(State::Running), "{after}");
-        assert_eq!(opened.events, [], "{after}");
+        assert_eq!(opened.page, Page::default(), "{after}");
     }
 }
 
@@ -145,25 +175,25 @@ pub async fn healing_gives_way_to_a_higher_fence_and_to_an_end(s: &Subject) {
 
 pub async fn open_gives_the_record_and_a_page(s: &Subject) {
     let nobody = JobId::new();
-    let empty = Opened { record: None, events: Vec::new() };
-    assert_eq!(s.open(nobody, EventId::START, 9).await.unwrap(), empty);
+    let empty = Opened { record: None, page: Page::default() };
+    assert_eq!(s.open(nobody, EventId::START, Window::of(9)).await.unwrap(), empty);
 
     let waiting = s.add(job("q")).await.id;
-    let opened = s.open(waiting, EventId::START, 9).await.unwrap();
-    assert_eq!((opened.record.unwrap().state, opened.events.len()), (State::Waiting, 0));
+    let opened = s.open(waiting, EventId::START, Window::of(9)).await.unwrap();
+    assert_eq!((opened.record.unwrap().state, opened.page.events.len()), (State::Waiting, 0));
     s.claim(&worker("a")).await;
 
     let (_, attempt) = s.running(&worker("a")).await;
     s.append(&attempt, &deltas(4)).await.unwrap();
     s.finish(&attempt, 5).await;
     let cursor = EventId { fence: attempt.fence, seq: 1 };
-    let opened = s.open(attempt.job, cursor, 3).await.unwrap();
+    let opened = s.open(attempt.job, cursor, Window::of(3)).await.unwrap();
     assert_eq!(opened.record, s.job(attempt.job).await.unwrap());
     assert_eq!(opened.record.unwrap().state, State::Done);
-    assert_eq!(opened.events.iter().map(|event| event.id.seq).collect::<Vec<_>>(), [2, 3, 4]);
+    assert_eq!(opened.page.events.iter().map(|event| event.id.seq).collect::<Vec<_>>(), [2, 3, 4]);
     // Past the terminal event there is nothing, and the record says that nothing will follow.
     let end = s.last(attempt.job).await.unwrap().unwrap();
-    assert_eq!(s.open(attempt.job, end, 9).await.unwrap().events, []);
+    assert_eq!(s.open(attempt.job, end, Window::of(9)).await.unwrap().page, Page::default());
 }
 
 pub async fn a_feed_hears_what_the_log_holds(s: &Subject) {

@@ -228,17 +228,21 @@ async fn no_more_streams_are_open_than_allowed() {
             web.ask(Method::GET, &format!("/v1/jobs/{id}/events")),
             web.posted("/v1/chat/completions", &streamed("c")),
             web.posted("/v1/chat/completions", &chat("c")),
+            // An answer that is to be read takes memory as a stream does.
+            web.ask(Method::GET, &format!("/v1/jobs/{id}")),
+            web.ask(Method::GET, &format!("/v1/jobs/{id}/events"))
+                .header("accept", "application/json"),
         ] {
             let reply = Reply::of(request).await;
             assert!(reply.refused(429, "too_many_streams").contains(words), "{}", reply.text);
             assert_eq!(reply.header("retry-after"), "5");
         }
-        // A page is no stream.
-        let page = web.ask(Method::GET, &format!("/v1/jobs/{id}/events"));
-        assert_eq!(Reply::of(page.header("accept", "application/json")).await.status, 200);
         // Whoever goes makes room, be it in the middle.
         drop(first);
         web.until_metric("streams_open", 1.0).await;
+        let page = web.ask(Method::GET, &format!("/v1/jobs/{id}/events"));
+        assert_eq!(Reply::of(page.header("accept", "application/json")).await.status, 200);
+        assert_eq!(web.get(&format!("/v1/jobs/{id}")).await.status, 200);
         waiting.abort();
         web.until_metric("streams_open", 0.0).await;
         let mut whole = web.events(&id, "").await;

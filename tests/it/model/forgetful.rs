@@ -28,7 +28,7 @@ use millstream::{
     admin::{Admin, Cancelled, Requeued},
     broker::{
         Claim as _, Claimer, DeadLetter, Enqueue as _, Entry, Error, Inspect as _, Log as _,
-        Partition, Result, Submission, Sweep, WorkerId,
+        Partition, Result, Submission, Sweep, Window, WorkerId,
         redis::{Options, Redis},
     },
     event::{Body, Event, EventId},
@@ -346,8 +346,9 @@ impl<'a> Play<'a> {
         for no in 0..JOBS {
             let id = self.id(no);
             let opened =
-                through(async || self.redis.open(id, EventId::START, 10_000).await).await?;
-            let log = opened.events;
+                through(async || self.redis.open(id, EventId::START, Window::of(10_000)).await)
+                    .await?;
+            let log = opened.page.decode();
             let promised = self.promises.jobs.contains(&no);
             let wrong =
                 |why: &str| Err(format!("job {no} {why}\n  {log:?}\n  {:?}", self.promises));

@@ -9,7 +9,7 @@ use std::{
 use millstream::{
     broker::{
         self, Attempt, Begin, Cancel, Claimer, Crashes, DeadLetter, Entry, Partition, Reopened,
-        Run, Shared, Spent, Submission, Sweep, WorkerId,
+        Run, Shared, Spent, Submission, Sweep, Window, WorkerId,
     },
     error::{Code, Failure},
     event::{Body, Codec, Event, EventId, Frame},
@@ -378,8 +378,8 @@ impl Real {
 
     /// A job's record and whole log; events as they are, and their worker as its number.
     pub async fn look(&self, job: JobNo) -> Result<(Option<broker::Record>, Vec<Event>), Halt> {
-        let opened = self.broker.open(self.id(job), EventId::START, 10_000).await?;
-        Ok((opened.record, opened.events))
+        let opened = self.broker.open(self.id(job), EventId::START, Window::of(10_000)).await?;
+        Ok((opened.record, opened.page.decode()))
     }
 
     pub fn worker_of(&self, record: &broker::Record) -> Option<WorkerNo> {

@@ -175,10 +175,10 @@ async fn a_log_is_read_page_by_page() {
 
 #[tokio::test]
 async fn a_reader_reads_the_log_again_once_its_buffer_is_passed() {
-    for (buffer, again) in [(1, true), (256, false)] {
+    for (buffer_bytes, again) in [(1024, true), (32 * 1024, false)] {
         let stack = Stack::start(instant()).await;
         let id = stack.ask("m", "slow reader").await;
-        let options = listener::Options { buffer, ..listener::Options::default() };
+        let options = listener::Options { buffer_bytes, ..listener::Options::default() };
         let listener = Listener::new(stack.broker.clone(), options);
         let mut events = listener.listen(id).events();
         // It follows live before the job begins, hears of the beginning, and is away until the end.
@@ -190,7 +190,11 @@ async fn a_reader_reads_the_log_again_once_its_buffer_is_passed() {
         stack.reset_counts();
         let rest: Vec<_> = events.map(Result::unwrap).collect().await;
         assert!(rest.len() > 8, "{} events", rest.len());
-        assert_eq!(stack.command_counts().contains_key("xrange"), again, "buffer of {buffer}");
+        assert_eq!(
+            stack.command_counts().contains_key("xrange"),
+            again,
+            "buffer of {buffer_bytes}"
+        );
         let log: Vec<_> = stack.listener().listen(id).events().map(Result::unwrap).collect().await;
         assert_eq!((first.unwrap().unwrap(), rest.as_slice()), (log[0].clone(), &log[1..]));
     }

@@ -16,12 +16,12 @@ use async_trait::async_trait;
 use millstream::{
     broker::{
         Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Depth,
-        Enqueue, Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted,
-        Rate, Receipt, Recent, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle,
-        Settled, Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Topic, Wake, WorkerId,
-        WorkerSeen, Written,
+        Enqueue, Entry, Feed, Inspect, Log, Opened, Order, Outcome, Page, Partition, Place,
+        Promoted, Rate, Receipt, Recent, Reconcile, Record, Refusal, Renewed, Reopened, Result,
+        Run, Settle, Settled, Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Topic, Wake,
+        Window, WorkerId, WorkerSeen, Written,
     },
-    event::{Event, EventId, Frame},
+    event::{EventId, Frame},
     job::{JobId, Lane, Tenant, Timestamp},
 };
 use tokio::sync::watch;
@@ -317,11 +317,11 @@ impl Log for Dying {
     async fn heal(&self, attempt: &Attempt, entry: &Entry, frames: &[Frame]) -> Result<Written> {
         self.fate.step("heal", self.inner.heal(attempt, entry, frames)).await
     }
-    async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {
-        self.fate.beside("read", self.inner.read(job, after, most)).await
+    async fn page(&self, job: JobId, after: EventId, window: Window) -> Result<Page> {
+        self.fate.beside("page", self.inner.page(job, after, window)).await
     }
-    async fn open(&self, job: JobId, after: EventId, most: usize) -> Result<Opened> {
-        self.fate.beside("open", self.inner.open(job, after, most)).await
+    async fn open(&self, job: JobId, after: EventId, window: Window) -> Result<Opened> {
+        self.fate.beside("open", self.inner.open(job, after, window)).await
     }
     async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {
         let inner = self.fate.beside("feed", self.inner.feed(sink)).await?;

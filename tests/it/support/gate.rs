@@ -223,7 +223,7 @@ fn serve(
     let listener = Listener::new(
         broker.clone(),
         // Small, so that slow readers fall behind.
-        listener::Options { buffer: 8, page: 64, ..listener::Options::default() },
+        listener::Options { buffer_bytes: 1024, page: 64, ..listener::Options::default() },
     );
     let gateway = Gateway::new(broker.clone(), listener, Default::default(), options).unwrap();
     let bound = gateway.bind().unwrap();

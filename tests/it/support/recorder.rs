@@ -12,10 +12,10 @@ use async_trait::async_trait;
 use millstream::{
     broker::{
         Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Depth,
-        Enqueue, Entry, Feed, Inspect, Log, Opened, Order, Outcome, Partition, Place, Promoted,
-        Rate, Receipt, Recent, Reconcile, Record, Refusal, Renewed, Reopened, Result, Run, Settle,
-        Settled, Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Topic, Wake, WorkerId,
-        WorkerSeen, Written,
+        Enqueue, Entry, Feed, Inspect, Log, Opened, Order, Outcome, Page, Partition, Place,
+        Promoted, Rate, Receipt, Recent, Reconcile, Record, Refusal, Renewed, Reopened, Result,
+        Run, Settle, Settled, Shared, Sink, Spent, Submission, Sweep, Swept, Tenancy, Topic, Wake,
+        Window, WorkerId, WorkerSeen, Written,
     },
     event::{Event, EventId, Frame},
     job::{JobId, Lane, Tenant, Timestamp},
@@ -332,14 +332,19 @@ impl Log for Recorder {
         self.inner.heal(attempt, entry, frames).await
     }
 
+    async fn page(&self, job: JobId, after: EventId, window: Window) -> Result<Page> {
+        self.seen.call("Log::page");
+        self.inner.page(job, after, window).await
+    }
+
     async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {
         self.seen.call("Log::read");
         self.inner.read(job, after, most).await
     }
 
-    async fn open(&self, job: JobId, after: EventId, most: usize) -> Result<Opened> {
+    async fn open(&self, job: JobId, after: EventId, window: Window) -> Result<Opened> {
         self.seen.call("Log::open");
-        self.inner.open(job, after, most).await
+        self.inner.open(job, after, window).await
     }
 
     async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {

@@ -201,7 +201,8 @@ async fn an_open_stream_says_that_it_lives_as_often_as_configured() {
         assert!(!block.comment.is_empty() && block.event.is_empty(), "{block:?}");
     }
     let took = began.elapsed();
-    assert!(took >= 3 * heartbeat && took < Duration::from_secs(10), "{took:?}");
+    // From then on a ping and the same words again may fall on one beat.
+    assert!(took >= 2 * heartbeat && took < Duration::from_secs(10), "{took:?}");
     let seldom = Web::start(&broker, Options { heartbeat: Duration::from_secs(60), ..options() });
     let mut stream = seldom.events(&id, "").await;
     let mut hand = Hand::begin(&broker).await;

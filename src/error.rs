@@ -107,7 +107,7 @@ impl Code {
     /// The kind of failure that an HTTP status means.
     pub fn from_status(status: u16) -> Self {
         match status {
-            401..=403 => Self::UpstreamAuth,
+            401..=403 | 407 => Self::UpstreamAuth,
             429 => Self::RateLimited,
             408 | 409 | 500.. => Self::UpstreamError,
             _ => Self::InvalidRequest,

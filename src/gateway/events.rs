@@ -143,7 +143,11 @@ fn passed(
         let message = "the API key is not valid any more".to_owned();
         return Err(sse::Interrupted { code: "invalid_api_key", message });
     }
-    event.map_err(|error| sse::Interrupted { code: error.code(), message: error.to_string() })
+    event.map_err(|error| {
+        let code = error.code();
+        // The broker's own words may name its address: they are for the log.
+        sse::Interrupted { code, message: Refusal::from(error).error.message }
+    })
 }
 
 /// The header before the query: an `EventSource` keeps its address and moves its header on.

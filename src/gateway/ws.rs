@@ -280,7 +280,10 @@ impl Session {
 
     async fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Step {
         self.heard = Instant::now();
-        self.meter.settle();
+        // A ping may stand between the parts of a message.
+        if !matches!(message, Some(Ok(Message::Ping(_) | Message::Pong(_)))) {
+            self.meter.settle();
+        }
         match message {
             None | Some(Ok(Message::Close(_))) => Err(End::Gone),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),

@@ -56,7 +56,11 @@ fn counts(record: &Record, window: u64, now: Timestamp) -> bool {
     let young = record.enqueued_at.is_some_and(|at| lasts(at, window));
     match (record.state, &record.error) {
         (State::Cancelled, _) => false,
-        (State::Failed, Some(error)) if error.code.is_transient() => {
+        // An operator mends a key while clients ask again.
+        (State::Failed, Some(error))
+            if error.code.is_transient()
+                || matches!(error.code, Code::UpstreamAuth | Code::Expired) =>
+        {
             let wait = if error.code == Code::RateLimited {
                 error.retry_after().unwrap_or(LIMITED).max(LIMITED)
             } else {

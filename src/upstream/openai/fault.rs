@@ -57,11 +57,21 @@ impl Said {
         Self { message, kind: text("type"), reason: name("code"), param: name("param") }
     }
 
+    /// Whether the operator's key or account is refused, under whatever status.
+    fn is_of_the_key(&self) -> bool {
+        const KEY: [&str; 4] =
+            ["authentication_error", "permission_error", "invalid_api_key", "account_deactivated"];
+        let names = [self.kind.as_deref(), self.reason.as_deref()];
+        names.into_iter().flatten().any(|name| KEY.contains(&name))
+    }
+
     /// The failure that this means; `whole` is all that came.
-    fn failure(self, code: Code, head: &str, whole: &str) -> Failure {
-        let passes = match code {
-            Code::UpstreamAuth | Code::RateLimited => false,
-            Code::InvalidRequest => true,
+    fn failure(self, status: Option<u16>, code: Code, head: &str, whole: &str) -> Failure {
+        let code = if self.is_of_the_key() { Code::UpstreamAuth } else { code };
+        let passes = match (code, status) {
+            (Code::UpstreamAuth | Code::RateLimited, _) => false,
+            // These are about the request. Other statuses may come from whatever stands in between.
+            (Code::InvalidRequest, None | Some(400 | 413 | 422)) => true,
             _ => self.message.as_deref().is_some_and(|message| !names_places(message)),
         };
         let Some(message) = self.message.filter(|_| passes) else {
@@ -88,7 +98,7 @@ pub(super) fn of_status(
     let said = serde_json::from_slice::<Value>(body).map(|value| Said::read(&value));
     let text: String = String::from_utf8_lossy(body).trim().chars().take(1000).collect();
     let whole = format!("{head}{text}");
-    let failure = said.unwrap_or_default().failure(code, &head, &whole);
+    let failure = said.unwrap_or_default().failure(Some(status), code, &head, &whole);
     failure.at(status, after)
 }
 
@@ -102,15 +112,14 @@ pub(super) fn of_object(error: &Value) -> Failure {
         .and_then(|code| u16::try_from(code).ok())
         .filter(|code| (400..600).contains(code));
     if let Some(status) = status {
-        return said.failure(Code::from_status(status), "", &whole).at(status, None);
+        return said.failure(Some(status), Code::from_status(status), "", &whole).at(status, None);
     }
     let code = match (said.kind.as_deref(), said.reason.as_deref()) {
         (Some("invalid_request_error"), _) => Code::InvalidRequest,
         (Some("rate_limit_error"), _) | (_, Some("rate_limit_exceeded")) => Code::RateLimited,
-        (Some("authentication_error" | "permission_error"), _) => Code::UpstreamAuth,
         _ => Code::UpstreamError,
     };
-    said.failure(code, "", &whole)
+    said.failure(None, code, "", &whole)
 }
 
 /// What the client's error means.
@@ -124,7 +133,7 @@ pub(super) fn of_client(error: OpenAIError) -> Failure {
             let ApiError { message, r#type: kind, param, code: reason, .. } = api.api_error;
             let (status, whole) = (api.status_code.as_u16(), message.clone());
             let said = Said { message: Some(message), kind, reason, param };
-            said.failure(Code::from_status(status), "", &whole).at(status, None)
+            said.failure(Some(status), Code::from_status(status), "", &whole).at(status, None)
         }
         OpenAIError::JSONDeserialize(error, content) => {
             match serde_json::from_str::<Value>(&content) {
@@ -296,6 +305,20 @@ mod tests {
         }
         let filtered = json!({"message": "filtered", "code": "content_filter", "type": "invalid_request_error"});
         assert_eq!(of_object(&filtered).reason.as_deref(), Some("content_filter"));
+        // What stands between is the operator's, and so is the key, under whatever status.
+        for (met, message) in [
+            (404, json!({"message": "no route at gw-3.internal:9000"})),
+            (405, json!({"message": "see http://vllm.internal:8000/v1"})),
+            (407, json!({"message": "proxy squid-7 wants a password"})),
+            (400, json!({"message": "key sk-OPER****6789", "code": "invalid_api_key"})),
+        ] {
+            let failure = status(met, &json!({"error": message}));
+            for secret in ["internal", "squid", "sk-"] {
+                assert!(!failure.message.contains(secret), "{met}: {}", failure.message);
+            }
+        }
+        let unknown = json!({"error": {"message": "The model `m` does not exist"}});
+        assert!(status(404, &unknown).message.ends_with("`m` does not exist"));
         // Words that name no place are of use to whoever waits.
         let busy = json!({"error": {"message": "The model is overloaded, try again in 3.5 s"}});
         let failure = status(503, &busy);

@@ -137,10 +137,8 @@ impl Answer {
         mut slot: Slot,
         request: &HeaderMap,
     ) -> Result<Response, Refusal> {
-        // One that is kept is there once, however many read it.
-        if self.lifetime.is_zero() {
-            slot.widen(self.body.len())?;
-        }
+        // What readers have of it outlives its place in the cache.
+        slot.widen(self.body.len())?;
         Ok(self.responding(request, |body| slot.body(body)))
     }
 

@@ -16,12 +16,13 @@ mod stream;
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Json as Reply,
+    body::Bytes,
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use futures_util::{Stream, StreamExt};
+use serde_json::{Map, Value};
 use status::Status;
 use tokio::time::Instant;
 
@@ -60,7 +61,7 @@ struct Asked {
     warning: Option<String>,
     /// Who asked: the answer does not outlive the key.
     caller: Arc<Caller>,
-    _slot: Slot,
+    slot: Slot,
 }
 
 impl Asked {
@@ -165,7 +166,7 @@ pub(super) async fn complete(
     // A job that has begun is in somebody's hands.
     let warning = if waits { presence::warning(&app, &app.options.queue).await } else { None };
     let told = warning.clone();
-    let asked = Asked { app, job, model, created, abandon, keyed, caller, warning, _slot: slot };
+    let asked = Asked { app, job, model, created, abandon, keyed, warning, caller, slot };
     let answer = if stream {
         stream::streamed(asked, events, include_usage).await
     } else {
@@ -205,6 +206,14 @@ fn read(body: &[u8]) -> Result<ChatRequest, Refusal> {
 fn includes_usage(request: &ChatRequest) -> bool {
     let options: Option<serde_json::Value> = request.get("stream_options");
     options.is_some_and(|options| options["include_usage"] == true)
+}
+
+/// A completion as a response that keeps its slot until the client has read it.
+fn handed_out(completion: &Map<String, Value>, mut slot: Slot) -> Response {
+    let body = Bytes::from(serde_json::to_vec(completion).unwrap_or_default());
+    slot.count(body.len());
+    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    (kind, slot.body(body)).into_response()
 }
 
 /// Waits for the end.
@@ -248,9 +257,8 @@ async fn whole(
                 asked.abandon.forgive();
                 let (id, model) = (asked.id(), done.model.as_ref().unwrap_or(&asked.model));
                 let usage = done.usage.as_ref();
-                return Ok(
-                    Reply(answer.completion(&id, asked.created, model, usage)).into_response()
-                );
+                let completion = answer.completion(&id, asked.created, model, usage);
+                return Ok(handed_out(&completion, asked.slot));
             }
             Body::Failed(failed) => break failed,
             Body::Cancelled(cancelled) => break cancelled.into(),

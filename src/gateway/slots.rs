@@ -114,6 +114,15 @@ impl Slot {
         Ok(())
     }
 
+    /// As [`Slot::widen`] for an answer that is paid for: it is not refused, and whoever comes next may be.
+    pub(super) fn count(&mut self, bytes: usize) {
+        let more = bytes.div_ceil(SHARE).saturating_sub(self.size);
+        let mut open = self.shared.lock();
+        open.all += more;
+        *open.by_tenant.entry(self.tenant.clone()).or_default() += more;
+        self.size += more;
+    }
+
     /// The body of an answer, which keeps the slot until it is handed out.
     pub(super) fn body(self, bytes: Bytes) -> Body {
         Body::new(Held { bytes, _slot: self })
@@ -190,6 +199,13 @@ mod tests {
         let mut slot = slots.take(&a).unwrap();
         let _other = slots.take(&b).unwrap();
         slot.widen(SHARE).unwrap();
+        assert_eq!(slots.open(), 2);
+        // One that is paid for is counted beyond the limit, and refuses others.
+        let mut paid = slots.take(&b).unwrap();
+        paid.count(12 * SHARE);
+        assert_eq!(slots.open(), 14);
+        assert!(slots.take(&a).is_err());
+        drop(paid);
         assert_eq!(slots.open(), 2);
         assert!(slot.widen(10 * SHARE).is_err());
         slot.widen(8 * SHARE + 1).unwrap();

@@ -62,8 +62,13 @@ impl State {
         self.first + self.messages.len() as u64
     }
 
-    /// A reader gives up what it has not taken.
+    /// A reader gives up what it has not taken. One that lags has given it up, and is counted for nothing
+    /// that came since.
     fn give_up(&mut self, reader: &mut Reader) {
+        if reader.lagged {
+            reader.next = self.end();
+            return;
+        }
         let from = usize::try_from(reader.next.saturating_sub(self.first)).unwrap_or(usize::MAX);
         for kept in self.messages.iter_mut().skip(from) {
             kept.readers -= 1;
@@ -201,6 +206,33 @@ mod tests {
         live.skip(a);
         assert_eq!((live.take(a), live.leave(b), live.take(c)), (None, 2, Some(message(b"3"))));
         assert!(live.lock().messages.is_empty());
+    }
+
+    /// Guards against a message that is dropped before a reader has taken it: one that lags and goes was
+    /// counted off once more.
+    #[test]
+    fn a_reader_that_lags_takes_nothing_from_the_others() {
+        for skips in [false, true] {
+            let live = Live::default();
+            let (fast, room) = (live.join(Room::new(10_000)), Room::new(200));
+            let slow = [(); 2].map(|()| live.join(room.clone()));
+            for _ in 0..4 {
+                live.push(b"message");
+            }
+            for _ in 0..4 {
+                assert_eq!(live.take(fast), Some(message(b"message")));
+            }
+            live.push(b"done");
+            for slow in slow {
+                if skips {
+                    live.skip(slow);
+                } else {
+                    live.leave(slow);
+                }
+            }
+            assert_eq!(live.take(fast), Some(message(b"done")));
+            assert!(live.lock().messages.is_empty());
+        }
     }
 
     #[test]

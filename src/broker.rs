@@ -13,6 +13,7 @@
 
 mod answer;
 mod control;
+mod dead_letter;
 mod entry;
 mod error;
 mod limits;
@@ -31,9 +32,8 @@ pub use answer::{
 };
 use async_trait::async_trait;
 pub use control::{Cancel, Control, Order, Reopened, Run};
-pub use entry::{
-    Attempt, DeadLetter, Entry, Load, Partition, Place, Setback, Spent, Submission, WorkerId,
-};
+pub use dead_letter::{DeadLetter, Setback};
+pub use entry::{Attempt, Entry, Load, Partition, Place, Spent, Submission, WorkerId};
 pub use error::{Error, Result};
 pub use limits::{Correction, Counted, Limits};
 pub use tenancy::{Rate, Recent, Tenancy};

@@ -10,7 +10,8 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpStream,
     process::{Child, Command},
 };
 
@@ -62,9 +63,8 @@ impl Process {
         let url = tokio::time::timeout(READY, first).await.ok().flatten().unwrap_or_default();
         let mut process = Self { child, pid, url, program: program.to_owned(), folder };
         process.check()?;
-        let ready = format!("{}/readyz", process.url);
         let serves = async {
-            while !reqwest::get(&ready).await.is_ok_and(|answer| answer.status().is_success()) {
+            while !process.is_ready().await {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -72,6 +72,19 @@ impl Process {
             Error::Stalled { what: "the gateway did not reach the broker", waited: READY };
         tokio::time::timeout(READY, serves).await.map_err(|_| stalled)?;
         Ok(process)
+    }
+
+    /// Whether it has reached the broker: before, it refuses.
+    async fn is_ready(&self) -> bool {
+        let head = async {
+            let address = self.address().map_err(std::io::Error::other)?;
+            let mut stream = TcpStream::connect(address).await?;
+            let request = format!("GET /readyz HTTP/1.1\r\nhost: {address}\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut head = String::new();
+            BufReader::new(stream).read_line(&mut head).await.map(|_| head)
+        };
+        head.await.is_ok_and(|head| head.starts_with("HTTP/1.1 200 "))
     }
 
     /// Where it listens.

@@ -1,5 +1,7 @@
 //! How connections are opened, what their errors mean, and for how long the server has answered.
 
+mod trouble;
+
 use std::{
     collections::HashMap,
     path::Path,
@@ -13,6 +15,8 @@ use redis::{
     aio::{AsyncPushSender, MultiplexedConnection},
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
+
+use trouble::{said, trouble};
 
 use super::{
     Options, codec,
@@ -350,50 +354,6 @@ fn trusting(info: ConnectionInfo, ca_file: &Path) -> Result<ConnectionInfo> {
     let certificates = TlsCertificates { client_tls: None, root_cert: Some(pem) };
     let client = Client::build_with_tls(info, certificates);
     client.map(|client| client.get_connection_info().clone()).map_err(|e| refused(e.to_string()))
-}
-
-/// The server's own words, where it is the server that says them.
-fn said(error: &RedisError) -> String {
-    match (error.code(), error.detail()) {
-        (Some(code), Some(detail)) => format!("{code} {detail}"),
-        _ if error.kind() == ErrorKind::AuthenticationFailed => error.category().to_owned(),
-        _ => error.to_string(),
-    }
-}
-
-/// What TLS says of certificates: the server's, the one that it asks for, those of the system.
-const CERTIFICATE: [&str; 4] = [
-    "invalid peer certificate",
-    "CertificateRequired",
-    "failed to read PEM",
-    "failed to open file",
-];
-
-/// The trouble that an error tells of, by the first word of what the server said. `said` tells more
-/// where the client has put its own word in front.
-fn trouble(error: &RedisError, said: &str) -> Option<Trouble> {
-    let refused_database = || error.to_string().contains("refused to switch database");
-    Some(match error.code().unwrap_or_default() {
-        "OOM" => Trouble::OutOfMemory,
-        "READONLY" => Trouble::ReadOnly,
-        "MISCONF" => Trouble::Disk,
-        "NOREPLICAS" => Trouble::Replicas,
-        "LOADING" => Trouble::Loading,
-        "BUSY" => Trouble::Busy,
-        "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "UNBLOCKED" => Trouble::Failover,
-        "NOGROUP" => Trouble::NoGroup,
-        "NOAUTH" | "WRONGPASS" => Trouble::Login,
-        "DENIED" => Trouble::Protected,
-        "NOPERM" => Trouble::Permission,
-        "MOVED" | "ASK" | "CROSSSLOT" => Trouble::Cluster,
-        _ if said.contains("max number of clients") => Trouble::Clients,
-        _ if CERTIFICATE.iter().any(|words| said.contains(words)) => Trouble::Certificate,
-        _ if error.kind() == ErrorKind::AuthenticationFailed => Trouble::Login,
-        _ if refused_database() && said.contains("Authentication required") => Trouble::Login,
-        _ if refused_database() && said.contains("no permissions") => Trouble::Permission,
-        _ if refused_database() => Trouble::Database,
-        _ => return None,
-    })
 }
 
 /// Whether the connection ended under a request. Where it ends within a reply, the client tells of a

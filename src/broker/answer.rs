@@ -237,7 +237,7 @@ pub struct Page {
 }
 
 impl Page {
-    /// What a window shows of these events, which are as many as it asks for where there may be more.
+    /// The events of a window. The caller reads as many as the window asks for, where there may be more.
     pub(super) fn of(mut events: Vec<Stored>, window: Window) -> Self {
         let mut bytes = 0usize;
         let mut within = |event: &Stored| {

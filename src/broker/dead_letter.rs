@@ -28,7 +28,7 @@ pub struct DeadLetter {
     pub id: JobId,
     /// Why.
     pub error: Failure,
-    /// What only an operator is to read of it; see [`Failure::detail`].
+    /// The part of the failure that only an operator may read; see [`Failure::detail`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// Attempts made.
@@ -51,7 +51,7 @@ pub struct DeadLetter {
 impl DeadLetter {
     /// The letter of an entry. It has no name yet.
     pub fn new(entry: &Entry, mut error: Failure, attempts: u32, fence: u64) -> Self {
-        // Whoever adds the fields again must not give back what is given back already.
+        // The entry's count is given back with its burial: fields that are added again must not carry it.
         let is_mark = |name: &[u8]| entry.load.is_some() && name == LOAD.as_bytes();
         Self {
             letter: String::new(),

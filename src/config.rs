@@ -56,7 +56,8 @@ pub struct Log {
     /// How a line looks.
     pub format: LogFormat,
     /// Directives of `tracing-subscriber`, such as `info` or `millstream=debug,warn`. Empty means
-    /// `info` for what runs until it is stopped and `warn` for everything else.
+    /// `info` for what runs until it is stopped and `warn` for everything else. Other crates log at `debug` at
+    /// most, whatever stands here: at `trace` they print content.
     pub filter: String,
 }
 

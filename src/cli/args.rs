@@ -48,10 +48,10 @@ impl Common {
     /// are written as the log is.
     pub(super) fn load(&self, flags: Vec<Flag>, cx: &mut Context) -> Result<Loaded, Error> {
         let filter = match (self.quiet, self.verbose) {
-            (true, _) => Some(("--quiet", "error,async_openai=off")),
+            (true, _) => Some(("--quiet", "error")),
             (false, 0) => None,
-            (false, 1) => Some(("--verbose", "info,millstream=debug,async_openai=off")),
-            (false, _) => Some(("--verbose", "debug,millstream=trace,async_openai=off")),
+            (false, 1) => Some(("--verbose", "info,millstream=debug")),
+            (false, _) => Some(("--verbose", "debug,millstream=trace")),
         };
         let filter = filter.map(|(name, filter)| Flag::new(name, "log.filter", filter));
         let settings = self.settings.iter().map(|(key, value)| Flag::new("--set", key, value));

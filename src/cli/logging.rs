@@ -1,4 +1,7 @@
 //! The log on standard error.
+//!
+//! Whatever filter is asked for, a ceiling stands above it: libraries print frames, commands and bodies at `trace`,
+//! and some of them content at any level. They are of no use to an operator, and hold prompts, answers and keys.
 
 use std::{
     any::Any,
@@ -8,7 +11,15 @@ use std::{
 
 use serde_json::json;
 use tracing::field::Field;
-use tracing_subscriber::{EnvFilter, field::MakeExt, fmt, fmt::format};
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    field::MakeExt,
+    filter::{LevelFilter, Targets},
+    fmt,
+    fmt::format,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use super::clean::{self, OneLine};
 use crate::config::{Log, LogFormat};
@@ -24,24 +35,41 @@ pub(super) enum Level {
     Quiet,
 }
 
+/// The most that other crates log, whatever the filter says: `debug`, because at `trace` they print what passes
+/// through them, and less for those that print content at lower levels as well.
+const CEILING: [(&str, LevelFilter); 4] = [
+    // This program's own events are made without content.
+    ("millstream", LevelFilter::TRACE),
+    // What it cannot decode, which may be the answer itself, as an error.
+    ("async_openai", LevelFilter::OFF),
+    // A client's words in close frames.
+    ("tungstenite", LevelFilter::INFO),
+    ("tokio_tungstenite", LevelFilter::INFO),
+];
+
+fn ceiling() -> Targets {
+    Targets::new().with_default(LevelFilter::DEBUG).with_targets(CEILING)
+}
+
 /// Starts logging. A second start changes nothing.
 pub(super) fn start(log: &Log, level: Level) {
     let default = match level {
-        // async-openai logs what it cannot decode, which may be the answer itself.
-        Level::Info => "info,async_openai=off",
-        Level::Warn => "warn,async_openai=off",
-        Level::Quiet => "warn,millstream::worker=error,async_openai=off",
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Quiet => "warn,millstream::worker=error",
     };
     let filter = if log.filter.is_empty() { default } else { &log.filter };
-    let builder = fmt().with_env_filter(EnvFilter::new(filter));
-    let _ = match log.format {
-        LogFormat::Text => builder
+    let lines = match log.format {
+        LogFormat::Text => fmt::layer()
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal())
             .fmt_fields(format::debug_fn(field).delimited(" "))
-            .try_init(),
-        LogFormat::Json => builder.with_writer(|| JsonLines(io::stderr())).json().try_init(),
+            .boxed(),
+        LogFormat::Json => fmt::layer().with_writer(|| JsonLines(io::stderr())).json().boxed(),
     };
+    let subscriber =
+        tracing_subscriber::registry().with(lines).with(EnvFilter::new(filter)).with(ceiling());
+    let _ = subscriber.try_init();
 }
 
 /// A line of the log that comes from no part of the library, as the log writes JSON.

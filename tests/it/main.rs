@@ -46,6 +46,7 @@ mod interruptions;
 mod keys;
 mod lifecycle;
 mod listen;
+mod log_content;
 mod logs;
 mod migrate;
 mod model;

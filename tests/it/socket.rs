@@ -1,6 +1,6 @@
 //! `/v1/ws`: many jobs over one WebSocket, and clients that are slow, silent, strange or gone.
 
-mod client;
+pub mod client;
 mod leaving;
 mod protocol;
 

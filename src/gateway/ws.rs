@@ -33,7 +33,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use frame::Request;
+use frame::{Op, Request};
 use futures_util::{
     StreamExt,
     stream::{self, BoxStream},
@@ -319,34 +319,30 @@ impl Session {
     async fn answer(&mut self, request: &Request<'_>) -> Result<Value, Refusal> {
         let app = Arc::clone(&self.app);
         let tenant = &self.caller.tenant;
-        if request.op != "unsubscribe" {
+        let op = request.op();
+        if !matches!(op, Ok(Op::Unsubscribe)) {
             auth::admit(&app, tenant).await?;
         }
-        match request.op.as_str() {
-            "enqueue" => {
+        match op? {
+            Op::Enqueue => {
                 self.caller.needs(Right::Enqueue)?;
                 let submission =
                     jobs::submission(&app, tenant, request.payload()?.as_bytes(), None)?;
                 let receipt = jobs::submit(&app, tenant, submission).await?;
                 Ok(json!(view::Accepted::from(&receipt)))
             }
-            "cancel" => {
+            Op::Cancel => {
                 self.caller.needs(Right::Enqueue)?;
                 Ok(json!(jobs::cancelled(&app, tenant, request.job()?).await?))
             }
-            "subscribe" => {
+            Op::Subscribe => {
                 self.caller.needs(Right::Read)?;
                 self.subscribe(request.job()?, request.after()?).await
             }
-            "unsubscribe" => {
+            Op::Unsubscribe => {
                 let job = request.job()?;
                 let followed = self.followed.remove(&job).is_some();
                 Ok(json!({"job": job, "followed": followed}))
-            }
-            other => {
-                let text =
-                    format!("op is `{other}`; allowed: enqueue, subscribe, unsubscribe, cancel");
-                Err(Refusal::param("op", text))
             }
         }
     }

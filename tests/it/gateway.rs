@@ -8,6 +8,7 @@ mod events;
 mod idle;
 mod jobs;
 mod limits;
+mod matrix;
 mod memory;
 mod processes;
 mod repeats;

@@ -1,15 +1,19 @@
 //! What the routes have in common, said once: errors, headers, who may ask.
 
+use serde_json::json;
 use utoipa::{
     Modify,
     openapi::{
         Content, HeaderBuilder, OpenApi as Document, OpenApiVersion, Ref, RefOr, Response,
         ResponseBuilder, SecurityRequirement,
+        extensions::ExtensionsBuilder,
         path::{Operation, ParameterBuilder, ParameterIn},
         schema::{ObjectBuilder, Type},
         security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme},
     },
 };
+
+use super::super::ws::frame::Op;
 
 /// Every route may answer so.
 const ALWAYS: [(&str, &str); 5] = [
@@ -78,6 +82,10 @@ pub(super) fn complete(document: &mut Document) {
         for operation in operations.into_iter().flatten() {
             add_errors(path, operation);
             add_headers(path, operation);
+            if path == "/v1/ws" {
+                let ops = ExtensionsBuilder::new().add("x-websocket-ops", json!(Op::names()));
+                operation.extensions.get_or_insert_default().merge(ops.build());
+            }
         }
     }
 }

@@ -6,6 +6,30 @@ use serde_json::{Value, value::RawValue};
 use super::super::error::Refusal;
 use crate::{event::EventId, job::JobId};
 
+/// What a request may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::gateway) enum Op {
+    Enqueue,
+    Subscribe,
+    Unsubscribe,
+    Cancel,
+}
+
+impl Op {
+    /// All there are, by the names that they have in frames.
+    pub(in crate::gateway) const ALL: [(&str, Self); 4] = [
+        ("enqueue", Self::Enqueue),
+        ("subscribe", Self::Subscribe),
+        ("unsubscribe", Self::Unsubscribe),
+        ("cancel", Self::Cancel),
+    ];
+
+    /// Their names.
+    pub(in crate::gateway) fn names() -> [&'static str; 4] {
+        Self::ALL.map(|(name, _)| name)
+    }
+}
+
 /// A request.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -13,7 +37,7 @@ pub(in crate::gateway) struct Request<'a> {
     /// The client's own name for it.
     #[serde(default)]
     pub(super) id: Value,
-    pub(super) op: String,
+    op: String,
     #[serde(default, borrow)]
     job: Option<&'a RawValue>,
     #[serde(default)]
@@ -31,6 +55,15 @@ pub(in crate::gateway) fn read(text: &str) -> Result<Request<'_>, Box<(Value, Re
 }
 
 impl Request<'_> {
+    /// What is asked for.
+    pub(super) fn op(&self) -> Result<Op, Refusal> {
+        let known = Op::ALL.into_iter().find(|(name, _)| *name == self.op);
+        known.map(|(_, op)| op).ok_or_else(|| {
+            let text = format!("op is `{}`; allowed: {}", self.op, Op::names().join(", "));
+            Refusal::param("op", text)
+        })
+    }
+
     /// The job to be enqueued, as JSON.
     pub(in crate::gateway) fn payload(&self) -> Result<&str, Refusal> {
         let missing = || {

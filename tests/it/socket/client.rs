@@ -29,8 +29,12 @@ pub struct Client {
 pub type Opened = Result<(Client, Response<Option<Vec<u8>>>), tungstenite::Error>;
 
 pub async fn open_with(stream: TcpStream, headers: &[(HeaderName, &str)]) -> Opened {
+    open_at(stream, "/v1/ws", headers).await
+}
+
+pub async fn open_at(stream: TcpStream, path: &str, headers: &[(HeaderName, &str)]) -> Opened {
     let addr = stream.peer_addr().unwrap();
-    let mut request = format!("ws://{addr}/v1/ws").into_client_request().unwrap();
+    let mut request = format!("ws://{addr}{path}").into_client_request().unwrap();
     for (name, value) in headers {
         request.headers_mut().append(name, value.parse().unwrap());
     }

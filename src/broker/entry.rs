@@ -112,7 +112,7 @@ pub struct Submission {
 pub struct Load {
     /// The tenant that it counts for.
     pub tenant: Tenant,
-    /// Bytes of its job.
+    /// Bytes of its job, or of the parked job that cannot be read.
     pub bytes: u64,
 }
 
@@ -124,8 +124,21 @@ impl Load {
             found.map(|(_, value)| value.as_slice())
         };
         let tenant = std::str::from_utf8(value(LOAD)?).ok()?.parse().ok()?;
-        Some(Self { tenant, bytes: value("job").unwrap_or_default().len() as u64 })
+        let job = value("job").or_else(|| value("parked"));
+        Some(Self { tenant, bytes: job.unwrap_or_default().len() as u64 })
     }
+}
+
+/// How the worker of an entry knows that the entry is not needed any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Over {
+    /// Its own attempt has ended the job.
+    Here {
+        /// The record holds an idempotency key.
+        keyed: bool,
+    },
+    /// The broker has told it: the job is over, or another entry carries it.
+    Told,
 }
 
 /// An entry whose job is over, and what is to be given back for it.
@@ -135,14 +148,17 @@ pub struct Spent {
     pub place: Place,
     /// What it counts.
     pub load: Option<Load>,
-    /// The job, where its worker has ended it: nobody needs the record any more to know what the entry is
-    /// owed.
-    pub over: Option<JobId>,
+    /// Its job. Once the entry is gone nobody needs the record to know what the entry is owed, and the
+    /// record has the time of what is finished.
+    pub job: JobId,
+    /// How its worker knows it.
+    pub over: Over,
 }
 
 impl From<&Entry> for Spent {
     fn from(entry: &Entry) -> Self {
-        Self { place: entry.place.clone(), load: entry.load.clone(), over: None }
+        let (place, load) = (entry.place.clone(), entry.load.clone());
+        Self { place, load, job: entry.id, over: Over::Told }
     }
 }
 
@@ -265,13 +281,18 @@ impl Entry {
     }
 
     /// Whether it stands for a parked job that could not be read.
-    pub(super) fn was_parked(&self) -> bool {
+    pub fn was_parked(&self) -> bool {
         self.fields.iter().any(|(field, _)| field == PARKED)
     }
 
     /// Whether it says nothing of itself but its job, as a plain `XADD` of a producer in any language.
     pub(super) fn is_plain(&self) -> bool {
         self.fields.iter().all(|(field, _)| field != b"id")
+    }
+
+    /// Whether it is in its first worker's hands since the read that brought it.
+    pub fn is_new(&self) -> bool {
+        self.taking == 0
     }
 
     /// Asks for another attempt within this taking. A crash is told once.

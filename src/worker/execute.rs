@@ -178,7 +178,13 @@ async fn begin(context: &Context, entry: &Entry, alone: bool) -> broker::Result<
         Err(error) => {
             // The decoder's words may quote the prompt: they go to the job's own history only.
             tracing::warn!(job = %entry.id, code = %error.code, "entry becomes a dead letter");
-            refuse(context, entry, Refusal::Failed(error.clone()), entry.attempt).await?
+            // A parked job that cannot be read does not tell how often it was tried.
+            let attempts = if entry.was_parked() {
+                context.broker.job(entry.id).await?.map_or(0, |record| record.attempt)
+            } else {
+                entry.attempt
+            };
+            refuse(context, entry, Refusal::Failed(error.clone()), attempts).await?
         }
     };
     while let Begin::Refuse { why, attempts } = answer {

@@ -5,7 +5,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Entry, Result, Shared, Spent},
+    broker::{Entry, Over, Result, Shared, Spent},
     job::JobId,
     retry::Backoff,
 };
@@ -26,7 +26,7 @@ impl Ended {
     pub(super) fn new(entry: &Entry, session: u64, by_attempt: bool) -> Self {
         // Under a key it is kept for longer.
         let keyed = entry.job.as_ref().is_ok_and(|job| job.idempotency_key.is_some());
-        let over = (by_attempt && !keyed).then_some(entry.id);
+        let over = if by_attempt { Over::Here { keyed } } else { Over::Told };
         let spent = Spent { over, ..entry.into() };
         Self { job: entry.id, run: entry.run, spent, session }
     }

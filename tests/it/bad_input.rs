@@ -332,6 +332,11 @@ async fn a_parked_job_that_cannot_be_read_becomes_a_dead_letter_and_the_others_g
         let field = (b"parked".to_vec(), bytes.as_bytes().to_vec());
         assert!(letter.fields.contains(&field) && letter.error.message.contains("parked job"));
     };
+    // Nobody knows how often those were tried; of the other its record tells.
+    for (id, tried) in [(ids[0], 0), (retried, 1)] {
+        let answer = stack.listener().listen(id).answer().await.unwrap();
+        assert_eq!(answer.outcome.unwrap_err().attempts, tried);
+    }
     kept(ids[0], "torn");
     kept(ids[1], plain);
     kept(retried, "torn");

@@ -222,6 +222,8 @@ behaviours! {
     settle {
         done_ends_a_job_once,
         a_job_that_is_over_is_known_until_its_entry_is_gone,
+        a_job_whose_entry_is_removed_by_another_has_the_time_of_its_end,
+        a_job_that_is_over_has_the_whole_time_of_its_end,
         a_full_server_loses_no_entry,
         a_finished_record_stays_small,
         a_retry_keeps_what_else_its_entry_says,
@@ -255,6 +257,7 @@ behaviours! {
         a_scheduled_job_counts_from_its_enqueue,
         a_cancelled_parked_job_counts_no_more,
         a_parked_copy_that_is_replaced_counts_no_more,
+        a_parked_job_that_cannot_be_read_counts_until_it_ends,
         a_taken_over_entry_still_says_what_it_counts,
         a_duplicate_is_not_counted,
         a_refused_key_can_be_tried_again,
@@ -263,6 +266,7 @@ behaviours! {
         what_leaves_a_full_server_counts_no_more,
         producers_at_work_together_never_pass_a_bound,
         a_recount_sets_the_counters_right,
+        where_nothing_is_held_nothing_counts,
         what_nobody_counted_asks_for_no_recount,
     }
     log {

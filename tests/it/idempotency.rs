@@ -188,7 +188,7 @@ async fn a_key_outlives_its_result_and_is_new_afterwards() {
         while stack.server.command(&["XLEN", &lane(&stack.partition)]) != "0" {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        while left() > 0 {
+        while left() != -2 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })

@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use millstream::{
     broker::{
-        Enqueue as _, Limits, Partition, Shared, Submission,
+        Enqueue as _, Error, Limits, Partition, Shared, Submission,
         redis::{Options, Redis, keys::Keys},
     },
-    job::{ChatRequest, Job, Lane},
+    job::{ChatRequest, Job, Lane, Timestamp},
     state::State,
     worker,
 };
@@ -74,5 +74,42 @@ async fn a_producer_that_stalls_does_not_keep_what_is_over() {
                 assert!(repeat.unwrap().duplicate);
             }
         }
+    }
+}
+
+/// Guards against a job whose record is gone after five seconds: before its producer, which has no limits, had
+/// added it, one that has some was refused under the same key, and withdrew it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_was_refused_elsewhere_keeps_its_record() {
+    let stack = Stack::start(instant()).await;
+    let full = Limits { max_jobs: 1, ..Limits::default() };
+    let full = Options { url: stack.server.url(), limits: full, ..Options::default() };
+    let full = Redis::connect(full).await.unwrap();
+    full.enqueue(&[submission(None)]).await.remove(0).unwrap();
+    // The server knows the scripts from then on: a step is one request.
+    stack.broker.enqueue(&[submission(Some("first"))]).await.remove(0).unwrap();
+    let tomorrow = Timestamp::now().after(Duration::from_hours(24));
+    for (key, not_before) in [("now", None), ("later", Some(tomorrow))] {
+        let mut keyed = submission(Some(key));
+        keyed.job.not_before = not_before;
+        keyed.payload = serde_json::to_vec(&keyed.job).unwrap();
+        let (id, record) = (keyed.id, Keys::new("ms").job(keyed.id));
+        let proxy = Proxy::start(stack.server.port()).await;
+        let options = Options { url: proxy.url(), ..Options::default() };
+        let broker = Redis::connect(options).await.unwrap();
+        proxy.hold_behind(record.clone());
+        let slow = keyed.clone();
+        let producing = tokio::spawn(async move { broker.enqueue(&[slow]).await.remove(0) });
+        soon(proxy.holds()).await;
+        let fields = async || stack.server.command(&["HLEN", &record]);
+        soon(async { while fields().await != "1" {} }).await;
+        let refused = full.enqueue(std::slice::from_ref(&keyed)).await.remove(0);
+        assert!(matches!(refused, Err(Error::Full { .. })), "{refused:?}");
+        proxy.let_through();
+        assert_eq!(soon(producing).await.unwrap().unwrap().parked, not_before.is_some());
+        let left = stack.broker.ttl(id).await.unwrap().unwrap();
+        assert!(left > Duration::from_hours(6 * 24), "{key}: {left:?}");
+        let repeat = stack.broker.enqueue(&[keyed]).await.remove(0).unwrap();
+        assert_eq!((repeat.duplicate, repeat.parked), (true, not_before.is_some()));
     }
 }

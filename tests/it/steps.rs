@@ -133,6 +133,30 @@ async fn a_recount_beside_jobs_that_come_and_end_spoils_no_counter() {
     assert_eq!(left, Counted::default());
 }
 
+/// Guards against a recount beside jobs that end all the time, and that leaves the counters of an empty queue
+/// as wrong as they were.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recount_under_which_everything_has_ended_leaves_nothing_counted() {
+    let (stack, broker) = limited(many()).await;
+    let keys = Keys::new("ms");
+    let load = keys.load(&stack.partition);
+    stack.server.command(&["HSET", &load, "jobs", "3", "bytes", "30", "t:acme", "3"]);
+    let script = concat!(
+        include_str!("../../src/broker/redis/lua/load.lua"),
+        include_str!("../../src/broker/redis/lua/reconcile.lua")
+    );
+    let [high, normal, low] = keys.lanes(&stack.partition);
+    let (parked, jobs) = (keys.parked(&stack.partition), keys.parked_jobs(&stack.partition));
+    // The last step of a recount that has read five jobs of ten bytes.
+    let call = ["EVAL", script, "6", &high, &normal, &low, &parked, &jobs, &load];
+    let read =
+        ["settle", "500", "9999", "9-0", "9-0", "9-0", "", "5", "5", "50", "10", "acme", "5"];
+    let said = stack.server.command(&[&call[..], &read[..]].concat());
+    assert!(said.starts_with("set\n"), "{said}");
+    assert_eq!(broker.depth(&stack.partition).await.unwrap().load.bytes, 0);
+    assert_eq!(stack.server.command(&["HMGET", &load, "jobs", "t:acme"]), "0\n");
+}
+
 /// Guards against a script that moves, takes over or admits so much as there is, whatever its size.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_jobs_are_moved_a_few_at_a_time() {

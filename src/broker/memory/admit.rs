@@ -53,7 +53,7 @@ impl Ledger {
     /// Gives back what an entry counted.
     pub(super) fn give_back(&mut self, load: &Load) {
         self.jobs = self.jobs.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(load.bytes);
+        self.bytes = if self.jobs == 0 { 0 } else { self.bytes.saturating_sub(load.bytes) };
         if let Entry::Occupied(mut jobs) = self.tenants.entry(load.tenant.clone()) {
             *jobs.get_mut() = jobs.get().saturating_sub(1);
             if *jobs.get() == 0 {

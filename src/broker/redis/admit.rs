@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 
 use super::{
     Redis, codec,
-    enqueue::{record_fields, refuse_all},
+    enqueue::{PARKED, refuse_all},
 };
 use crate::{
     broker::{
@@ -35,9 +35,6 @@ fn one_step(batch: &[&Submission]) -> usize {
     };
     batch.iter().take(STEP.0).take_while(fits).count().max(1)
 }
-
-/// What the script says of a job that it has parked.
-const PARKED: &str = "parked";
 
 impl Redis {
     /// Adds submissions to their lanes, or parks those whose time lies ahead, as far as the limits
@@ -193,16 +190,5 @@ impl Redis {
         if let Err(error) = keyed.into_iter().fold(plain, Result::and) {
             tracing::warn!(%error, "records not written; a repeat under a key may add its job again");
         }
-    }
-
-    /// Writes the record of a job with a key, which was reserved for a shorter time than it has now.
-    async fn accept(&self, submission: &Submission, place: &str, now: Timestamp) -> Result<()> {
-        let Submission { id, job, partition, .. } = submission;
-        let mut call = self.scripts.accept.key(self.keys.job(*id));
-        call.arg(self.ttl(job, now)).arg(place).arg(job.request.fingerprint());
-        for (field, value) in record_fields(partition, job.lane, now, job) {
-            call.arg(&*field).arg(value);
-        }
-        self.pool.script(&call).await.map(drop)
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The record's note of which entry carries a job.
-fn place_text(place: &Place) -> String {
+pub(super) fn place_text(place: &Place) -> String {
     format!("{} {}", place.lane, place.entry)
 }
 

@@ -23,6 +23,9 @@ use crate::{
 /// The record of what is accepted is then kept for its whole time.
 const RESERVED: Duration = Duration::from_hours(1);
 
+/// The place of a job that waits for its time.
+pub(super) const PARKED: &str = "parked";
+
 /// How long an ID stays reserved for a job that a full queue has refused.
 const REFUSED: Duration = Duration::from_secs(5);
 
@@ -140,14 +143,15 @@ impl Redis {
             .arg(due.0)
             .arg(stored);
         self.pool.script(&call).await?;
+        if job.idempotency_key.is_some() {
+            return self.accept(submission, PARKED, now).await;
+        }
         let mut pipe = redis::pipe();
         self.write_record(&mut pipe, submission, now);
-        if job.idempotency_key.is_some() {
-            pipe.hset(self.keys.job(*id), "added", "parked").ignore();
-        }
         self.pool.pipeline(&mut pipe).await.map(drop)
     }
 
+    /// Writes the record of a job without a key.
     pub(super) fn write_record(
         &self,
         pipe: &mut redis::Pipeline,
@@ -182,7 +186,9 @@ impl Redis {
                 .arg(now.0)
                 .arg("attempt")
                 .arg(0);
-            self.write_record(&mut pipe, submission, now);
+            if job.idempotency_key.is_none() {
+                self.write_record(&mut pipe, submission, now);
+            }
         }
         let told = self.wake_some(&mut pipe, batch);
         let replies = match self.pool.pipeline_once(&mut pipe).await {
@@ -191,7 +197,13 @@ impl Redis {
         };
         self.have_woken(told);
         let results: Vec<_> = replies.into_iter().map(|reply| self.added(reply)).collect();
-        self.mark_added(batch, &results).await;
+        let keyed = batch.iter().zip(&results).filter_map(|(submission, entry)| {
+            let entry = entry.as_ref().ok().filter(|_| submission.job.idempotency_key.is_some())?;
+            Some(self.accept(submission, entry, now))
+        });
+        if let Some(error) = join_all(keyed).await.into_iter().find_map(Result::err) {
+            tracing::warn!(%error, "records not written; a repeat under a key may add its job again");
+        }
         results.into_iter().map(|result| result.map(|_| false)).collect()
     }
 
@@ -227,20 +239,23 @@ impl Redis {
         codec::read(value, "XADD")
     }
 
-    /// Notes in the records of jobs with a key that their entry is there, so that a repeat does
-    /// not add it again. Should this be lost, the repeat adds a second entry, and begin drops it.
-    async fn mark_added(&self, batch: &[&Submission], entries: &[Result<String>]) {
-        let mut pipe = redis::pipe();
-        for (submission, entry) in batch.iter().zip(entries) {
-            if let (Some(_), Ok(entry)) = (&submission.job.idempotency_key, entry) {
-                pipe.hset(self.keys.job(submission.id), "added", entry).ignore();
-            }
+    /// Writes the record of a job with a key, whose entry or parked copy is there: from then on a repeat does
+    /// not add it again. Should this be lost, the repeat adds a second entry, and begin drops it. The record
+    /// has the time of its reservation, or a few seconds where another producer was refused under the same
+    /// key meanwhile; here it is given its own.
+    pub(super) async fn accept(
+        &self,
+        submission: &Submission,
+        place: &str,
+        now: Timestamp,
+    ) -> Result<()> {
+        let Submission { id, job, partition, .. } = submission;
+        let mut call = self.scripts.accept.key(self.keys.job(*id));
+        call.arg(self.ttl(job, now)).arg(place).arg(job.request.fingerprint());
+        for (field, value) in record_fields(partition, job.lane, now, job) {
+            call.arg(&*field).arg(value);
         }
-        if !pipe.is_empty()
-            && let Err(error) = self.pool.pipeline(&mut pipe).await
-        {
-            tracing::warn!(%error, "entry not noted in the records; a repeat may add it again");
-        }
+        self.pool.script(&call).await.map(drop)
     }
 }
 

@@ -37,7 +37,7 @@ scripts! {
     /// Gives a record its whole time again.
     keep: "keep.lua",
     /// Moves due jobs to their lanes.
-    promote: "next.lua" "promote.lua",
+    promote: "load.lua" "next.lua" "promote.lua",
     /// Moves an entry to the dead letters.
     bury: "load.lua" "bury.lua",
     /// Drops dead letters that are too old.

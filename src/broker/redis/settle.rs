@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 
 use super::{
     Redis,
-    claim::{failure_text, verdict},
+    claim::{failure_text, place_text, verdict},
     codec,
     keys::GROUP,
     millis, short,
 };
 use crate::{
     broker::{
-        Attempt, Begin, Crashes, DeadLetter, Entry, Error, Load, Outcome, Partition, Place,
+        Attempt, Begin, Crashes, DeadLetter, Entry, Error, Load, Outcome, Over, Partition, Place,
         Refusal, Result, Settle, Settled, Spent, WorkerId, Written,
     },
     event::Frame,
@@ -100,10 +101,6 @@ impl Settle for Redis {
         let over = state != "parked";
         let kept = millis(self.options.job_ttl).saturating_add(delay);
         let ttl = if over { millis(self.options.result_ttl) } else { kept };
-        // The record of a job that runs has nearly its whole time, which is more than that of a finished
-        // one: its entry may come again, and must find it.
-        let record_ttl = if over && ttl <= kept { String::new() } else { ttl.to_string() };
-        let key_ttl = millis(self.options.key_ttl.max(self.options.result_ttl));
         let small = frames.last().is_some_and(|last| last.seq < SMALL_LOG);
         let mut call = self.scripts.conclude.prepare_invoke();
         call.key(self.keys.job(attempt.job))
@@ -111,10 +108,9 @@ impl Settle for Redis {
             .arg(attempt.fence)
             .arg(state)
             .arg(ttl)
-            .arg(if over { key_ttl } else { delay })
+            .arg(if over { self.key_ttl() } else { delay })
             .arg(u8::from(over && small))
             .arg(failure)
-            .arg(record_ttl)
             .arg(fields.len() * 2);
         for (field, value) in fields {
             call.arg(&*field).arg(value);
@@ -172,8 +168,15 @@ impl Settle for Redis {
                 }
             }
         }
-        let over: Vec<JobId> = spent.iter().filter_map(|spent| spent.over).collect();
-        self.remove_plain(&plain, &over, session).await
+        if !self.remove_plain(&plain, spent, session).await? {
+            return Ok(false);
+        }
+        let told = spent.iter().filter(|spent| spent.over == Over::Told);
+        join_all(told.map(async |Spent { place, job, .. }| {
+            self.let_expire(*job, "", &place_text(place)).await;
+        }))
+        .await;
+        Ok(true)
     }
 
     async fn park(
@@ -268,11 +271,7 @@ impl Settle for Redis {
         if dropped > 0 {
             tracing::error!(%partition, dropped, "dead letters dropped for newer ones");
         }
-        let mut call = self.scripts.let_expire.key(self.keys.job(letter.id));
-        call.key(self.keys.log(letter.id)).arg(letter.fence);
-        if let Err(error) = self.pool.script(&call).await {
-            tracing::debug!(job = %letter.id, %error, "record kept longer than its log");
-        }
+        self.let_expire(letter.id, &letter.fence.to_string(), "").await;
         Ok(buried.into())
     }
 
@@ -282,12 +281,29 @@ impl Settle for Redis {
 }
 
 impl Redis {
+    /// How long a record that holds an idempotency key is kept at the least, from the end of its job on.
+    fn key_ttl(&self) -> u64 {
+        millis(self.options.key_ttl.max(self.options.result_ttl))
+    }
+
+    /// Lets the record of a job that is over go in its time, where this fence has ended it or this entry
+    /// has carried it.
+    async fn let_expire(&self, job: JobId, fence: &str, place: &str) {
+        let mut call = self.scripts.let_expire.key(self.keys.job(job));
+        call.key(self.keys.log(job)).arg(fence).arg(place);
+        call.arg(millis(self.options.result_ttl)).arg(self.key_ttl());
+        if let Err(error) = self.pool.script(&call).await {
+            tracing::debug!(%job, %error, "record kept longer than its log");
+        }
+    }
+
     /// Acknowledges and deletes entries that nobody has counted, by lane: no script is needed. Then the
-    /// records of jobs that are over have the time of what is finished. `false` where the session is over.
+    /// records of the jobs that their workers have ended have the time of what is finished. `false` where
+    /// the session is over.
     async fn remove_plain(
         &self,
         lanes: &BTreeMap<String, Vec<&str>>,
-        over: &[JobId],
+        spent: &[Spent],
         session: u64,
     ) -> Result<bool> {
         let mut pipe = redis::pipe();
@@ -295,12 +311,20 @@ impl Redis {
             pipe.cmd("XACK").arg(key).arg(GROUP).arg(entries);
             pipe.cmd("XDEL").arg(key).arg(entries);
         }
-        let ttl = millis(self.options.result_ttl);
-        for job in over {
+        for Spent { job, over, .. } in spent {
             // Of a run that has ended in an attempt; one that is opened since begins its time anew.
-            pipe.cmd("PEXPIRE").arg(self.keys.job(*job)).arg(ttl).arg("LT");
+            let key = self.keys.job(*job);
+            match over {
+                Over::Here { keyed: true } => {
+                    pipe.cmd("PEXPIRE").arg(key).arg(self.key_ttl()).arg("LT");
+                }
+                Over::Here { keyed: false } => {
+                    pipe.cmd("PEXPIRE").arg(key).arg(millis(self.options.result_ttl));
+                }
+                Over::Told => {}
+            }
         }
-        if lanes.is_empty() && over.is_empty() {
+        if pipe.is_empty() {
             return Ok(true);
         }
         let Some(replies) = self.pool.pipeline_within(session, &mut pipe).await? else {

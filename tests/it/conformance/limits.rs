@@ -8,7 +8,8 @@ use std::{
 use futures_util::future::join_all;
 use millstream::{
     broker::{
-        Begin, Cancel, Correction, Counted, DeadLetter, Error, Limits, Load, Receipt, Result, Spent,
+        Begin, Cancel, Correction, Counted, DeadLetter, Error, Limits, Load, Receipt, Result,
+        Spent, redis::keys::Keys,
     },
     job::{Job, Labels, Lane},
 };
@@ -266,6 +267,41 @@ pub async fn a_cancelled_parked_job_counts_no_more(s: &Subject) {
     s.add(job("there is room")).await;
 }
 
+/// Guards against a parked job that cannot be read and counts for ever, however it ends.
+pub async fn a_parked_job_that_cannot_be_read_counts_until_it_ends(s: &Subject) {
+    let s = s.limited(counting()).await;
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        ids.push(s.add(Job { not_before: Some(far()), ..job(&n.to_string()) }).await.id);
+    }
+    let torn = "normal,1,load=default,{torn";
+    for id in &ids {
+        if s.ask(&format!("HSET KEY {id} {torn}"), |keys| keys.parked_jobs(&s.partition)).is_none()
+        {
+            return;
+        }
+    }
+    assert_eq!(counted(&s).await.0, 3);
+    let correction = s.reconcile(&s.partition).await.unwrap();
+    assert_eq!((correction.jobs, correction.tenants), (0, 0), "it still counts");
+    // One is cancelled, one is buried, one is removed.
+    s.cancel(ids[0]).await.unwrap();
+    assert!(s.unpark(&s.partition, ids[0], 1).await.unwrap());
+    assert_eq!(counted(&s).await.0, 2);
+    s.ask(&format!("ZADD KEY 1 {}", ids[1]), |keys| keys.parked(&s.partition));
+    s.promote_until(1).await;
+    let entry = s.claim(&worker("a")).await;
+    let load = entry.load.as_ref().unwrap();
+    assert_eq!((load.tenant.as_str(), load.bytes), ("default", torn.len() as u64));
+    s.bury(&entry, &DeadLetter::new(&entry, failure("no"), 0, 1)).await.unwrap();
+    assert_eq!(counted(&s).await, (1, torn.len() as u64));
+    s.ask(&format!("ZADD KEY 1 {}", ids[2]), |keys| keys.parked(&s.partition));
+    s.promote_until(1).await;
+    let entry = s.claim(&worker("a")).await;
+    s.remove(&[Spent::from(&entry)]).await.unwrap();
+    assert_eq!(counted(&s).await, (0, 0));
+}
+
 pub async fn a_parked_copy_that_is_replaced_counts_no_more(s: &Subject) {
     let s = s.limited(counting()).await;
     let (entry, attempt) = s.running(&worker("a")).await;
@@ -478,7 +514,7 @@ pub async fn a_recount_sets_the_counters_right(s: &Subject) {
     // A worker that knows nothing of counts ends two entries.
     let entries = s.claim_all(Lane::Normal, &worker("old")).await;
     let ended = &entries[1..];
-    let unknown = ended.iter().map(|e| Spent { place: e.place.clone(), load: None, over: None });
+    let unknown = ended.iter().map(|entry| Spent { load: None, ..Spent::from(entry) });
     s.remove(&unknown.collect::<Vec<_>>()).await.unwrap();
     assert_eq!(counted(&s).await, before);
     let lost: u64 = ended.iter().map(|entry| entry.payload().len() as u64).sum();
@@ -492,6 +528,32 @@ pub async fn a_recount_sets_the_counters_right(s: &Subject) {
     assert_eq!(s.depth(&s.partition).await.unwrap().load, load, "a second one changes nothing");
     s.remove(&[Spent::from(&entries[0])]).await.unwrap();
     assert_eq!(counted(&s).await.0, 1);
+}
+
+/// Guards against counters that a recount could not set right to the byte, or that a stranger has left, and that
+/// refuse jobs for ever at a queue in which there is nothing.
+pub async fn where_nothing_is_held_nothing_counts(s: &Subject) {
+    let s = s.limited(counting()).await;
+    let load = |keys: &Keys| keys.load(&s.partition);
+    for _ in 0..2 {
+        s.add(of("acme", "q")).await;
+    }
+    s.ask("HINCRBY KEY bytes 7", load);
+    let entries = s.claim_all(Lane::Normal, &worker("a")).await;
+    s.remove(&[Spent::from(&entries[0])]).await.unwrap();
+    let with = if s.ask("HGET KEY bytes", load).is_some() { 7 } else { 0 };
+    assert_eq!(counted(&s).await, (1, bytes(&s, &of("acme", "q")) + with));
+    s.remove(&[Spent::from(&entries[1])]).await.unwrap();
+    assert_eq!(counted(&s).await, (0, 0));
+    assert!(s.mend(&s.partition).await.unwrap().is_none());
+    for (left, wrong) in [("bytes 9", (-9, 0)), ("t:ghost 2", (0, 1))] {
+        let Some(_) = s.ask(&format!("HSET KEY {left}"), load) else { return };
+        let correction = s.mend(&s.partition).await.unwrap();
+        assert_eq!((correction.jobs, (correction.bytes, correction.tenants)), (0, wrong));
+        assert!(s.mend(&s.partition).await.unwrap().is_none());
+    }
+    assert_eq!(s.ask("HEXISTS KEY t:ghost", load).unwrap(), "0");
+    assert_eq!(counted(&s).await, (0, 0));
 }
 
 pub async fn what_nobody_counted_asks_for_no_recount(s: &Subject) {
@@ -515,7 +577,7 @@ pub async fn what_nobody_counted_asks_for_no_recount(s: &Subject) {
     );
     for (left, entry) in entries.iter().enumerate() {
         assert!(s.mend(&s.partition).await.unwrap().is_none(), "after {left}");
-        s.remove(&[Spent { place: entry.place.clone(), load: None, over: None }]).await.unwrap();
+        s.remove(&[Spent { load: None, ..Spent::from(entry) }]).await.unwrap();
     }
     let all = join_all((0..4).map(|_| s.mend(&s.partition))).await;
     let jobs: i64 = all.into_iter().map(|correction| correction.unwrap().jobs).sum();

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use millstream::{
-    broker::{Begin, DeadLetter, Depth, Outcome, Spent, Submission, Topic, Written},
+    broker::{Begin, DeadLetter, Depth, Outcome, Over, Spent, Submission, Topic, Written},
     error::{Code, Failure},
-    event::{Body, EventId},
+    event::{Body, EventId, Frame},
     job::{Job, Lane, Timestamp},
     state::State,
 };
 
 use crate::support::subject::{
-    Subject, begun, delta, done, failed, failure, far, job, retrying, soon, was_there, worker,
+    Subject, begun, delta, done, failed, failure, far, job, retrying, was_there, worker,
 };
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -51,40 +51,100 @@ pub async fn done_ends_a_job_once(s: &Subject) {
     assert_eq!(s.depth(&s.partition).await.unwrap(), Depth::default());
 }
 
-/// Guards against a job that runs again because its record, whose time is short, had expired before its
-/// entry was acknowledged.
-pub async fn a_job_that_is_over_is_known_until_its_entry_is_gone(s: &Subject) {
-    let ttl = Duration::from_millis(30);
-    let s = &s.fleeting(ttl).await;
-    let ends = [
+/// The ends that an attempt may come to, each as event 1.
+fn three_ends() -> [(Frame, Outcome); 3] {
+    [
         (done(1), Outcome::Done { finish_reason: None, usage: None }),
         (done(1), Outcome::Cancelled { usage: None }),
         (failed(1, failure("no")), Outcome::Failed(failure("no"))),
-    ];
-    for (frame, outcome) in ends {
-        let (entry, attempt) = s.running(&worker("a")).await;
-        assert_eq!(s.conclude(&attempt, &[frame], &outcome).await.unwrap(), Written::Yes);
-        assert!(s.ttl(entry.id).await.unwrap().is_some_and(|left| left <= ttl), "{outcome:?}");
-        tokio::time::sleep(ttl * 2).await;
-        match s.begin(&entry, &worker("b")).await.unwrap() {
-            Begin::Remove => {
-                let spent = Spent { over: Some(entry.id), ..Spent::from(&entry) };
-                s.remove(&[spent]).await.unwrap();
+    ]
+}
+
+/// Guards against a job that runs again because its record, whose time is short, had expired before its
+/// entry was acknowledged; also where the time of its idempotency key is shorter than a job's.
+pub async fn a_job_that_is_over_is_known_until_its_entry_is_gone(s: &Subject) {
+    let ttl = Duration::from_millis(30);
+    let s = &s.fleeting(ttl).await;
+    for (n, (frame, outcome)) in three_ends().into_iter().enumerate() {
+        for keyed in [false, true] {
+            let key = keyed.then(|| format!("{} {n}", s.partition));
+            s.add(Job { idempotency_key: key, ..job("over") }).await;
+            let entry = s.claim(&worker("a")).await;
+            let attempt = begun(s.begin(&entry, &worker("a")).await.unwrap());
+            let frames = std::slice::from_ref(&frame);
+            assert_eq!(s.conclude(&attempt, frames, &outcome).await.unwrap(), Written::Yes);
+            assert!(s.ttl(entry.id).await.unwrap().is_some_and(|left| left <= ttl), "{outcome:?}");
+            tokio::time::sleep(ttl * 2).await;
+            match s.begin(&entry, &worker("b")).await.unwrap() {
+                Begin::Remove => {
+                    let spent = Spent { over: Over::Here { keyed }, ..Spent::from(&entry) };
+                    s.remove(&[spent]).await.unwrap();
+                }
+                Begin::Bury { error, attempts, fence } => {
+                    let letter = DeadLetter::new(&entry, error, attempts, fence);
+                    assert!(s.bury(&entry, &letter).await.unwrap());
+                }
+                other => panic!("{outcome:?} is not over: {other:?}"),
             }
-            Begin::Bury { error, attempts, fence } => {
-                assert!(
-                    s.bury(&entry, &DeadLetter::new(&entry, error, attempts, fence)).await.unwrap()
-                );
-            }
-            other => panic!("{outcome:?} is not over: {other:?}"),
+            s.forgets(&entry).await;
         }
-        soon(async {
-            while s.job(entry.id).await.unwrap().is_some() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
     }
+}
+
+/// Guards against the record of a finished job that is kept for a job's whole time because its worker died
+/// before it acknowledged the entry; and against one that goes with an entry which is not the job's own.
+pub async fn a_job_whose_entry_is_removed_by_another_has_the_time_of_its_end(s: &Subject) {
+    let ttl = Duration::from_millis(30);
+    let s = &s.fleeting(ttl).await;
+    for (frame, outcome) in three_ends() {
+        let (entry, attempt) = s.running(&worker("a")).await;
+        let id = entry.id.to_string();
+        s.add_raw(Lane::Normal, &[("job", entry.payload()), ("id", id.as_bytes())]);
+        let second = s.claim(&worker("b")).await;
+        assert_eq!(s.conclude(&attempt, &[frame], &outcome).await.unwrap(), Written::Yes);
+        assert_eq!(s.begin(&second, &worker("b")).await.unwrap(), Begin::Remove);
+        s.remove(&[Spent::from(&second)]).await.unwrap();
+        tokio::time::sleep(ttl * 2).await;
+        // Its own entry still finds it.
+        let owed = s.begin(&entry, &worker("c")).await.unwrap();
+        assert!(matches!(owed, Begin::Remove | Begin::Bury { .. }), "{owed:?}");
+        s.remove(&[Spent::from(&entry)]).await.unwrap();
+        s.forgets(&entry).await;
+    }
+}
+
+/// Guards against a record that dies before its log: the job ran for so long, or `redis.job_ttl` is so near
+/// `redis.result_ttl`, that the time which it had left was shorter.
+pub async fn a_job_that_is_over_has_the_whole_time_of_its_end(s: &Subject) {
+    let mut all = three_ends().to_vec();
+    all.extend(three_ends().into_iter().take(1));
+    for (n, (frame, outcome)) in all.into_iter().enumerate() {
+        let (entry, attempt) = s.running(&worker("a")).await;
+        s.ask("PEXPIRE KEY 60000", |keys| keys.job(entry.id));
+        assert_eq!(s.conclude(&attempt, &[frame], &outcome).await.unwrap(), Written::Yes);
+        match (outcome, n) {
+            (Outcome::Failed(error), _) => {
+                let letter = DeadLetter::new(&entry, error, 1, attempt.fence);
+                assert!(s.bury(&entry, &letter).await.unwrap());
+            }
+            (_, 0 | 1) => {
+                let over = Over::Here { keyed: false };
+                s.remove(&[Spent { over, ..Spent::from(&entry) }]).await.unwrap();
+            }
+            _ => s.remove(&[Spent::from(&entry)]).await.unwrap(),
+        }
+        let left = s.ttl(entry.id).await.unwrap().unwrap();
+        assert!(left > HOUR * 23 && left <= HOUR * 24, "{n}: {left:?}");
+    }
+    // A key has its own from the end on.
+    let key = Some(s.partition.to_string());
+    s.add(Job { idempotency_key: key, ..job("keyed") }).await;
+    let entry = s.claim(&worker("a")).await;
+    let attempt = begun(s.begin(&entry, &worker("a")).await.unwrap());
+    s.ask("PEXPIRE KEY 60000", |keys| keys.job(entry.id));
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    let left = s.ask("PTTL KEY", |keys| keys.job(entry.id));
+    assert!(left.is_none_or(|left| left.parse::<u64>().unwrap() > 6 * 24 * 3_600_000));
 }
 
 /// Guards against entries that were deleted before a full server refused to park or bury them.

@@ -104,10 +104,11 @@ impl Subject {
         self.with(embedded, Options { dead_ttl, ..Options::default() }).await
     }
 
-    /// The same partitions, whose finished jobs are kept for so long.
+    /// The same partitions, whose finished jobs, and their keys, are kept for so long.
     pub async fn fleeting(&self, result_ttl: Duration) -> Self {
-        let embedded = memory::Options { result_ttl, ..memory::Options::default() };
-        self.with(embedded, Options { result_ttl, ..Options::default() }).await
+        let key_ttl = result_ttl;
+        let embedded = memory::Options { result_ttl, key_ttl, ..memory::Options::default() };
+        self.with(embedded, Options { result_ttl, key_ttl, ..Options::default() }).await
     }
 
     /// The same partitions with other options: on Redis those of another process at the same
@@ -257,6 +258,16 @@ impl Subject {
                 server.command(&["DEL", &keys.job(job), &keys.log(job)]);
             }
         }
+    }
+
+    /// Waits until the record of an entry's job is gone.
+    pub async fn forgets(&self, entry: &Entry) {
+        soon(async {
+            while self.job(entry.id).await.unwrap().is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
     }
 
     /// Acknowledges an entry without deleting it, as a consumer in another language may. Whether

@@ -2,13 +2,13 @@
 --
 -- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
 -- ARGV[1] fence   ARGV[2] state: `done`, `failed`, `cancelled` or `parked`
--- ARGV[3] the log's time to live in ms   ARGV[4] delay in ms, for `parked`; else the time to
--- live, in ms, of a record that holds an idempotency key
+-- ARGV[3] the log's time to live in ms, for `parked` the record's, too   ARGV[4] delay in ms, for `parked`;
+-- else the least time to live, in ms, of a record that holds an idempotency key
 -- ARGV[5] `1` to rewrite a small log into its least space   ARGV[6] failure as JSON, or ''
--- ARGV[7] the record's time to live in ms, or '' where it keeps the time that it has: until its entry is
--- gone it must be found
--- ARGV[8] n, then n values: field, value, …   then sequence, event name, payload, …
+-- ARGV[7] n, then n values: field, value, …   then sequence, event name, payload, …
 --
+-- The record of a job that is over keeps the time that it has, which is nearly that of a job: its entry may
+-- come again, and must find it.
 -- Returns `yes`, `fenced`, `behind`, `missing` or `cancelled` (the job is to be cancelled: it can
 -- end in no other way); only `yes` has written anything.
 -- Replay: `yes`, without writing, while the state stands under the same fence.
@@ -18,7 +18,7 @@ if r[1] ~= fence then return 'fenced' end
 if r[2] ~= 'running' then return r[2] == state and 'yes' or 'fenced' end
 if r[4] and state ~= 'cancelled' then return 'cancelled' end
 
-local first = 9 + tonumber(ARGV[8])
+local first = 8 + tonumber(ARGV[7])
 for i = first, #ARGV, 3 do
   local id = fence .. '-' .. ARGV[i]
   local added = redis.pcall('XADD', log, 'NOMKSTREAM', id, ARGV[i + 1], ARGV[i + 2])
@@ -45,11 +45,11 @@ if ARGV[6] ~= '' then
   put('history', kept .. '{"attempt":' .. (h[2] or 0) .. ',"at":' .. string.format('%.0f', now)
     .. ',"error":' .. ARGV[6] .. '}\n')
 end
-for i = 9, first - 1 do set[#set + 1] = ARGV[i] end
+for i = 8, first - 1 do set[#set + 1] = ARGV[i] end
 redis.call('HSET', record, unpack(set))
 -- The key outlives the answer: another job under it would be paid for again.
-local record_ttl = r[5] and state ~= 'parked' and ARGV[4] or ARGV[7]
-if record_ttl ~= '' then redis.call('PEXPIRE', record, record_ttl) end
+local least = state == 'parked' and ttl or r[5] and ARGV[4]
+if least then redis.call('PEXPIRE', record, least, 'GT') end
 local compacted = false
 if ARGV[5] == '1' then
   -- A small stream holds a preallocated node of 4 KB; IDs survive the rewriting.

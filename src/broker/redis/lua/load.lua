@@ -3,22 +3,33 @@
 --
 -- load_of(fields): the tenant and the bytes that an entry with these fields counts; nil where it
 -- does not count.
+-- load_of_parked(stored): likewise of a parked job.
 -- give_back(load, bytes, tenants): takes bytes, and jobs by tenant, from the load hash. It comes last
 -- in a script, and only for entries that this script has deleted.
 --
 -- Returns as above. Replay: the caller's, whose XDEL then returns 0.
 local function load_of(fields)
-  local job, tenant
+  local job, parked, tenant
   for i = 1, #fields, 2 do
     if fields[i] == 'job' then
       job = job or fields[i + 1]
+    elseif fields[i] == 'parked' then
+      parked = parked or fields[i + 1]
     elseif fields[i] == 'load' then
       tenant = tenant or fields[i + 1]
     end
   end
   -- The mark is a tenant's name; anything else is a field of somebody's own.
   if not tenant or #tenant > 64 or not string.match(tenant, '^[%w_.@-]+$') then return nil end
-  return tenant, job and #job or 0
+  return tenant, #(job or parked or '')
+end
+
+-- A parked job is `LANE AT ATTEMPT[,FIELD=VALUE…] JOB`. Of one that cannot be read, whatever comes before
+-- the job may tell the mark, and all of it counts for the bytes.
+local function load_of_parked(stored)
+  local more, job = string.match(stored, '^%S+ %S+ %d+(%S*) (.*)$')
+  local tenant = string.match(more or string.match(stored, '^[^{]*'), ',load=([%w_.@-]+)')
+  return tenant, tenant and #(job or stored)
 end
 
 local function give_back(load, bytes, tenants)
@@ -31,11 +42,11 @@ local function give_back(load, bytes, tenants)
     end
   end
   if all == 0 then return end
-  for field, by in pairs({jobs = all, bytes = bytes}) do
-    -- Counters that somebody has lost do not fall below nothing.
-    if redis.call('HINCRBY', load, field, string.format('%.0f', 0 - by)) < 0 then
-      redis.call('HSET', load, field, 0)
-    end
+  -- With the last job go the bytes that a recount could not tell, and none falls below nothing.
+  if redis.call('HINCRBY', load, 'jobs', -all) <= 0 then
+    redis.call('HSET', load, 'jobs', 0, 'bytes', 0)
+  elseif redis.call('HINCRBY', load, 'bytes', string.format('%.0f', 0 - bytes)) < 0 then
+    redis.call('HSET', load, 'bytes', 0)
   end
 end
 

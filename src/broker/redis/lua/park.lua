@@ -47,7 +47,7 @@ if redis.call('ZRANK', KEYS[1], ARGV[3]) == 0 then
   tell_next(KEYS[1], ARGV[2])
 end
 if stale then
-  local tenant, job = string.match(stale, '^%S+ %S+ %d+%S*,load=([^%s,]+)%S* (.*)$')
-  if tenant then give_back(KEYS[4], #job, {[tenant] = 1}) end
+  local tenant, bytes = load_of_parked(stale)
+  if tenant then give_back(KEYS[4], bytes, {[tenant] = 1}) end
 end
 return 1

@@ -5,7 +5,7 @@
 --
 -- A parked job is `LANE AT ATTEMPT[,FIELD=VALUE…] JOB`; the fields go into its entry. One that cannot be
 -- read becomes an entry that cannot be read, which ends its job: an entry without a field `job`, with
--- the bytes in `parked` where there are any. A lane that this version does not know is the normal one.
+-- the bytes in `parked` where there are any, and goes on counting what it counted. A lane that this version does not know is the normal one.
 -- In a field `%` and two hexadecimal digits stand for a byte.
 -- Returns {moved, ms until the next is due or -1 when none is parked}.
 -- Replay: a job is removed from the parked ones as it is added to its lane, so it moves once.
@@ -22,9 +22,11 @@ local function entry(id, stored)
   if not lane then
     -- Above every attempt of its record, or it would be taken for an entry that is behind.
     local fields = {'id', id, 'attempt', '4294967295'}
-    local run = string.match(stored or '', '^[^{]*,run=(%d+)')
-    if run then fields[5], fields[6] = 'run', run end
-    if stored then fields[#fields + 1] = 'parked'; fields[#fields + 1] = stored end
+    local function put(name, value) fields[#fields + 1] = name; fields[#fields + 1] = value end
+    local run, tenant = string.match(stored or '', '^[^{]*,run=(%d+)'), load_of_parked(stored or '')
+    if run then put('run', run) end
+    if tenant then put('load', tenant) end
+    if stored then put('parked', stored) end
     return KEYS[4], fields
   end
   local fields = {'job', job, 'id', id, 'at', at, 'attempt', attempt}

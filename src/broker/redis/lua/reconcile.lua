@@ -1,7 +1,8 @@
 -- Counts what a partition really holds, a part at a time, and sets its counters right at the end.
 --
 -- KEYS[1] high   KEYS[2] normal   KEYS[3] low   KEYS[4] parked   KEYS[5] parked jobs   KEYS[6] load
--- ARGV[1] `look`: answer `right` unless more jobs are counted than there are entries and parked jobs
+-- ARGV[1] `look`: answer `right` unless more jobs are counted than there are entries and parked jobs, or
+--   anything is counted where there are none
 --   `count`: no more than that   `set`: at the end, set the counters right if nothing has moved
 --   `settle`: likewise, as far as what has moved allows
 -- ARGV[2] most entries and parked jobs to read   ARGV[3] most bytes of them; it stops a little above
@@ -40,9 +41,13 @@ end
 local function is_enough() return read >= most or weight >= most_bytes end
 
 if word == 'look' then
-  local counted = tonumber(redis.call('HGET', load, 'jobs')) or 0
+  local own = redis.call('HMGET', load, 'jobs', 'bytes', 'corrected', 'dropped', 'lost_entries', 'taking')
+  local counted, all, others = tonumber(own[1]) or 0, held(), redis.call('HLEN', load)
+  -- All that is there beside these are tenants.
+  for i = 1, 6 do others = others - (own[i] and 1 or 0) end
+  local of_nobody = all == 0 and ((tonumber(own[2]) or 0) > 0 or others > 0)
   -- Entries without a mark are as good as any: what counts is a part of what is held.
-  if counted == 0 or counted <= held() then return answer('right') end
+  if counted <= all and not of_nobody then return answer('right') end
 end
 -- Few at a time, for they may be large.
 for lane = 1, 3 do
@@ -71,15 +76,18 @@ while true do
   local page = redis.call('ZRANGE', KEYS[4], rank, rank, 'WITHSCORES')
   if #page == 0 then break end
   local stored = redis.call('HGET', KEYS[5], page[1]) or ''
-  local tenant, job = string.match(stored, '^%S+ %S+ %d+%S*,load=([^%s,]+)%S* (.*)$')
-  count(tenant, job and #job, #stored)
+  local tenant, size = load_of_parked(stored)
+  count(tenant, size, #stored)
   last[4], rank = page[2] .. ' ' .. page[1], rank + 1
   if is_enough() then return answer('more') end
 end
 if word ~= 'set' and word ~= 'settle' then return answer('end') end
 
--- What was read and has gone, or has gone elsewhere, is known by its number alone.
-local moved = math.abs(seen - held())
+-- What was read and has gone, or has gone elsewhere, is known by its number alone. Where all of it has
+-- gone, nothing counts.
+local all = held()
+local moved = math.abs(seen - all)
+if all == 0 then jobs, bytes, moved = 0, 0, 0 end
 if moved > 0 and word == 'set' then return answer('moved') end
 local wrong = 0
 local function set(field, real, slack)
@@ -97,7 +105,8 @@ end
 local more_jobs, more_bytes = set('jobs', jobs, moved), set('bytes', bytes, moved * largest)
 local before = wrong
 for i = 12, #ARGV, 2 do
-  set('t:' .. ARGV[i], tonumber(ARGV[i + 1]) + (tenants[ARGV[i]] or 0), moved)
+  local of_tenant = tonumber(ARGV[i + 1]) + (tenants[ARGV[i]] or 0)
+  set('t:' .. ARGV[i], all > 0 and of_tenant or 0, moved)
 end
 if wrong > 0 then redis.call('HINCRBY', load, 'corrected', wrong) end
 return {'set', last, {more_jobs, more_bytes, wrong - before}, {}}

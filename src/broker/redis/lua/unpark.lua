@@ -5,18 +5,15 @@
 -- Returns 1 when it was parked, else 0. Replay: changes nothing, also where a later run has parked
 -- the job since.
 local stored = redis.call('HGET', KEYS[2], ARGV[1])
-local more, job
 if stored then
-  more, job = string.match(stored, '^%S+ %S+ %d+(%S*) (.*)$')
-  -- What cannot be read says nothing of its run and counts nothing.
-  more = more or ''
+  local more = string.match(stored, '^%S+ %S+ %d+(%S*) ') or string.match(stored, '^[^{]*')
   local run = tonumber(string.match(more, ',run=(%d+)')) or 1
   if run > tonumber(ARGV[2]) then return 0 end
 end
 local there = redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
 if there == 1 and stored then
-  local tenant = string.match(more, ',load=([^,]+)')
-  if tenant then give_back(KEYS[3], #job, {[tenant] = 1}) end
+  local tenant, bytes = load_of_parked(stored)
+  if tenant then give_back(KEYS[3], bytes, {[tenant] = 1}) end
 end
 return there

@@ -33,7 +33,7 @@ pub use answer::{
 use async_trait::async_trait;
 pub use control::{Cancel, Control, Order, Reopened, Run};
 pub use dead_letter::{DeadLetter, Setback};
-pub use entry::{Attempt, Entry, Load, Partition, Place, Spent, Submission, WorkerId};
+pub use entry::{Attempt, Entry, Load, Over, Partition, Place, Spent, Submission, WorkerId};
 pub use error::{Error, Result};
 pub use limits::{Correction, Counted, Limits};
 pub use tenancy::{Rate, Recent, Tenancy};

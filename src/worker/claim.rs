@@ -189,7 +189,11 @@ impl Reader {
         if end.is_cancelled() {
             self.open = [true; 3];
         }
-        self.keep(entries, session, Some(since)).await;
+        // Of those that it was given before, nobody knows how long it has had them: a blocking read that
+        // could not be ended but by closing its connection brings them, too.
+        let (new, again): (Vec<_>, Vec<_>) = entries.into_iter().partition(Entry::is_new);
+        self.keep(again, session, None).await;
+        self.keep(new, session, Some(since)).await;
         Ok(())
     }
 

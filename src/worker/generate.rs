@@ -145,13 +145,19 @@ impl<'a> Generation<'a> {
     async fn generate(&mut self) -> Result<End, Over> {
         let (at, what, limit) = self.deadline(true);
         let call = self.context.upstream.answer(&self.job.request, self.job.stream);
-        let mut parts = tokio::select! {
-            result = tokio::time::timeout_at(at, call) => match result {
-                Ok(Ok(parts)) => parts,
-                Ok(Err(failure)) => return Ok(End::Failed(failure)),
-                Err(_) => return Ok(End::Failed(Self::late(what, limit))),
-            },
-            end = ended(self.context, self.stop) => return end,
+        let call = tokio::time::timeout_at(at, call);
+        tokio::pin!(call);
+        let mut parts = loop {
+            tokio::select! {
+                result = &mut call => match result {
+                    Ok(Ok(parts)) => break parts,
+                    Ok(Err(failure)) => return Ok(End::Failed(failure)),
+                    Err(_) => return Ok(End::Failed(Self::late(what, limit))),
+                },
+                end = ended(self.context, self.stop) => return end,
+                result = written(&mut self.pen) => result?,
+                () = self.stop.look.notified() => self.look(),
+            }
         };
         loop {
             if let Some(end) = self.turn(&mut parts).await? {
@@ -175,6 +181,7 @@ impl<'a> Generation<'a> {
             biased;
             end = ended(self.context, self.stop) => return end.map(Some),
             result = written(&mut self.pen) => result?,
+            () = self.stop.look.notified() => self.look(),
             () = tokio::time::sleep_until(due.unwrap_or(at)), if due.is_some() => self.flush(),
             next = parts.next(), if room => part = Some(next),
             () = tokio::time::sleep_until(at) => return Ok(Some(End::Failed(Self::late(what, limit)))),
@@ -201,7 +208,7 @@ impl<'a> Generation<'a> {
 
     /// Starts to append what has gathered.
     fn flush(&mut self) {
-        let Pen::Idle(mut publisher) = std::mem::replace(&mut self.pen, Pen::Gone) else { return };
+        let Some(mut publisher) = self.take_pen() else { return };
         let Some(chunk) = self.batch.take() else {
             self.pen = Pen::Idle(publisher);
             return;
@@ -210,6 +217,26 @@ impl<'a> Generation<'a> {
             let result = publisher.append(&Body::Delta(chunk)).await;
             (publisher, result)
         }));
+    }
+
+    /// Starts to see whether the broker still knows of the attempt; an append in flight sees to it itself.
+    fn look(&mut self) {
+        let Some(mut publisher) = self.take_pen() else { return };
+        self.pen = Pen::Busy(Box::pin(async move {
+            let result = publisher.look().await;
+            (publisher, result)
+        }));
+    }
+
+    /// The publisher, where nothing is in flight.
+    fn take_pen(&mut self) -> Option<Box<Publisher<'a>>> {
+        match std::mem::replace(&mut self.pen, Pen::Gone) {
+            Pen::Idle(publisher) => Some(publisher),
+            other => {
+                self.pen = other;
+                None
+            }
+        }
     }
 }
 

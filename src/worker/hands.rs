@@ -3,11 +3,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -15,13 +15,15 @@ use crate::{
     job::JobId,
 };
 
-/// How an attempt is ended from outside.
+/// How an attempt is ended from outside, or told to look.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stop {
     /// The job is to be cancelled.
     pub(super) cancel: CancellationToken,
     /// Another worker's attempt counts: nothing more may be written.
     pub(super) fenced: CancellationToken,
+    /// The broker may have forgotten the attempt: it is to see, and to write it again.
+    pub(super) look: Arc<Notify>,
 }
 
 /// An entry in this worker's hands.
@@ -64,6 +66,11 @@ impl Hands {
     /// The jobs in hand.
     pub(super) fn jobs(&self) -> Vec<JobId> {
         self.lock().values().map(|held| held.job).collect()
+    }
+
+    /// Has every attempt see whether the broker still knows of it.
+    pub(super) fn look_again(&self) {
+        self.lock().values().for_each(|held| held.stop.look.notify_one());
     }
 
     /// Takes out everything: what no task sees to.

@@ -14,7 +14,7 @@ use crate::broker::{Partition, Place, Renewed};
 pub(super) async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(context.options.renewal);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut refreshed = Instant::now();
+    let (mut refreshed, mut session) = (Instant::now(), context.broker.session());
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -26,6 +26,12 @@ pub(super) async fn run(context: Arc<Context>, stop: CancellationToken) {
         }
         for (partition, places) in held {
             renew(&context, &partition, &places).await;
+        }
+        // The broker may have forgotten what runs. A job whose model is silent would notice only with its
+        // next words, and its readers would be told meanwhile that there is no such job.
+        let current = context.broker.session();
+        if current != std::mem::replace(&mut session, current) {
+            context.hands.look_again();
         }
         if refreshed.elapsed() >= context.options.refresh {
             refreshed = Instant::now();

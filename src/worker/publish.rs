@@ -111,6 +111,11 @@ impl<'a> Publisher<'a> {
         self.frames.iter().filter(|frame| frame.seq >= seq).cloned().collect()
     }
 
+    /// Sees whether the broker still has what it acknowledged, where it may have forgotten something.
+    pub(super) async fn look(&mut self) -> std::result::Result<(), Over> {
+        if self.attempt.session == self.broker.session() { Ok(()) } else { self.verify().await }
+    }
+
     /// Appends one event. Returns when it is in the log.
     pub(super) async fn append(&mut self, body: &Body) -> std::result::Result<(), Over> {
         self.keep(body)?;

@@ -340,6 +340,44 @@ async fn a_worker_that_may_not_unblock_its_reads_stops_at_once() {
     }
 }
 
+/// Guards against an entry that its worker has had for nobody knows how long, and begins as if it had just come:
+/// another worker may be about to take it over. Where a blocking read cannot be ended, the worker asks for all
+/// that it was given.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_worker_was_given_before_is_renewed_before_it_begins() {
+    let stack = Stack::start(instant()).await;
+    let denied = "-client|unblock";
+    stack.server.command(&["ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", denied]);
+    let broker = connect(&stack.server.url().replace("redis://", "redis://limited:pw@")).await;
+    let long = Duration::from_hours(1);
+    let options = worker::Options {
+        lease: long,
+        renewal: long / 4,
+        sweep: long,
+        block: Duration::from_mins(2),
+        ..worker::Options::default()
+    };
+    let (stop, worker) = stack.worker_on(broker, options);
+    stack.blocked(1).await;
+    // Its connections are there from the first job on: no session begins under the second.
+    let first = stack.ask("m?tokens=1", "first").await;
+    soon(stack.listener().listen(first).answer()).await.unwrap();
+    stack.blocked(1).await;
+    // It was given an entry by a reply that nobody has read.
+    let name = stack.broker.workers(&stack.partition).await.unwrap().remove(0).id;
+    let give = "redis.call('XADD', KEYS[1], '*', 'job', ARGV[2], 'id', ARGV[3]) \
+                return redis.call('XREADGROUP', 'GROUP', 'workers', ARGV[1], 'STREAMS', KEYS[1], '>')";
+    let job = serde_json::to_string(&ChatRequest::ask("m?tokens=1", "given")).unwrap();
+    let id = JobId::new();
+    let lane = "ms:{q:default:0}:normal";
+    stack.server.command(&["EVAL", give, "1", lane, &name, &job, &id.to_string()]);
+    stack.reset_counts();
+    stop.cancel();
+    assert_eq!(soon(worker).await.unwrap().finished, 2);
+    assert_eq!(stack.broker.job(id).await.unwrap().unwrap().state, State::Done);
+    assert_eq!(stack.command_counts().get("xclaim"), Some(&1), "its lease was not renewed");
+}
+
 /// Guards against an entry that names another tenant's job and fails it, or hangs for being no job.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_entry_that_names_another_tenants_job_becomes_a_dead_letter_of_its_own() {

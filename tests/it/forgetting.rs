@@ -153,6 +153,30 @@ async fn a_job_whose_entry_is_forgotten_is_parked_and_buried_without_it() {
     assert_eq!((depth.parked, depth.dead), (1, 1));
 }
 
+/// Guards against a look for a letter that reads through all of the last ones, whatever their size.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_is_looked_for_behind_so_many_bytes() {
+    let stack = Stack::start(instant()).await;
+    let attempts = three_attempts(&stack).await;
+    let (broker, session) = (&stack.broker, stack.broker.session());
+    let keys = Keys::new("ms");
+    let lane = keys.lane(&stack.partition, Lane::Normal);
+    stack.server.command(&["XTRIM", &lane, "MAXLEN", "0"]);
+    let (entry, attempt) = &attempts[0];
+    let letter = DeadLetter::new(entry, failure("no"), 1, attempt.fence);
+    let before = Entry { session: session - 1, ..entry.clone() };
+    assert_eq!(broker.bury(&before, &letter, session).await.unwrap(), Settled::Yes);
+    let others = "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'id', 'x', \
+                  'entry:job', string.rep('x', ARGV[2])) end";
+    let dead = keys.dead(&stack.partition);
+    stack.server.command(&["EVAL", others, "1", &dead, "60", "100"]);
+    assert_eq!(broker.bury(&before, &letter, session).await.unwrap(), Settled::Gone);
+    stack.server.command(&["EVAL", others, "1", &dead, "2", "600000"]);
+    stack.reset_counts();
+    assert_eq!(broker.bury(&before, &letter, session).await.unwrap(), Settled::Yes);
+    assert_eq!(stack.command_counts().get("xrevrange"), Some(&2), "it has read on");
+}
+
 /// Guards against a job that runs by an entry which Redis has forgotten: its repeated enqueue was dropped
 /// for it, and nothing carried the job on when its worker died.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -186,6 +210,46 @@ fn victim(stack: &Stack, plan: Plan) -> Victim {
 /// The events of a job, once they have come to an end.
 async fn events(stack: &Stack, id: JobId) -> Vec<Event> {
     soon(stack.listener().listen(id).events().map(std::result::Result::unwrap).collect()).await
+}
+
+/// Guards against readers who are told that there is no such job, while it runs: its model is silent, and its
+/// worker learned only with the next words that Redis had forgotten it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_job_that_is_forgotten_is_written_again_at_the_next_renewal() {
+    let mut stack = Stack::start(instant()).await;
+    let options = worker::Options {
+        lease: Duration::from_millis(600),
+        renewal: Duration::from_millis(150),
+        ..worker::Options::default()
+    };
+    let (_stop, _worker) = stack.worker(options);
+    let mut ids = Vec::new();
+    for stream in [true, false] {
+        let request = ChatRequest::ask("m?ttft=600000", "a long thought");
+        let job = Job { stream, ..Job::new(request) };
+        ids.push(stack.producer().enqueue(job).await.unwrap().id);
+    }
+    let running = async |stack: &Stack| {
+        for id in &ids {
+            let is_running = async || {
+                let record = through(async || stack.broker.job(*id).await).await;
+                record.is_some_and(|record| record.state == State::Running)
+            };
+            while !is_running().await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    soon(running(&stack)).await;
+    // Nothing was saved.
+    fall_back(&mut stack).await;
+    soon(running(&stack)).await;
+    for id in ids {
+        let record = stack.broker.job(id).await.unwrap().unwrap();
+        assert_eq!((record.attempt, record.enqueued_at.is_some()), (1, true));
+        let log = stack.broker.read(id, millstream::event::EventId::START, 9).await.unwrap();
+        assert_eq!(log.iter().map(|event| event.body.kind()).collect::<Vec<_>>(), ["started"]);
+    }
 }
 
 /// A worker whose job has begun when Redis is saved, and has ended when Redis dies; its end is

@@ -4,7 +4,7 @@
 -- ARGV[1] the entry's ID   ARGV[2] most dead letters
 -- ARGV[3] the tenant that the entry counts for, or ''   ARGV[4] bytes that it counts
 -- ARGV[5] `1` where the server may have forgotten the entry: then its job is buried without it, unless one
--- of the last 64 letters is that of the same failure
+-- of the last 64 letters, or of those that come to a mebibyte, is that of the same failure
 -- ARGV[6…] field, value, …: first `id` and the job's ID, later `fence` and the fence of the failure
 --
 -- Returns {1 when the entry was buried, 0 when it was gone, how many older letters were dropped}.
@@ -17,10 +17,18 @@ for i = 6, #ARGV, 2 do
   own[ARGV[i]] = ARGV[i + 1]
 end
 local function is_buried()
-  for _, letter in ipairs(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 64)) do
+  local last, looked, bytes = '+', 0, 0
+  -- One at a time, for they may be large. A second letter does less harm than a server that stands still.
+  while looked < 64 and bytes < 1048576 do
+    local letter = redis.call('XREVRANGE', KEYS[2], last, '-', 'COUNT', 1)[1]
+    if not letter then return false end
     local found = {}
-    for i = 1, #letter[2], 2 do found[letter[2][i]] = letter[2][i + 1] end
+    for i = 1, #letter[2], 2 do
+      found[letter[2][i]] = letter[2][i + 1]
+      bytes = bytes + #letter[2][i + 1]
+    end
     if found.id == own.id and found.fence == own.fence then return true end
+    last, looked = '(' .. letter[1], looked + 1
   end
   return false
 end

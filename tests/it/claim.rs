@@ -333,6 +333,12 @@ async fn a_worker_that_may_not_unblock_its_reads_stops_at_once() {
         stop.cancel();
         let stopped = soon(worker).await.unwrap();
         assert!(stopped.unfinished.is_empty(), "{stopped:?}");
+        // Where it is refused, it is not asked again.
+        let stats = stack.server.command(&["INFO", "commandstats"]);
+        let unblock = stats.lines().find(|line| line.starts_with("cmdstat_client|unblock:"));
+        let refused = unblock.and_then(|line| line.split("rejected_calls=").nth(1));
+        let refused = refused.map_or("0", |rest| rest.split(',').next().unwrap());
+        assert!(refused.parse::<u32>().unwrap() <= 1, "{denied}: asked {refused} times");
         // No entry is given to a connection that nobody reads.
         let id = stack.ask("m?tokens=1", "afterwards").await;
         let (_stop, _worker) = stack.worker(worker::Options::default());

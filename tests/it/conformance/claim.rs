@@ -357,13 +357,14 @@ pub async fn plain_entries_of_one_key_are_one_job(s: &Subject) {
     assert!(entries.iter().all(|entry| entry.id == keyed.assign_id()));
     let attempt = begun(s.begin(&entries[0], &me).await.unwrap());
     assert_eq!(s.begin(&entries[1], &me).await.unwrap(), Begin::Remove);
+    // From the first attempt on the key is that of this request.
+    let other = Job { request: job("another").request, ..keyed.clone() };
+    let refused = s.enqueue(&[s.submission(other)]).await.remove(0).unwrap_err();
+    assert!(matches!(refused, Error::Conflict { .. }), "{refused}");
     let again = s.add(keyed.clone()).await;
     assert_eq!((again.id, again.duplicate), (attempt.job, true));
     assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
     assert_eq!(s.begin(&entries[2], &me).await.unwrap(), Begin::Remove);
-    let other = Job { request: job("another").request, ..keyed };
-    let refused = s.enqueue(&[s.submission(other)]).await.remove(0).unwrap_err();
-    assert!(matches!(refused, Error::Conflict { .. }), "{refused}");
 }
 
 /// Guards against an entry that takes the place of another tenant's job by naming its ID.

@@ -113,7 +113,7 @@ pub trait Claim: Send + Sync {
     async fn sweep(&self, partition: &Partition, worker: &WorkerId, sweep: &Sweep)
     -> Result<Swept>;
 
-    /// Forgets workers that hold nothing: `worker`, which leaves, or all that have not read for
+    /// Forgets workers that hold nothing: `worker`, which leaves, or else all that have not read for
     /// `idle` and do not hear what they are told. Returns how many names went.
     async fn retire(
         &self,

@@ -174,6 +174,7 @@ behaviours! {
         a_sweep_takes_no_more_than_asked_and_tells_whether_anything_is_in_flight,
         a_released_entry_keeps_its_place_and_its_budget,
         a_job_that_has_just_ended_gives_its_entry_back,
+        a_giving_back_that_arrives_late_takes_nothing,
         a_retry_that_comes_after_a_release_is_fenced,
         an_entry_that_never_began_can_be_released,
         a_wake_is_heard_by_all_and_so_is_a_sweep,

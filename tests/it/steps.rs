@@ -4,18 +4,20 @@ use std::{sync::Arc, time::Duration};
 
 use millstream::{
     broker::{
-        Counted, Error, Limits, Partition, Shared, Spent, Submission, Sweep, WorkerId,
+        Counted, Crashes, Error, Limits, Outcome, Partition, Shared, Spent, Submission, Sweep,
+        WorkerId, Written,
         redis::{
             Options, Redis,
             keys::{GROUP, Keys},
         },
     },
+    event::Codec,
     job::{ChatRequest, Job, JobId, Lane, Tenant},
 };
 
 use crate::support::{
     stack::{Stack, instant},
-    subject::far,
+    subject::{begun, delta, done, far},
 };
 
 /// Most entries of one step, as the scripts are given it.
@@ -201,9 +203,88 @@ async fn in_order_no_step_of_a_batch_overtakes_what_an_earlier_one_refused() {
     stack.reset_counts();
     let results = broker.enqueue_in_order(&batch).await;
     let accepted: Vec<bool> = results.iter().map(Result::is_ok).collect();
-    assert_eq!(accepted, (0..1200).map(|n| n < 550).collect::<Vec<_>>());
+    let overtaken = accepted.iter().enumerate().find(|(n, accepted)| **accepted != (*n < 550));
+    assert_eq!(overtaken, None);
     assert!(results.into_iter().skip(550).all(|r| matches!(r, Err(Error::Full { .. }))));
     assert!(scripts(&stack) >= 2);
     let results = broker.enqueue(&batch).await;
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 550);
+}
+
+/// Guards against a script that rewrites a large answer into less space, which takes much longer than to write
+/// it and saves nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_small_log_is_rewritten() {
+    let stack = Stack::start(instant()).await;
+    let broker = &stack.broker;
+    let me = WorkerId::new("w");
+    let mut reader = broker.claimer(&stack.partition, &me).await.unwrap();
+    // Text that cannot be compressed.
+    let text = |bytes: usize| (0..bytes / 36).map(|_| JobId::new().to_string()).collect::<String>();
+    for (before, last, expected) in [(0, 100, [1, 1]), (0, 100_000, [0, 0]), (300_000, 100, [1, 0])]
+    {
+        stack.ask("m", "size").await;
+        let entry = reader.read(Lane::Normal, 1).await.unwrap().remove(0);
+        let crashes = Crashes { most: 9, alone: true };
+        let attempt = begun(broker.begin(&entry, &me, crashes).await.unwrap());
+        let first = delta(1, &text(before), Codec::Json);
+        assert_eq!(broker.append(&attempt, &[first]).await.unwrap(), Written::Yes);
+        stack.reset_counts();
+        let outcome = Outcome::Done { finish_reason: None, usage: None };
+        let frames = [delta(2, &text(last), Codec::Json), done(3)];
+        assert_eq!(broker.conclude(&attempt, &frames, &outcome).await.unwrap(), Written::Yes);
+        let counts = stack.command_counts();
+        let calls = ["dump", "restore"].map(|name| counts.get(name).copied().unwrap_or_default());
+        assert_eq!(calls, expected, "{before} bytes and {last}");
+        assert_eq!(broker.last(entry.id).await.unwrap().unwrap().seq, 3);
+    }
+}
+
+/// Guards against a script that looks at every worker there ever was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_are_forgotten_a_few_at_a_time() {
+    const DEAD: u64 = 250;
+    let stack = Stack::start(instant()).await;
+    let keys = Keys::new("ms");
+    let make =
+        "for i = 1, ARGV[1] do redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], 'workers', i) end";
+    let lane = keys.lane(&stack.partition, Lane::Low);
+    stack.server.command(&["EVAL", make, "1", &lane, &DEAD.to_string()]);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    stack.reset_counts();
+    let gone = stack.broker.retire(&stack.partition, None, Duration::ZERO).await.unwrap();
+    assert_eq!(gone, DEAD);
+    assert!(scripts(&stack) >= 3, "{} scripts", scripts(&stack));
+    assert!(stack.broker.workers(&stack.partition).await.unwrap().is_empty());
+}
+
+/// Guards against a renewal of some entries that looks at everything which its worker holds, and against one
+/// that takes for gone what it has not looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_are_renewed_some_hundred_at_a_time() {
+    const HELD: usize = 1600;
+    let (stack, broker) = limited(Limits::default()).await;
+    for result in broker.enqueue(&submissions(HELD, "acme", 10)).await {
+        result.unwrap();
+    }
+    let me = WorkerId::new("w");
+    let mut reader = broker.claimer(&stack.partition, &me).await.unwrap();
+    let entries = reader.read(Lane::Normal, HELD).await.unwrap();
+    let mut places: Vec<_> = entries.into_iter().map(|entry| entry.place).collect();
+    // In whatever order they are held.
+    places.rotate_left(HELD / 3);
+    stack.reset_counts();
+    let renewed = broker.renew(&me, &places).await.unwrap();
+    assert!(renewed.gone.is_empty() && renewed.lost == 0);
+    assert!(scripts(&stack) >= 4, "{} scripts", scripts(&stack));
+    assert_eq!(stack.command_counts().get("xpending"), Some(&4), "each looks at its own");
+    let heir = WorkerId::new("heir");
+    let lane = Keys::new("ms").lane(&stack.partition, Lane::Normal);
+    for place in &places[700..703] {
+        stack.server.command(&["XCLAIM", &lane, GROUP, heir.as_str(), "0", &place.entry]);
+    }
+    let mut gone = broker.renew(&me, &places).await.unwrap().gone;
+    gone.sort_by(|a, b| a.entry.cmp(&b.entry));
+    assert_eq!(gone.len(), 3);
+    assert!(gone.iter().all(|place| places[700..703].contains(place)));
 }

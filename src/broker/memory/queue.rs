@@ -318,8 +318,8 @@ impl Queue {
         true
     }
 
-    /// Forgets workers that hold nothing: one that leaves, or all that were silent for so long and are
-    /// not `listening`.
+    /// Forgets workers that hold nothing: the one that leaves, or else all that were silent for so long and
+    /// are not `listening`.
     pub(super) fn retire(
         &mut self,
         worker: Option<&WorkerId>,
@@ -328,8 +328,8 @@ impl Queue {
     ) -> u64 {
         let (held, before) = (self.held_by_worker(), self.workers.len());
         self.workers.retain(|id, seen| {
-            let silent = seen.elapsed() > idle && !listening.contains(id);
-            let leaves = Some(id) == worker || silent;
+            let silent = || seen.elapsed() > idle && !listening.contains(id);
+            let leaves = worker.map_or_else(silent, |worker| worker == id);
             held.contains_key(id) || !leaves
         });
         (before - self.workers.len()) as u64

@@ -24,6 +24,9 @@ use crate::{
 /// A log of at most this many events is rewritten into its least space when its job ends.
 const SMALL_LOG: u64 = 32;
 
+/// Nor of more than so many bytes: that takes longer than to write them, and saves nothing of note.
+const SMALL_BYTES: usize = 64 * 1024;
+
 /// Most counted entries ended by one script, which takes only so many arguments.
 const PAGE: usize = 1000;
 
@@ -101,7 +104,8 @@ impl Settle for Redis {
         let over = state != "parked";
         let kept = millis(self.options.job_ttl).saturating_add(delay);
         let ttl = if over { millis(self.options.result_ttl) } else { kept };
-        let small = frames.last().is_some_and(|last| last.seq < SMALL_LOG);
+        let bytes: usize = frames.iter().map(|frame| frame.bytes.len()).sum();
+        let small = frames.last().is_some_and(|last| last.seq < SMALL_LOG) && bytes <= SMALL_BYTES;
         let mut call = self.scripts.conclude.prepare_invoke();
         call.key(self.keys.job(attempt.job))
             .key(self.keys.log(attempt.job))
@@ -109,7 +113,7 @@ impl Settle for Redis {
             .arg(state)
             .arg(ttl)
             .arg(if over { self.key_ttl() } else { delay })
-            .arg(u8::from(over && small))
+            .arg(if over && small { SMALL_BYTES } else { 0 })
             .arg(failure)
             .arg(fields.len() * 2);
         for (field, value) in fields {

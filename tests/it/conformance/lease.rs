@@ -12,7 +12,7 @@ use millstream::{
         WorkerId, Written,
     },
     error::Code,
-    job::Lane,
+    job::{Lane, Timestamp},
     state::State,
 };
 
@@ -472,4 +472,39 @@ pub async fn a_job_that_is_over_keeps_the_time_of_its_end(s: &Subject) {
         let entry = s.claim(&me).await;
         s.remove(&[Spent::from(&entry)]).await.unwrap();
     }
+}
+
+/// Guards against a giving back whose first sending arrives behind its own repeat, when the same worker has taken
+/// the entry again and runs it: another would start it a second time.
+pub async fn a_giving_back_that_arrives_late_takes_nothing(s: &Subject) {
+    let me = worker("a");
+    s.add(job("late")).await;
+    let entry = s.claim(&me).await;
+    let lane = |keys: &Keys| {
+        let lane = keys.lane(&s.partition, entry.place.lane);
+        [lane.clone(), lane]
+    };
+    let script = include_str!("../../../src/broker/redis/lua/hand_back.lua");
+    let give_back = |made_at: Timestamp| {
+        let latest = made_at.0.to_string();
+        s.run(script, lane, &[me.as_str(), &entry.place.entry, "315360000000", "wake", &latest])
+    };
+    let now = Timestamp::now();
+    if let Some(answer) = give_back(Timestamp(now.0 - 5_000)) {
+        assert_eq!(answer, "0");
+    }
+    let places = std::slice::from_ref(&entry.place);
+    assert!(s.renew(&me, places).await.unwrap().is_empty(), "it was taken from its worker");
+    for _ in 0..2 {
+        if let Some(answer) = give_back(now.after(Duration::from_mins(1))) {
+            assert_eq!(answer, "1");
+            assert_eq!(s.renew(&me, places).await.unwrap().len(), 1);
+        }
+    }
+    // Once the clock of the server is known, too, an entry is given back at once.
+    let lease = Duration::from_hours(1);
+    let look = Sweep { lease, most: 9, ask: false, deliveries: 9 };
+    s.sweep(&s.partition, &worker("b"), &look).await.unwrap();
+    let (entry, attempt) = s.running(&me).await;
+    assert!(s.release(&me, &entry.place, Some(&attempt)).await.unwrap());
 }

@@ -4,7 +4,7 @@
 -- ARGV[1] fence   ARGV[2] state: `done`, `failed`, `cancelled` or `parked`
 -- ARGV[3] the log's time to live in ms, for `parked` the record's, too   ARGV[4] delay in ms, for `parked`;
 -- else the least time to live, in ms, of a record that holds an idempotency key
--- ARGV[5] `1` to rewrite a small log into its least space   ARGV[6] failure as JSON, or ''
+-- ARGV[5] most bytes of a log that is rewritten into its least space, or 0   ARGV[6] failure as JSON, or ''
 -- ARGV[7] n, then n values: field, value, …   then sequence, event name, payload, …
 --
 -- The record of a job that is over keeps the time that it has, which is nearly that of a job: its entry may
@@ -51,10 +51,11 @@ redis.call('HSET', record, unpack(set))
 local least = state == 'parked' and ttl or r[5] and ARGV[4]
 if least then redis.call('PEXPIRE', record, least, 'GT') end
 local compacted = false
-if ARGV[5] == '1' then
+local most = tonumber(ARGV[5])
+if most > 0 then
   -- A small stream holds a preallocated node of 4 KB; IDs survive the rewriting.
   local bytes = redis.pcall('DUMP', log)
-  if type(bytes) == 'string' then
+  if type(bytes) == 'string' and #bytes <= most then
     local restored = redis.pcall('RESTORE', log, ttl, bytes, 'REPLACE')
     compacted = restored.ok ~= nil
   end

@@ -1,30 +1,29 @@
 -- Forgets consumers of lanes that hold nothing.
 --
--- KEYS[1] and on: lanes   ARGV[1] the one that leaves, or ''   ARGV[2] for all others: idle time in ms
--- ARGV[3] what the channels of workers begin with
+-- KEYS[1] and on: lanes   ARGV[1] the one that leaves, or ''   ARGV[2] what the channels of workers begin with
+-- ARGV[3…] names, which have read nothing for long, or leave
 --
 -- A live worker hears its channel. Its idle time tells nothing: servers before 7.2 let it run on through
 -- blocking reads that bring nothing.
--- Returns how many names were forgotten. Replay: forgets nobody twice. Deleting a consumer would drop
+-- Returns how many names were forgotten. Replay: forgets nobody else. Deleting a consumer would drop
 -- what it holds, so the look and the deletion are one step.
-local gone = {}
-local count = 0
-local function lives(name)
-  local heard = redis.pcall('PUBSUB', 'NUMSUB', ARGV[3] .. name)
-  return not heard.err and tonumber(heard[2]) > 0
+local function stays(name)
+  if name ~= ARGV[1] then
+    local heard = redis.pcall('PUBSUB', 'NUMSUB', ARGV[2] .. name)
+    if not heard.err and tonumber(heard[2]) > 0 then return true end
+  end
+  for _, lane in ipairs(KEYS) do
+    local held = redis.pcall('XPENDING', lane, 'workers', '-', '+', 1, name)
+    if not held.err and #held > 0 then return true end
+  end
+  return false
 end
-for _, lane in ipairs(KEYS) do
-  local consumers = redis.pcall('XINFO', 'CONSUMERS', lane, 'workers')
-  for _, fields in ipairs(consumers.err and {} or consumers) do
-    local consumer = {}
-    for i = 1, #fields, 2 do consumer[fields[i]] = fields[i + 1] end
-    local name = consumer['name']
-    if consumer['pending'] == 0 and (name == ARGV[1]
-        or consumer['idle'] > tonumber(ARGV[2]) and not lives(name)) then
-      redis.call('XGROUP', 'DELCONSUMER', lane, 'workers', name)
-      if not gone[name] then count = count + 1 end
-      gone[name] = true
-    end
+local count = 0
+for i = 3, #ARGV do
+  if not stays(ARGV[i]) then
+    count = count + 1
+    -- A lane without the group has none to forget.
+    for _, lane in ipairs(KEYS) do redis.pcall('XGROUP', 'DELCONSUMER', lane, 'workers', ARGV[i]) end
   end
 end
 return count

@@ -61,6 +61,7 @@ mod redis_says;
 mod redis_setup;
 mod redis_tls;
 mod retention;
+mod roles;
 mod rolling;
 mod schema;
 mod sdk;

@@ -422,6 +422,10 @@ mod tests {
             ("WRONGPASS invalid username-password pair", Trouble::Login),
             ("DENIED Redis is running in protected mode", Trouble::Protected),
             ("NOPERM this user has no permissions to run the 'xadd' command", Trouble::Permission),
+            (
+                "ERR The user executing the script can't run this command or subcommand script: 0a, on @user_script:4.",
+                Trouble::Permission,
+            ),
             ("MOVED 3999 127.0.0.1:6381", Trouble::Cluster),
             ("ASK 3999 127.0.0.1:6381", Trouble::Cluster),
             ("CROSSSLOT Keys in request don't hash to the same slot", Trouble::Cluster),

@@ -38,6 +38,8 @@ pub(super) fn trouble(error: &RedisError, said: &str) -> Option<Trouble> {
         "DENIED" => Trouble::Protected,
         "NOPERM" => Trouble::Permission,
         "MOVED" | "ASK" | "CROSSSLOT" => Trouble::Cluster,
+        // Redis 7.0 refuses a script's command in words of its own.
+        _ if said.contains("The user executing the script can't") => Trouble::Permission,
         _ if said.contains("max number of clients") => Trouble::Clients,
         _ if CERTIFICATE.iter().any(|words| said.contains(words)) => Trouble::Certificate,
         _ if error.kind() == ErrorKind::AuthenticationFailed => Trouble::Login,

@@ -10,6 +10,7 @@
 mod answer;
 mod args;
 mod ask;
+mod audit;
 mod bench;
 mod clean;
 mod dev;

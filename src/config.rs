@@ -59,6 +59,8 @@ pub struct Log {
     /// `info` for what runs until it is stopped and `warn` for everything else. Other crates log at `debug` at
     /// most, whatever stands here: at `trace` they print content.
     pub filter: String,
+    /// A file of its own for the audit trail, as JSON lines. Empty: it goes to the log.
+    pub audit_file: PathBuf,
 }
 
 /// How a line of the log looks.

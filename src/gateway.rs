@@ -25,6 +25,7 @@ mod abandon;
 mod absent;
 mod accept;
 mod app;
+mod audit;
 mod auth;
 mod bodies;
 mod body;
@@ -58,6 +59,7 @@ pub mod ws;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
+pub use audit::TARGET as AUDIT;
 pub use auth::{Caller, Right, check_keys, exposed_keys, generate_key};
 use axum::response::IntoResponse;
 pub use counters::Counters;

@@ -52,7 +52,7 @@ pub(super) struct Ask {
 /// configured.
 pub(super) async fn run(ask: Ask, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let config = common.load(Vec::new(), cx)?.config;
-    logging::start(&config.log, Level::Quiet);
+    logging::start(&config.log, Level::Quiet)?;
     let (model, system) = (&ask.model, ask.system.as_deref());
     let request = args::request(model, system, Vec::new(), Some(&ask.question), &ask.params)?;
     let job = Job { queue: ask.queue.clone(), ..Job::new(request) };

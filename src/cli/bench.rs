@@ -183,7 +183,7 @@ impl Bench {
 /// Measures, and writes what came of it.
 pub(super) async fn run(what: Bench, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let config = common.load(Vec::new(), cx)?.config;
-    logging::start(&config.log, Level::Quiet);
+    logging::start(&config.log, Level::Quiet)?;
     let mut lab = cx.unless_interrupted(Lab::open(&config), "").await??;
     let place = if lab.is_private() {
         "a private redis-server, ended afterwards".to_owned()

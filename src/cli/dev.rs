@@ -28,7 +28,7 @@ use crate::{
 /// standard input is a question to it.
 pub(super) async fn run(common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let mut config = common.load(Vec::new(), cx)?.config;
-    logging::start(&config.log, if config.is_embedded() { Level::Quiet } else { Level::Info });
+    logging::start(&config.log, if config.is_embedded() { Level::Quiet } else { Level::Info })?;
     let broker = cx.unless_interrupted(Broker::open(&config), "").await??;
     cx.unless_interrupted(broker.prepare(&config.worker.queues), "").await??;
     if config.is_embedded() {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{
     Context, Error, Exit,
     args::{self, Common, Output, Queues},
+    audit,
     parts::Broker,
     tables::{self, finish, table, with_queue},
 };
@@ -303,7 +304,9 @@ async fn requeue(search: &mut Search, cx: &mut Context) -> Result<Exit, Error> {
             let requeued = search.admin.requeue(&partition, &letter);
             let requeued = cx.unless_interrupted(requeued, AGAIN).await??;
             all += 1;
-            back += usize::from(matches!(requeued, Requeued::Requeued { .. }));
+            let is_back = matches!(requeued, Requeued::Requeued { .. });
+            audit::job("requeue", letter.id, is_back);
+            back += usize::from(is_back);
             let (id, what) = (
                 letter.id,
                 match requeued {
@@ -346,6 +349,9 @@ async fn purge(search: &mut Search, many: &[usize], cx: &mut Context) -> Result<
             left -= page.len();
             let purged = search.admin.purge(partition, &page);
             let purged = cx.unless_interrupted(purged, AGAIN).await??;
+            for letter in &page {
+                audit::job("purge", letter.id, !purged.left.contains(&letter.id));
+            }
             all.purged += purged.purged;
             all.left.extend(purged.left);
         }

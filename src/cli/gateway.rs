@@ -53,7 +53,7 @@ impl Args {
 /// Serves until it is stopped. The first line of standard output is its address.
 pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
     let mut config = args.common.load(args.flags(), cx)?.config;
-    logging::start(&config.log, Level::Info);
+    logging::start(&config.log, Level::Info)?;
     parts::needs_redis(&config)?;
     if args.listen.is_none() {
         listen_on_port(&mut config)?;

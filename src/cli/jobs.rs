@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Context, Error, Exit, answer,
     args::{self, Common, Output},
+    audit,
     ended::Ended,
     logging::{self, Level},
     parts::Broker,
@@ -104,7 +105,7 @@ pub(super) struct Wait {
 /// Tells of jobs.
 pub(super) async fn run(what: Jobs, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let config = common.load(Vec::new(), cx)?.config;
-    logging::start(&config.log, Level::Warn);
+    logging::start(&config.log, Level::Warn)?;
     let (broker, _) = cx.unless_interrupted(Broker::open_shared(&config), "").await??;
     match what {
         Jobs::Show(args) => show(args, &config, &broker, cx).await,
@@ -179,6 +180,8 @@ async fn cancel(args: Cancel, broker: &Broker, cx: &mut Context) -> Result<Exit,
     let (mut over, mut unknown) = (0, None);
     for id in args.ids {
         let cancelled = cx.unless_interrupted(admin.cancel(id), "").await??;
+        let is_changed = matches!(cancelled, Cancelled::Cancelled | Cancelled::Asked { .. });
+        audit::job("cancel_job", id, is_changed);
         over += u32::from(matches!(cancelled, Cancelled::Over { .. }));
         if cancelled == Cancelled::Unknown {
             unknown.get_or_insert(id);

@@ -7,6 +7,8 @@ use clap::{Subcommand, builder::PossibleValuesParser};
 use super::{
     Context, Error, Exit,
     args::{self, Common},
+    audit,
+    logging::{self, Level},
 };
 use crate::{
     config::Config,
@@ -44,6 +46,7 @@ pub(super) enum Keys {
 /// Does it.
 pub(super) fn run(what: &Keys, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let config = common.load(Vec::new(), cx)?.config;
+    logging::start(&config.log, Level::Warn)?;
     let Keys::Create { id, tenant, rights, expires_in } = what;
     if config.gateway.secret.is_empty() {
         return Err(Error::new(
@@ -58,6 +61,7 @@ pub(super) fn run(what: &Keys, common: &Common, cx: &mut Context) -> Result<Exit
     let (key, lines) = generate_key(&config.gateway.secret, id, tenant, &rights, expires)
         .map_err(|cause| Error::new(Exit::Usage, cause, ""))?;
     keep(&config, id, &lines, cx)?;
+    audit::other("create_key", id);
     cx.terminal.line(&key)?;
     Ok(Exit::Ok)
 }

@@ -14,15 +14,22 @@ use tracing::field::Field;
 use tracing_subscriber::{
     EnvFilter, Layer as _,
     field::MakeExt,
-    filter::{LevelFilter, Targets},
+    filter::{FilterExt as _, LevelFilter, Targets},
     fmt,
-    fmt::format,
+    fmt::{MakeWriter, format},
     layer::SubscriberExt as _,
     util::SubscriberInitExt as _,
 };
 
-use super::clean::{self, OneLine};
-use crate::config::{Log, LogFormat};
+use super::{
+    Error, Exit,
+    audit::{Appended, Line},
+    clean::{self, OneLine},
+};
+use crate::{
+    config::{Log, LogFormat},
+    gateway::AUDIT,
+};
 
 /// How much is logged where the configuration does not say.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +59,10 @@ fn ceiling() -> Targets {
 }
 
 /// Starts logging. A second start changes nothing.
-pub(super) fn start(log: &Log, level: Level) {
+///
+/// # Errors
+/// A file for the audit trail that cannot be written.
+pub(super) fn start(log: &Log, level: Level) -> Result<(), Error> {
     let default = match level {
         Level::Info => "info",
         Level::Warn => "warn",
@@ -67,9 +77,25 @@ pub(super) fn start(log: &Log, level: Level) {
             .boxed(),
         LogFormat::Json => fmt::layer().with_writer(|| JsonLines(io::stderr())).json().boxed(),
     };
-    let subscriber =
-        tracing_subscriber::registry().with(lines).with(EnvFilter::new(filter)).with(ceiling());
-    let _ = subscriber.try_init();
+    let filter = EnvFilter::new(filter);
+    let mut layers = Vec::new();
+    if log.audit_file.as_os_str().is_empty() {
+        layers.push(lines.with_filter(filter).boxed());
+    } else {
+        let path = &log.audit_file;
+        let file = Appended::open(path).map_err(|error| {
+            let cause = format!("cannot write log.audit_file, {}: {error}", path.display());
+            Error::new(Exit::Configuration, cause, "name a file that can be written")
+        })?;
+        let trail = fmt::layer().json().with_writer(Trail(file));
+        layers
+            .push(trail.with_filter(Targets::new().with_target(AUDIT, LevelFilter::DEBUG)).boxed());
+        let others = Targets::new().with_default(LevelFilter::TRACE);
+        let others = others.with_target(AUDIT, LevelFilter::OFF);
+        layers.push(lines.with_filter(filter.and(others)).boxed());
+    }
+    let _ = tracing_subscriber::registry().with(layers).with(ceiling()).try_init();
+    Ok(())
 }
 
 /// A line of the log that comes from no part of the library, as the log writes JSON.
@@ -108,6 +134,17 @@ fn field(writer: &mut format::Writer<'_>, field: &Field, value: &dyn Debug) -> s
     let (italic, end) = if writer.has_ansi_escapes() { ("\x1b[3m", "\x1b[0m") } else { ("", "") };
     write!(writer, "{italic}{}{end}=", field.name())?;
     write!(OneLine(writer), "{value:?}")
+}
+
+/// The file of the audit trail, which takes lines of JSON.
+struct Trail(Appended);
+
+impl<'a> MakeWriter<'a> for Trail {
+    type Writer = JsonLines<Line<'a>>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        JsonLines(self.0.make_writer())
+    }
 }
 
 /// Takes whole lines of JSON.

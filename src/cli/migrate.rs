@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{
     Context, Error, Exit,
     args::{Common, Output, Queues},
+    audit,
     logging::{self, Level},
     parts, tables,
 };
@@ -34,7 +35,7 @@ pub(super) struct Scope {
 /// Applies migrations, or shows them.
 pub(super) async fn run(what: Migrate, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let config = common.load(Vec::new(), cx)?.config;
-    logging::start(&config.log, Level::Warn);
+    logging::start(&config.log, Level::Warn)?;
     parts::needs_redis(&config)?;
     let redis = cx.unless_interrupted(Redis::connect(config.redis.clone()), "").await??;
     match what {
@@ -63,6 +64,7 @@ async fn up(
     let remedy = "run it again: it goes on where it stopped";
     let applied = cx.unless_interrupted(redis.migrate(partitions), remedy).await??;
     for row in &applied {
+        audit::other("migrate", &row.partition);
         match output {
             Output::Json => cx.terminal.json(&json!(row))?,
             Output::Text => cx.terminal.line(format_args!(

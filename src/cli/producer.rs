@@ -159,7 +159,7 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
     let max_payload = args.max_payload.map(|bytes| bytes.to_string());
     let flags = max_payload.map(|v| Flag::new("--max-payload", "producer.max_payload", v));
     let config = args.common.load(flags.into_iter().collect(), cx)?.config;
-    logging::start(&config.log, Level::Warn);
+    logging::start(&config.log, Level::Warn)?;
     if args.dry_run {
         let nowhere = Arc::new(Memory::new(config.embedded.clone()));
         let producer = Producer::new(nowhere, config.producer.clone());

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::{
     Context, Error, Exit,
     args::{self, Common, Output},
+    audit,
     tables::{self, View},
 };
 use crate::{
@@ -103,6 +104,7 @@ async fn reconcile(view: View, common: &Common, cx: &mut Context) -> Result<Exit
     for partition in partitions {
         let correction = broker.shared.reconcile(&partition).await?;
         let queue = &partition.queue;
+        audit::other("reconcile", queue);
         match view.output {
             Output::Json => {
                 let object = tables::with_queue(&partition, &json!({"corrected": correction}));

@@ -70,7 +70,7 @@ impl Simulate {
 /// Answers until SIGINT or SIGTERM. The first line of standard output is the base URL.
 pub(super) async fn run(args: Simulate, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let config = common.load(args.flags(), cx)?.config;
-    logging::start(&config.log, Level::Info);
+    logging::start(&config.log, Level::Info)?;
     let simulator = Simulator::bind(config.simulator).await?;
     let url = simulator.base_url();
     cx.terminal.line(&url)?;

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{
     Context, Error, Exit, Terminal,
     args::{Common, Output, Queues},
-    clean,
+    audit, clean,
     logging::{self, Level},
     parts::{self, Broker},
 };
@@ -38,7 +38,7 @@ pub(super) async fn open(
     cx: &mut Context,
 ) -> Result<(Broker, Vec<Partition>, Config), Error> {
     let config = common.load(Vec::new(), cx)?.config;
-    logging::start(&config.log, Level::Warn);
+    logging::start(&config.log, Level::Warn)?;
     let (broker, _) = cx.unless_interrupted(Broker::open_shared(&config), "").await??;
     let partitions = parts::partitions(&queues.or(&config.worker.queues));
     Ok((broker, partitions, config))
@@ -81,6 +81,7 @@ pub(super) async fn workers(
                 let remedy = "`millstream workers` shows those that live";
                 return Err(Error::new(Exit::Broker, cause, remedy));
             }
+            audit::other("drain_worker", &id);
             cx.terminal.line(format_args!("{id} drains"))?;
             Ok(Exit::Ok)
         }

@@ -63,7 +63,7 @@ impl Args {
 /// Works until it is stopped, then tells what it finished and what it left.
 pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
     let config = args.common.load(args.flags(), cx)?.config;
-    logging::start(&config.log, Level::Info);
+    logging::start(&config.log, Level::Info)?;
     parts::needs_redis(&config)?;
     if !config.has_upstream() {
         return Err(Error::new(

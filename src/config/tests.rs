@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 102] = [
+const OTHERS: [(&str, &str); 103] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.ca_file", "ca.pem"),
     ("redis.prefix", "other"),
@@ -139,6 +139,7 @@ const OTHERS: [(&str, &str); 102] = [
     ("simulator.api_key", "secret"),
     ("log.format", "json"),
     ("log.filter", "debug"),
+    ("log.audit_file", "audit.log"),
 ];
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use super::app::App;
+use super::{app::App, audit};
 use crate::{admin::Cancelled, job::JobId, retry::Backoff};
 
 /// Cancellations under way at once, those that wait for another try included.
@@ -64,7 +64,7 @@ pub(super) async fn cancel(app: Arc<App>, abandoned: mpsc::Receiver<JobId>) {
                     return tracing::debug!(%job, "client gone, and its job never came");
                 }
                 Ok(Cancelled::Unknown) => unknown += 1,
-                Ok(_) => return tracing::debug!(%job, "client gone, job cancelled"),
+                Ok(_) => return audit::abandoned(job),
                 Err(error) if error.is_transient() => {}
                 Err(error) => return tracing::warn!(%job, %error, "client gone, job not cancelled"),
             }

@@ -23,7 +23,13 @@ use sha2::{Digest, Sha256};
 pub(super) use token::Signer;
 use utoipa::ToSchema;
 
-use super::{Error, Options, app::App, error::Refusal, host};
+use super::{
+    Error, Options,
+    app::App,
+    audit::{By, Trail},
+    error::Refusal,
+    host,
+};
 use crate::{
     broker::Rate,
     job::{Tenant, Timestamp},
@@ -283,8 +289,14 @@ fn local(headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// Who sends a request with these headers; the broker is not asked.
 pub(super) fn identify(app: &App, parts: &Parts) -> Result<Arc<Caller>, Refusal> {
+    let (caller, by) = found(app, parts)?;
+    Trail::known(parts, by, &caller.tenant, caller.key.as_deref());
+    Ok(caller)
+}
+
+fn found(app: &App, parts: &Parts) -> Result<(Arc<Caller>, By), Refusal> {
     if let Some(caller) = parts.extensions.get::<Caller>() {
-        return Ok(Arc::new(caller.clone()));
+        return Ok((Arc::new(caller.clone()), By::Application));
     }
     if !app.keys.are_asked_for() {
         if parts.extensions.get::<Served>().is_none() {
@@ -292,11 +304,11 @@ pub(super) fn identify(app: &App, parts: &Parts) -> Result<Arc<Caller>, Refusal>
             return Err(Refusal::new(StatusCode::FORBIDDEN, "unknown_caller", text));
         }
         local(&parts.headers)?;
-        return Ok(Arc::new(Caller::new(Tenant::default(), Right::ALL)));
+        return Ok((Arc::new(Caller::new(Tenant::default(), Right::ALL)), By::Machine));
     }
     match presented(&parts.headers)? {
         None => Err(unauthorized("no API key; send it as `Authorization: Bearer KEY`")),
-        Some(key) => app.keys.check(key).ok_or_else(|| {
+        Some(key) => app.keys.check(key).map(|caller| (caller, By::Key)).ok_or_else(|| {
             unauthorized("this API key is not known, or has expired; ask whoever runs the gateway")
         }),
     }

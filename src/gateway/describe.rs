@@ -24,6 +24,7 @@ use self::common::Common;
 use super::{
     absent,
     app::App,
+    audit::{Operations, Trail},
     auth::{Known, RATE_LIMIT, RATE_REMAINING, RATE_RESET},
     console,
     error::{ErrorBody, JOB_HEADER, Refusal, SHOULD_RETRY},
@@ -92,9 +93,10 @@ async fn socket(
     app: State<Arc<App>>,
     known: Known,
     headers: HeaderMap,
+    trail: Trail,
     upgrade: ws::Upgrade,
 ) -> Result<Response, Refusal> {
-    ws::upgrade(app, known, &headers, upgrade)
+    ws::upgrade(app, known, &headers, upgrade, trail)
 }
 
 /// The description as JSON.
@@ -133,6 +135,7 @@ pub(super) fn router(app: &Arc<App>, tasks: Arc<dyn Any + Send + Sync>) -> Route
         .split_for_parts();
     common::complete(&mut document);
     let json = serde_json::to_vec(&document).unwrap_or_default().into();
+    let operations = Operations::of(&document);
     let document = Document { json, _tasks: tasks };
     let panicked = Arc::clone(app);
     let router = router
@@ -144,7 +147,7 @@ pub(super) fn router(app: &Arc<App>, tasks: Arc<dyn Any + Send + Sync>) -> Route
         .fallback(absent::nowhere)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(move |panic: Box<dyn Any + Send>| fault(&panicked, &*panic)))
-        .layer(middleware::from_fn_with_state(Arc::clone(app), guard))
+        .layer(middleware::from_fn_with_state((Arc::clone(app), operations), guard))
         .with_state(Arc::clone(app));
     // The layer answers every OPTIONS, even where it allows nothing.
     match &app.options.cors_origins[..] {
@@ -169,9 +172,15 @@ fn fault(app: &App, panic: &(dyn Any + Send)) -> Response {
 }
 
 /// Refuses headers that are too large or leave open what is meant, and names the request.
-async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+async fn guard(
+    State((app, operations)): State<(Arc<App>, Arc<Operations>)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let own = || HeaderValue::from_str(&uuid::Uuid::new_v4().simple().to_string()).ok();
     let id = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= 128).cloned().or_else(own);
+    let name = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let ending = Trail::begin(&operations, &mut request, name);
     let most = app.options.limits.max_header;
     let size: usize =
         request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
@@ -186,6 +195,9 @@ async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     } else {
         next.run(request).await
     };
+    if let Some(ending) = ending {
+        ending.answered(&response);
+    }
     let headers = response.headers_mut();
     headers.extend(id.map(|id| (REQUEST_ID, id)));
     // A browser takes no answer for anything else than it is called, and keeps none that does not say so.

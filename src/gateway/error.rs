@@ -10,6 +10,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::audit::Refused;
 use crate::{broker, job::Invalid, listener, producer};
 
 /// Names the job that an answer is about.
@@ -164,7 +165,9 @@ impl Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let wait = self.error.retry_after;
+        let refused = Refused(self.error.code.to_string());
         let mut response = (self.status, Json(ErrorBody { error: self.error })).into_response();
+        response.extensions_mut().insert(refused);
         let headers = response.headers_mut();
         headers.extend(self.headers.map(|headers| *headers).unwrap_or_default());
         if let Some(seconds) = wait {

@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 
 use super::{
     app::App,
+    audit::Trail,
     auth::{Known, Right},
     body::Sent,
     cache::{Answer, Guard, Key},
@@ -86,6 +87,7 @@ pub(super) async fn enqueue(
     State(app): State<Arc<App>>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
+    trail: Trail,
     Sent { caller, body }: Sent,
 ) -> Result<Response, Refusal> {
     let key = idempotency_key(&headers)?;
@@ -94,11 +96,13 @@ pub(super) async fn enqueue(
             let text = "Idempotency-Key names one job; give each job of an array its own `idempotency_key`";
             return Err(Refusal::param("Idempotency-Key", text));
         }
-        return Ok(Reply(many(&app, &caller.tenant, &body).await?).into_response());
+        return Ok(Reply(many(&app, &caller.tenant, &body, &trail).await?).into_response());
     }
     let submission = submission(&app, &caller.tenant, &body, key)?;
     let queue = submission.partition.queue.clone();
+    trail.about(submission.id);
     let receipt = submit(&app, &caller.tenant, submission).await?;
+    trail.did(receipt.id);
     let accepted = view::Accepted::from(&receipt);
     let named = [
         (header::LOCATION, app.link(uri.path(), &format!("/v1/jobs/{}", receipt.id))),
@@ -208,7 +212,7 @@ pub(super) async fn submit(
     app.noticed(result)
 }
 
-async fn many(app: &App, tenant: &Tenant, body: &[u8]) -> Result<Bulk, Refusal> {
+async fn many(app: &App, tenant: &Tenant, body: &[u8], trail: &Trail) -> Result<Bulk, Refusal> {
     let most = app.options.limits.max_bulk;
     let (jobs, count) = array::first(body, most)
         .map_err(|error| Refusal::bad("invalid_job", format!("not JSON: {error}")))?;
@@ -229,8 +233,9 @@ async fn many(app: &App, tenant: &Tenant, body: &[u8]) -> Result<Bulk, Refusal> 
     let (places, batch): (Vec<usize>, Vec<Submission>) = good.into_iter().unzip();
     let mut results = Vec::new();
     for part in batch.chunks(256) {
-        results
-            .extend(app.producer.submit(part).await.into_iter().map(|result| app.noticed(result)));
+        let submitted = app.producer.submit(part).await;
+        submitted.iter().flatten().for_each(|receipt| trail.did(receipt.id));
+        results.extend(submitted.into_iter().map(|result| app.noticed(result)));
     }
     let now = Timestamp::now();
     let noted: Vec<_> = results

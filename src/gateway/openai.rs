@@ -30,6 +30,7 @@ use self::assemble::Assembly;
 use super::{
     abandon::Abandon,
     app::App,
+    audit::Trail,
     auth::Caller,
     body::Sent,
     error::{ErrorObject, JOB_HEADER, Refusal},
@@ -120,6 +121,7 @@ fn refused(failed: &Failed) -> Refusal {
 pub(super) async fn complete(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
+    trail: Trail,
     Sent { caller, body }: Sent,
 ) -> Result<Response, Refusal> {
     let request = read(&body)?;
@@ -139,10 +141,14 @@ pub(super) async fn complete(
     let job = Job { stream, idempotency_key: key, dead_letter, ..Job::new(request) };
     let submission = jobs::checked(&app, &caller.tenant, job)?;
     // A client may go away while its job is on the way to the broker, and an answer may be lost.
+    trail.about(submission.id);
     let mut abandon = Abandon::new(&app, (!lasting).then_some(submission.id));
     let Receipt { id: job, duplicate, .. } =
         match jobs::submit(&app, &caller.tenant, submission).await {
-            Ok(receipt) => receipt,
+            Ok(receipt) => {
+                trail.did(receipt.id);
+                receipt
+            }
             Err(refusal) => {
                 if refusal.status != StatusCode::SERVICE_UNAVAILABLE {
                     abandon.forgive();

@@ -11,6 +11,7 @@ use utoipa::IntoParams;
 
 use super::{
     app::App,
+    audit::{By, Trail},
     auth::{self, Caller, Right},
     error::Refusal,
 };
@@ -128,6 +129,7 @@ impl FromRequestParts<Arc<App>> for JobReader {
             let text = "this token is not for this job, or has expired; get another by POST /v1/jobs/{id}/token";
             Refusal::new(axum::http::StatusCode::UNAUTHORIZED, "invalid_token", text)
         })?;
+        Trail::known(parts, By::Token, &tenant, None);
         auth::admit(app, &tenant).await?;
         Ok(Self { id, tenant, caller: None })
     }

@@ -19,6 +19,7 @@
 //! too large, 1012 when the gateway closes (come back at once), 1013 for an unfinished one without room, 4408 when nothing was said or heard for
 //! `socket_idle`.
 
+mod end;
 pub(super) mod frame;
 mod handshake;
 mod open;
@@ -33,6 +34,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
+use end::{End, Step};
 use frame::{Op, Request};
 use futures_util::{
     StreamExt,
@@ -43,10 +45,10 @@ use open::Open;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_stream::StreamMap;
-use tungstenite::error::ProtocolError;
 
 use super::{
     app::App,
+    audit::Trail,
     auth::{self, Caller, Known, Right},
     bodies::Meter,
     error::Refusal,
@@ -71,10 +73,6 @@ pub(super) const PROTOCOL: &str = "millstream";
 
 /// How long a client has to hear the last words, and to answer them.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// Codes behind which nothing can be read any more.
-const ILLEGIBLE: [u16; 4] =
-    [close_code::SIZE, close_code::PROTOCOL, close_code::INVALID, close_code::AGAIN];
 
 /// A send that took longer had to wait until the client took something, and so has heard of it.
 const AT_ONCE: Duration = Duration::from_millis(1);
@@ -103,28 +101,20 @@ struct Session {
     /// When the client last sent anything at all.
     heard: Instant,
     slot: Slot,
+    trail: Trail,
     _open: Open,
 }
-
-/// Why a socket ends.
-enum End {
-    /// With this code and these words.
-    Close(u16, String),
-    /// The client is gone.
-    Gone,
-}
-
-type Step = Result<(), End>;
 
 pub(super) fn upgrade(
     State(app): State<Arc<App>>,
     Known(caller): Known,
     headers: &HeaderMap,
     Upgrade(upgrade, meter): Upgrade,
+    trail: Trail,
 ) -> Result<Response, Refusal> {
     let scheme = meter.is_some().then_some("http");
     handshake::same_site(&app.options.cors_origins, headers, scheme)?;
-    open(&app, upgrade, caller, meter.unwrap_or_default())
+    open(&app, upgrade, caller, meter.unwrap_or_default(), trail)
 }
 
 /// Serves a caller on an upgraded connection of an application's own server.
@@ -135,7 +125,8 @@ pub(super) fn serve(
     caller: Arc<Caller>,
 ) -> Result<Response, Refusal> {
     handshake::same_site(&app.options.cors_origins, headers, None)?;
-    open(app, upgrade, caller, Meter::default())
+    let trail = Trail::of(&caller);
+    open(app, upgrade, caller, Meter::default(), trail)
 }
 
 fn open(
@@ -143,6 +134,7 @@ fn open(
     upgrade: WebSocketUpgrade,
     caller: Arc<Caller>,
     meter: Meter,
+    trail: Trail,
 ) -> Result<Response, Refusal> {
     let slot = app.slots.take(&caller.tenant)?;
     let (open, cutoff) = (Open::new(app), app.cutoff.clone());
@@ -164,29 +156,11 @@ fn open(
             active: now,
             heard: now,
             slot,
+            trail,
             _open: open,
         };
         cutoff.run_until_cancelled_owned(session.run()).await;
     }))
-}
-
-/// Why a connection cannot be read any more.
-fn broken(error: axum::Error) -> End {
-    let Ok(fault) = error.into_inner().downcast::<tungstenite::Error>() else { return End::Gone };
-    let code = match &*fault {
-        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
-            return End::Gone;
-        }
-        tungstenite::Error::Protocol(_) => close_code::PROTOCOL,
-        tungstenite::Error::Utf8(_) => close_code::INVALID,
-        tungstenite::Error::Capacity(_) => close_code::SIZE,
-        tungstenite::Error::Io(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {
-            let text = "too many bytes of unfinished messages at once (gateway.limits.max_bodies)";
-            return End::Close(close_code::AGAIN, text.to_owned());
-        }
-        _ => return End::Gone,
-    };
-    End::Close(code, fault.to_string())
 }
 
 impl Session {
@@ -222,7 +196,7 @@ impl Session {
     async fn part(&mut self, end: End) {
         let mut legible = true;
         if let End::Close(code, reason) = end {
-            legible = !ILLEGIBLE.contains(&code);
+            legible = !end::ILLEGIBLE.contains(&code);
             let close = CloseFrame { code, reason: reason.into() };
             if self.socket.send(Message::Close(Some(close))).await.is_err() {
                 return;
@@ -291,12 +265,16 @@ impl Session {
                 close_code::UNSUPPORTED,
                 "binary frame; allowed: JSON text".to_owned(),
             )),
-            Some(Err(error)) => Err(broken(error)),
+            Some(Err(error)) => Err(End::of(error)),
             Some(Ok(Message::Text(text))) => {
                 self.is_let_in()?;
                 self.active = Instant::now();
                 let (id, answer) = match frame::read(&text) {
-                    Ok(request) => (request.id.clone(), self.answer(&request).await),
+                    Ok(request) => {
+                        let answer = self.answer(&request).await;
+                        self.trail.frame(&request, &answer);
+                        (request.id.clone(), answer)
+                    }
                     Err(fault) => {
                         self.faults += 1;
                         (fault.0, Err(fault.1))

@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 102] = [
+const PROVEN: [(&str, &str); 103] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
     ("redis.ca_file", "a_certificate_must_be_of_a_trusted_authority_and_name_the_host"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
@@ -133,6 +133,7 @@ const PROVEN: [(&str, &str); 102] = [
     ("simulator.api_key", "a_simulator_answers_as_its_options_say"),
     ("log.format", "the_log_has_the_format_and_the_filter_that_are_configured"),
     ("log.filter", "the_log_has_the_format_and_the_filter_that_are_configured"),
+    ("log.audit_file", "the_trail_says_who_did_what_to_which_job"),
 ];
 
 /// Waits until this holds.

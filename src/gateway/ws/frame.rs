@@ -56,7 +56,7 @@ pub(in crate::gateway) fn read(text: &str) -> Result<Request<'_>, Box<(Value, Re
 
 impl Request<'_> {
     /// What is asked for.
-    pub(super) fn op(&self) -> Result<Op, Refusal> {
+    pub(in crate::gateway) fn op(&self) -> Result<Op, Refusal> {
         let known = Op::ALL.into_iter().find(|(name, _)| *name == self.op);
         known.map(|(_, op)| op).ok_or_else(|| {
             let text = format!("op is `{}`; allowed: {}", self.op, Op::names().join(", "));

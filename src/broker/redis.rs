@@ -157,9 +157,10 @@ impl Redis {
     }
 
     fn over(connector: Connector, options: Options) -> Self {
+        let keys = Keys::new(options.prefix.clone()).in_database(connector.database());
         Self {
             pool: Pool::new(connector, options.pool_size),
-            keys: Arc::new(Keys::new(options.prefix.clone())),
+            keys: Arc::new(keys),
             scripts: Arc::new(Scripts::new()),
             options: Arc::new(options),
             wakes: Arc::default(),

@@ -4,6 +4,10 @@
 //! partition ([`Next`]): a job that comes before all others, and each promotion. So nobody asks the
 //! broker when the next is due, and of many workers that wait for it one promotes: each waits its own
 //! turn, and hears of the one that was first.
+//!
+//! A message may be missing, where its sender may not publish, or be wrong. So a message may delay a look,
+//! and never prevents it: while jobs are parked somebody looks every minute, and each looks once more after
+//! it is told that nothing is parked any more.
 
 use std::time::Duration;
 
@@ -21,6 +25,9 @@ const BATCH: usize = 256;
 
 /// How often it looks while wakes cannot reach it.
 const BLIND: Duration = Duration::from_secs(5);
+
+/// How long it believes what it was told of jobs that were parked.
+const BELIEF: Duration = Duration::from_mins(1);
 
 /// Jobs that come due so soon after others are moved together.
 const GATHER: Duration = Duration::from_millis(10);
@@ -43,6 +50,8 @@ const UNKNOWN: u32 = 4;
 struct Promoter {
     /// `None` while nothing is parked.
     at: Option<Instant>,
+    /// It was told that nothing is parked, and is to see for itself.
+    is_last: bool,
     /// When it last looked.
     looked: Instant,
     /// How many take turns.
@@ -58,7 +67,7 @@ pub(super) async fn run(broker: Shared, hub: Hub, partition: Partition, stop: Ca
         () = stop.cancelled() => return,
     }
     let now = Instant::now();
-    let mut promoter = Promoter { at: Some(now), looked: now, workers: 1 };
+    let mut promoter = Promoter { at: Some(now), is_last: false, looked: now, workers: 1 };
     while !stop.is_cancelled() {
         let link = wakes.current();
         // Messages first: one may say that another worker has just been here.
@@ -84,11 +93,19 @@ impl Promoter {
             Some(Wake::Next(Next { due_in, workers })) => {
                 self.workers = if workers == 0 { UNKNOWN } else { workers };
                 let soonest = self.looked + GATHER;
-                self.at = due_in.map(|due| (Instant::now() + due).max(soonest) + self.turn());
+                if let Some(due) = due_in {
+                    let at = (Instant::now() + due.min(BELIEF)).max(soonest);
+                    (self.at, self.is_last) = (Some(at + self.turn()), false);
+                } else if self.at.is_some() && !self.is_last {
+                    // Each at its own time: of many some may have been told of jobs since.
+                    let later = BELIEF + BELIEF.mul_f64(random() / 2.0);
+                    (self.at, self.is_last) = (Some(Instant::now() + later), true);
+                }
             }
             Some(Wake::Parked) => {
                 let at = Instant::now() + self.turn().max(MOMENT);
                 self.at = Some(self.at.map_or(at, |before| before.min(at)));
+                self.is_last = false;
             }
             _ => {}
         }
@@ -96,7 +113,7 @@ impl Promoter {
 
     async fn look(&mut self, broker: &Shared, partition: &Partition, backoff: &mut Backoff) {
         let promoted = broker.promote(partition, BATCH).await;
-        self.looked = Instant::now();
+        (self.looked, self.is_last) = (Instant::now(), false);
         self.at = match promoted {
             Ok(promoted) => {
                 backoff.reset();
@@ -106,7 +123,7 @@ impl Promoter {
                 // What is due still was too much for one script.
                 let pause = if promoted.count > 0 { Duration::ZERO } else { GATHER };
                 let gathered = |due: Duration| if due.is_zero() { pause } else { due.max(GATHER) };
-                promoted.next_in.map(|due| self.looked + gathered(due))
+                promoted.next_in.map(|due| self.looked + gathered(due).min(BELIEF))
             }
             Err(error) => {
                 tracing::warn!(%partition, %error, "parked jobs not promoted");
@@ -118,12 +135,16 @@ impl Promoter {
     /// How long this worker lets the others go first. The least of so many exponential times is as far
     /// from the second, on average, however many there are.
     fn turn(&self) -> Duration {
-        let bytes = uuid::Uuid::new_v4().into_bytes();
-        let random = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        let part = (f64::from(random) + 1.0) / (f64::from(u32::MAX) + 1.0);
         let others = f64::from(self.workers.saturating_sub(1));
-        APART.mul_f64(others * -part.ln()).min(LONGEST_TURN)
+        APART.mul_f64(others * -random().ln()).min(LONGEST_TURN)
     }
+}
+
+/// Above 0, and up to 1.
+fn random() -> f64 {
+    let bytes = uuid::Uuid::new_v4().into_bytes();
+    let random = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    (f64::from(random) + 1.0) / (f64::from(u32::MAX) + 1.0)
 }
 
 /// Waits until it is time to look, or for a while where no wake comes through.
@@ -144,7 +165,7 @@ mod tests {
 
     fn promoter(workers: u32) -> Promoter {
         let now = Instant::now();
-        Promoter { at: None, looked: now - GATHER, workers }
+        Promoter { at: None, is_last: false, looked: now - GATHER, workers }
     }
 
     fn heard(wake: Wake) -> Heard {
@@ -162,14 +183,37 @@ mod tests {
         assert_eq!(alone.at, Some(Instant::now() + second));
         alone.hear(&heard(Wake::Swept));
         assert_eq!(alone.at, Some(Instant::now() + second));
-        alone.hear(&next(None));
-        assert_eq!(alone.at, None);
+        // It sees for itself once whether nothing is parked, however often it is told so.
+        for _ in 0..3 {
+            alone.hear(&next(None));
+            tokio::time::advance(second).await;
+        }
+        let last = alone.at.unwrap() - Instant::now();
+        assert!(last > second * 55 && last <= second * 90, "{last:?}");
         // A producer of an earlier version says no more, also where a worker has just looked.
         alone.hear(&heard(Wake::Parked));
         assert_eq!(alone.at, Some(Instant::now() + MOMENT));
         alone.hear(&next(None));
         alone.hear(&Heard::Lagged);
         assert_eq!(alone.at, Some(Instant::now() + MOMENT));
+    }
+
+    /// Guards against jobs that stay parked because who parked them may not publish, or because somebody
+    /// said that none are.
+    #[tokio::test(start_paused = true)]
+    async fn a_message_delays_a_look_and_never_prevents_it() {
+        let mut alone = promoter(1);
+        let next = |due_in| heard(Wake::Next(Next { due_in, workers: 1 }));
+        alone.hear(&next(None));
+        assert_eq!(alone.at, None, "nothing was ever parked");
+        alone.hear(&next(Some(Duration::from_hours(48))));
+        assert_eq!(alone.at, Some(Instant::now() + BELIEF));
+        alone.hear(&next(Some(Duration::from_secs(3))));
+        alone.hear(&next(None));
+        let last = alone.at.expect("it still looks");
+        assert!(last - Instant::now() <= BELIEF * 2);
+        alone.hear(&next(Some(Duration::from_secs(3))));
+        assert_eq!(alone.at, Some(Instant::now() + Duration::from_secs(3)));
     }
 
     #[tokio::test(start_paused = true)]

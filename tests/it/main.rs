@@ -34,6 +34,7 @@ mod console;
 mod cost;
 mod crash;
 mod crash_steps;
+mod databases;
 mod dead_letters;
 mod durability;
 mod examples;

@@ -77,6 +77,7 @@ impl Redis {
         let mut call = self.scripts.begin.prepare_invoke();
         call.key(self.keys.job(entry.id))
             .key(self.keys.log(entry.id))
+            .key(self.keys.events(entry.id))
             .arg(event)
             .arg(payload)
             .arg(worker)

@@ -214,6 +214,11 @@ impl Connector {
         self.open(info, &self.config(self.response_timeout).set_push_sender(sender)).await
     }
 
+    /// The number of the database that is used.
+    pub(super) fn database(&self) -> i64 {
+        self.info.redis_settings().db()
+    }
+
     /// A connection for the pool.
     pub(super) async fn pooled(&self) -> Result<MultiplexedConnection> {
         self.open(self.info.clone(), &self.config(self.response_timeout)).await

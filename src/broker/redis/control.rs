@@ -35,6 +35,7 @@ impl Control for Redis {
         let (verdict, was, more, run) = loop {
             let mut call = self.scripts.cancel.key(self.keys.job(job));
             call.key(self.keys.log(job))
+                .key(self.keys.events(job))
                 .arg(self.keys.workers())
                 .arg(millis(self.options.job_ttl))
                 .arg(&name)
@@ -100,6 +101,7 @@ impl Control for Redis {
     async fn reopen(&self, partition: &Partition, letter: &DeadLetter) -> Result<Reopened> {
         let mut call = self.scripts.reopen.key(self.keys.job(letter.id));
         call.key(self.keys.log(letter.id))
+            .key(self.keys.events(letter.id))
             .arg(&letter.letter)
             .arg(letter.fence)
             .arg(letter.run)

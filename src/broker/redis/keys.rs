@@ -2,6 +2,10 @@
 //!
 //! `{…}` is a Cluster hash tag: one partition of a queue is one slot, one job is one slot, one
 //! tenant is one slot, and nothing needs two slots at once.
+//!
+//! A channel belongs to the whole server, whatever the database. So the channels that two databases
+//! would have in common bear the number of theirs where it is not 0. A worker's channel bears its ID, which no
+//! other worker has.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -17,12 +21,21 @@ pub const GROUP: &str = "workers";
 #[derive(Debug, Clone)]
 pub struct Keys {
     prefix: String,
+    /// What ends the channels of this database: nothing, or `@` and its number.
+    database: String,
 }
 
 impl Keys {
     /// Keys that begin with `prefix` and a colon; `ms` by default.
     pub fn new(prefix: impl Into<String>) -> Self {
-        Self { prefix: prefix.into() }
+        Self { prefix: prefix.into(), database: String::new() }
+    }
+
+    /// The same keys, with the channels of this database.
+    #[must_use]
+    pub fn in_database(self, number: i64) -> Self {
+        let database = if number == 0 { String::new() } else { format!("@{number}") };
+        Self { database, ..self }
     }
 
     fn partition(&self, partition: &Partition, rest: &str) -> String {
@@ -61,12 +74,17 @@ impl Keys {
 
     /// The channel that wakes a partition's workers.
     pub fn wake(&self, partition: &Partition) -> String {
-        self.partition(partition, "wake")
+        self.partition(partition, &format!("wake{}", self.database))
     }
 
-    /// A job's record, and its channel.
+    /// A job's record.
     pub fn job(&self, id: JobId) -> String {
         format!("{}:{{job:{id}}}", self.prefix)
+    }
+
+    /// The channel of a job's events.
+    pub fn events(&self, id: JobId) -> String {
+        format!("{}{}", self.job(id), self.database)
     }
 
     /// A job's log.
@@ -116,7 +134,7 @@ impl Keys {
     /// A topic's channel.
     pub fn channel(&self, topic: &Topic) -> String {
         match topic {
-            Topic::Job(id) => self.job(*id),
+            Topic::Job(id) => self.events(*id),
             Topic::Wake(partition) => self.wake(partition),
             Topic::Worker(worker) => self.worker(worker),
         }
@@ -163,5 +181,18 @@ mod tests {
         assert_eq!(keys.log(id), "ms:{job:01932c07-27d1-7c3e-a4b1-5d3f8a6b9c0e}:log");
         assert_eq!(keys.recent(&Tenant::default()), "ms:{t:default}:jobs");
         assert_eq!(keys.schema(), "ms:schema");
+    }
+
+    #[test]
+    fn only_the_channels_of_database_0_bear_no_number() {
+        let partition = Partition::first(QueueName::default());
+        let id = "01932c07-27d1-7c3e-a4b1-5d3f8a6b9c0e".parse().unwrap();
+        let first = Keys::new("ms").in_database(0);
+        assert_eq!(first.wake(&partition), "ms:{q:default:0}:wake");
+        assert_eq!(first.events(id), first.job(id));
+        let other = Keys::new("ms").in_database(12);
+        assert_eq!(other.wake(&partition), "ms:{q:default:0}:wake@12");
+        assert_eq!(other.events(id), "ms:{job:01932c07-27d1-7c3e-a4b1-5d3f8a6b9c0e}@12");
+        assert_eq!(other.job(id), first.job(id));
     }
 }

@@ -41,7 +41,7 @@ impl Log for Redis {
     }
 
     async fn append(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
-        let (log, channel) = (self.keys.log(attempt.job), self.keys.job(attempt.job));
+        let (log, channel) = (self.keys.log(attempt.job), self.keys.events(attempt.job));
         let mut pipe = redis::pipe();
         for frame in frames {
             let id = EventId { fence: attempt.fence, seq: frame.seq }.to_string();
@@ -78,6 +78,7 @@ impl Log for Redis {
         let mut call = self.scripts.heal.prepare_invoke();
         call.key(self.keys.job(attempt.job))
             .key(self.keys.log(attempt.job))
+            .key(self.keys.events(attempt.job))
             .arg(attempt.fence)
             .arg(attempt.number)
             .arg(attempt.failures)

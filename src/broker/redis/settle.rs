@@ -109,6 +109,7 @@ impl Settle for Redis {
         let mut call = self.scripts.conclude.prepare_invoke();
         call.key(self.keys.job(attempt.job))
             .key(self.keys.log(attempt.job))
+            .key(self.keys.events(attempt.job))
             .arg(attempt.fence)
             .arg(state)
             .arg(ttl)

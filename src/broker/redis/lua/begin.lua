@@ -1,6 +1,6 @@
 -- Opens a fence: for an attempt, or to end a job without one.
 --
--- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
+-- KEYS[1] record   KEYS[2] log   KEYS[3] the job's channel
 -- ARGV[1] event name: `started`, `failed` or `cancelled`
 -- ARGV[2] payload; for `started` its JSON object without the opening brace and without `attempt`
 -- ARGV[3] worker   ARGV[4] place of the entry (`LANE ENTRY-ID`)   ARGV[5] the entry's attempt
@@ -152,6 +152,6 @@ if not r[9] or old or (r[18] and not r[19]) then
   redis.call('PEXPIRE', record, ARGV[8])
 end
 redis.call('PEXPIRE', log, ARGV[8])
-redis.pcall('PUBLISH', record, id .. ' ' .. event .. ' ' .. payload)
+redis.pcall('PUBLISH', KEYS[3], id .. ' ' .. event .. ' ' .. payload)
 if event == 'started' then return answer('begun') end
 return answer(event == 'failed' and 'bury' or 'remove')

@@ -1,6 +1,6 @@
 -- Cancels a job, or notes that its attempt is to end so.
 --
--- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
+-- KEYS[1] record   KEYS[2] log   KEYS[3] the job's channel
 -- ARGV[1] what the channels of workers begin with   ARGV[2] time to live in ms
 -- ARGV[3] a name of this call, the same when its reply was lost and it is made again
 -- ARGV[4] the run that is meant
@@ -61,5 +61,5 @@ redis.call('HSET', record, 'state', 'cancelled', 'fence', fence, 'ended', string
 local left = math.max(redis.call('PTTL', record), tonumber(ARGV[2]))
 redis.call('PEXPIRE', record, left)
 redis.call('PEXPIRE', log, left)
-redis.pcall('PUBLISH', record, fence .. '-0 cancelled ' .. payload)
+redis.pcall('PUBLISH', KEYS[3], fence .. '-0 cancelled ' .. payload)
 return {'cancelled', state, r[5] or '', run}

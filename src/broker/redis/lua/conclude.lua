@@ -1,6 +1,6 @@
 -- Ends an attempt: its last events and its state, all or nothing.
 --
--- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
+-- KEYS[1] record   KEYS[2] log   KEYS[3] the job's channel
 -- ARGV[1] fence   ARGV[2] state: `done`, `failed`, `cancelled` or `parked`
 -- ARGV[3] the log's time to live in ms, for `parked` the record's, too   ARGV[4] delay in ms, for `parked`;
 -- else the least time to live, in ms, of a record that holds an idempotency key
@@ -62,6 +62,6 @@ if most > 0 then
 end
 if not compacted then redis.call('PEXPIRE', log, ttl) end
 for i = first, #ARGV, 3 do
-  redis.pcall('PUBLISH', record, fence .. '-' .. ARGV[i] .. ' ' .. ARGV[i + 1] .. ' ' .. ARGV[i + 2])
+  redis.pcall('PUBLISH', KEYS[3], fence .. '-' .. ARGV[i] .. ' ' .. ARGV[i + 1] .. ' ' .. ARGV[i + 2])
 end
 return 'yes'

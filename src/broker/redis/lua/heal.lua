@@ -1,6 +1,6 @@
 -- Writes again what the server has forgotten of a running attempt.
 --
--- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
+-- KEYS[1] record   KEYS[2] log   KEYS[3] the job's channel
 -- ARGV[1] fence   ARGV[2] attempt   ARGV[3] failures   ARGV[4] worker   ARGV[5] time to live in ms
 -- ARGV[6] run   ARGV[7] n, then n values: field, value, …: what the record says of the job for ever
 -- then sequence, event name, payload, …: all that the attempt has sent, from `started`
@@ -35,7 +35,7 @@ for i = first, #ARGV, 3 do
   if top_fence < tonumber(fence) or tonumber(ARGV[i]) > top_seq then
     local id = fence .. '-' .. ARGV[i]
     redis.call('XADD', log, id, ARGV[i + 1], ARGV[i + 2])
-    redis.pcall('PUBLISH', record, id .. ' ' .. ARGV[i + 1] .. ' ' .. ARGV[i + 2])
+    redis.pcall('PUBLISH', KEYS[3], id .. ' ' .. ARGV[i + 1] .. ' ' .. ARGV[i + 2])
   end
 end
 redis.call('PEXPIRE', log, ARGV[5])

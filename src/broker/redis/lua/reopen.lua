@@ -1,6 +1,6 @@
 -- Opens a new run of a dead letter's job.
 --
--- KEYS[1] record (its name is also the job's channel)   KEYS[2] log
+-- KEYS[1] record   KEYS[2] log   KEYS[3] the job's channel
 -- ARGV[1] the letter's name   ARGV[2] the fence under which it failed   ARGV[3] the run that failed
 -- ARGV[4] time to live in ms   ARGV[5] the run that the record has told the caller, or ''
 -- ARGV[6…] field, value, …: immutable fields, written where no record
@@ -47,5 +47,5 @@ end
 redis.call('HSET', record, unpack(set))
 redis.call('PEXPIRE', record, ARGV[4])
 redis.call('PEXPIRE', log, ARGV[4])
-redis.pcall('PUBLISH', record, fence .. '-0 requeued ' .. payload)
+redis.pcall('PUBLISH', KEYS[3], fence .. '-0 requeued ' .. payload)
 return {'yes', tostring(run)}

@@ -31,6 +31,15 @@ impl Weights {
         self.weights.iter().map(|weight| *weight as usize).sum()
     }
 
+    /// Closed lanes of more weight than one that is open.
+    fn above(&self, open: [bool; 3]) -> Vec<Lane> {
+        let is_open = |lane: &Lane| open[lane.index()];
+        let weight = |lane: &Lane| self.weights[lane.index()];
+        let least = Lane::ALL.iter().filter(|lane| is_open(lane)).map(weight).min();
+        let above = |lane: &Lane| !is_open(lane) && least.is_some_and(|least| weight(lane) > least);
+        Lane::ALL.into_iter().filter(above).collect()
+    }
+
     /// How many of `slots` each open lane gets.
     fn share(&mut self, slots: usize, open: [bool; 3]) -> [usize; 3] {
         let mut shares = [0; 3];
@@ -65,6 +74,8 @@ pub(super) struct Reader {
     open: [bool; 3],
     /// Jobs started since all lanes were last looked at.
     started: usize,
+    /// Jobs started since closed lanes of more weight were last looked at.
+    passed: usize,
     /// Claimed and not started, and since when; they go before anything else.
     surplus: VecDeque<(Entry, Instant)>,
 }
@@ -73,7 +84,7 @@ impl Reader {
     pub(super) fn new(context: Arc<Context>, partition: Partition, jobs: TaskTracker) -> Self {
         let weights = Weights::new(context.options.weights);
         let (open, surplus) = ([true; 3], VecDeque::new());
-        Self { context, partition, jobs, weights, open, started: 0, surplus }
+        Self { context, partition, jobs, weights, open, started: 0, passed: 0, surplus }
     }
 
     /// Claims and starts jobs until `stop`. An entry that is claimed by then is started where a slot is
@@ -182,6 +193,7 @@ impl Reader {
             }
         };
         let entries = entries?;
+        self.passed = 0;
         for entry in &entries {
             self.open[entry.place.lane.index()] = true;
         }
@@ -203,6 +215,10 @@ impl Reader {
         while let Some(more) = self.context.slots.try_take() {
             free.push(more);
         }
+        if self.passed >= self.context.options.concurrency {
+            self.look_above(claimer, free.len()).await?;
+            self.start_in(&mut free);
+        }
         while !free.is_empty() && self.open.contains(&true) {
             let shares = self.weights.share(free.len(), self.open);
             for (lane, share) in Lane::ALL.into_iter().zip(shares).filter(|(_, share)| *share > 0) {
@@ -211,15 +227,35 @@ impl Reader {
                 self.open[lane.index()] = entries.len() >= share;
                 self.keep(entries, session, Some(asked)).await;
             }
-            while let Some(slot) = free.pop() {
-                let Some((entry, _)) = self.surplus.pop_front() else {
-                    free.push(slot);
-                    break;
-                };
-                self.start(entry, slot);
+            self.start_in(&mut free);
+        }
+        Ok(())
+    }
+
+    /// Looks whether something has come to a closed lane that has more weight than one that is read: it is to
+    /// wait for no more jobs of the other than there are slots. One that has, is open.
+    async fn look_above(&mut self, claimer: &mut dyn Claimer, most: usize) -> Result<()> {
+        self.passed = 0;
+        for lane in self.weights.above(self.open) {
+            if self.surplus.len() < most {
+                let (asked, session) = (Instant::now(), self.context.broker.session());
+                let entries = claimer.read(lane, 1).await?;
+                self.open[lane.index()] = !entries.is_empty();
+                self.keep(entries, session, Some(asked)).await;
             }
         }
         Ok(())
+    }
+
+    /// Starts surplus entries in free slots.
+    fn start_in(&mut self, free: &mut Vec<Slot>) {
+        while let Some(slot) = free.pop() {
+            let Some((entry, _)) = self.surplus.pop_front() else {
+                free.push(slot);
+                break;
+            };
+            self.start(entry, slot);
+        }
     }
 
     /// Takes entries into this worker's hands, unless they are there; it was given them no earlier
@@ -249,6 +285,7 @@ impl Reader {
 
     fn start(&mut self, entry: Entry, slot: Slot) {
         self.started += 1;
+        self.passed += 1;
         start(&self.context, &self.jobs, entry, slot);
     }
 }
@@ -296,6 +333,16 @@ mod tests {
         assert_eq!(weights.share(13, [true; 3]), [8, 4, 1]);
         assert_eq!(weights.share(12, [false, true, false]), [0, 12, 0]);
         assert_eq!(weights.share(5, [false; 3]), [0; 3]);
+    }
+
+    #[test]
+    fn only_lanes_of_more_weight_are_looked_at_before_their_turn() {
+        let weights = Weights::new([8, 4, 1]);
+        assert_eq!(weights.above([false, true, true]), [Lane::High]);
+        assert_eq!(weights.above([false, false, true]), [Lane::High, Lane::Normal]);
+        assert_eq!(weights.above([true, false, true]), [Lane::Normal]);
+        assert_eq!(weights.above([true, false, false]), []);
+        assert_eq!(Weights::new([1, 1, 1]).above([false, true, false]), []);
     }
 
     #[test]

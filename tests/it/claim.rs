@@ -47,6 +47,28 @@ async fn an_urgent_job_passes_a_long_backlog() {
     assert!(depth.lanes[Lane::Low.index()].waiting > 400, "{depth:?}");
 }
 
+/// Guards against an urgent job that waits for a dozen others in a worker of one slot, which looks at the
+/// other lanes only after so many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_urgent_job_waits_for_no_more_jobs_than_there_are_slots() {
+    let ttft = Duration::from_millis(100);
+    let stack = Stack::start(simulator::Options { ttft, ..instant() }).await;
+    let backlog = enqueue(&stack, Lane::Normal, 40).await;
+    let (_stop, _worker) =
+        stack.worker(worker::Options { concurrency: 1, ..worker::Options::default() });
+    let listener = stack.listener();
+    // Just as it has looked, so that it has the most before it.
+    for last in [0, 13, 26] {
+        soon(listener.listen(backlog[last]).answer()).await.unwrap();
+        let urgent = enqueue(&stack, Lane::High, 1).await[0];
+        soon(listener.listen(urgent).answer()).await.unwrap();
+        let depth = stack.broker.depth(&stack.partition).await.unwrap();
+        let started = 40 - depth.lanes[Lane::Normal.index()].waiting;
+        // One runs while it is enqueued, and one may run behind it.
+        assert!(started <= last as u64 + 4, "{started} normal jobs, at {last}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_out_of_memory_keeps_its_queue_and_goes_on_later() {
     let stack = Stack::start(instant()).await;

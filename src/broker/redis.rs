@@ -39,7 +39,7 @@ use scripts::Scripts;
 use serde::{Deserialize, Serialize};
 
 use super::{Limits, Result};
-use crate::mask;
+use crate::{job::JobId, mask};
 
 /// How to reach Redis, and how long it keeps what is over.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,15 +136,15 @@ impl fmt::Debug for Redis {
 }
 
 impl Redis {
-    /// Connects, and checks credentials, version, and that the server keeps what it is given. Schema
+    /// Connects, and checks credentials, rights, version, and that the server keeps what it is given. Schema
     /// is checked by [`migrate`](Self::migrate) and its kin.
     ///
     /// # Errors
     /// [`broker::Error::is_transient`](crate::broker::Error::is_transient) tells those that may pass by waiting.
     pub async fn connect(options: Options) -> Result<Self> {
-        let connector = Connector::new(&options)?;
-        connector.check(options.allow_eviction).await?;
-        Ok(Self::over(connector, options))
+        let redis = Self::unconnected(options)?;
+        redis.check().await?;
+        Ok(redis)
     }
 
     /// As [`connect`](Self::connect), but nothing is asked yet: calls fail for as long as the server is
@@ -173,7 +173,9 @@ impl Redis {
     /// # Errors
     /// As [`connect`](Self::connect).
     pub async fn check(&self) -> Result<()> {
-        self.pool.connector().check(self.options.allow_eviction).await
+        // Nobody hears this: there is no such job.
+        let channel = self.keys.events(JobId::new());
+        self.pool.connector().check(self.options.allow_eviction, &channel).await
     }
 
     /// What the server calls itself, with its version: `Redis 7.0.15`.

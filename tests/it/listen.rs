@@ -226,8 +226,7 @@ async fn a_cursor_above_the_last_event_of_the_running_fence_is_told_what_comes()
 #[tokio::test]
 async fn a_cursor_above_the_last_event_is_told_the_end() {
     let stack = Stack::start(instant()).await;
-    let rules =
-        ["ACL", "SETUSER", "reader", "on", ">pw", "~*", "resetchannels", "+@all", "-subscribe"];
+    let rules = ["ACL", "SETUSER", "reader", "on", ">pw", "~*", "&*", "+@all", "-subscribe"];
     stack.server.command(&rules);
     let url = stack.server.url().replace("://", "://reader:pw@");
     let deaf = Listener::new(connect(&url).await, listener::Options::default());
@@ -357,8 +356,7 @@ fn monitor(server: &Server) -> impl FnOnce() -> Vec<(f64, String)> + use<> {
 #[tokio::test]
 async fn without_pub_sub_reads_follow_the_backoff_and_deliver() {
     let stack = Stack::start(instant()).await;
-    let rules =
-        ["ACL", "SETUSER", "reader", "on", ">pw", "~*", "resetchannels", "+@all", "-subscribe"];
+    let rules = ["ACL", "SETUSER", "reader", "on", ">pw", "~*", "&*", "+@all", "-subscribe"];
     stack.server.command(&rules);
     let url = stack.server.url().replace("://", "://reader:pw@");
     let listener = Listener::new(connect(&url).await, listener::Options::default());

@@ -135,6 +135,10 @@ async fn who_is_not_let_in_learns_why() {
     server.command(&["ACL", "SETUSER", "app", "on", ">pw", "~ms:*", "&*", "+@all", "-xadd"]);
     connect(&server.url()).await;
     ends(at("app:pw@", ""), 14, &["NOPERM", "xadd", "ACL SETUSER"]).await;
+    // A new user has no channels. Its messages would vanish without a word, and with them the times of jobs
+    // that it parks and its wishes to cancel.
+    server.command(&["ACL", "SETUSER", "mute", "on", ">pw", "~ms:*", "resetchannels", "+@all"]);
+    ends(at("mute:pw@", ""), 14, &["NOPERM", "channel", "ACL SETUSER", "&ms:*"]).await;
     ends(at("app:wrong@", ""), 13, &["authentication", "correct user and password"]).await;
     server.command(&["CONFIG", "SET", "requirepass", "pw"]);
     ends(at("", ""), 13, &["NOAUTH", "correct user and password"]).await;

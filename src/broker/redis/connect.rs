@@ -37,6 +37,8 @@ const RECENT: Duration = Duration::from_secs(1);
 pub struct Connector {
     info: ConnectionInfo,
     shown: String,
+    /// What keys and channels begin with.
+    prefix: String,
     connect_timeout: Duration,
     response_timeout: Duration,
     /// Pooled connections opened so far.
@@ -96,6 +98,7 @@ impl Connector {
         Ok(Self {
             info,
             shown,
+            prefix: options.prefix.clone(),
             connect_timeout: options.connect_timeout,
             response_timeout: options.response_timeout,
             opened: Arc::default(),
@@ -133,9 +136,11 @@ impl Connector {
         info.map(Info).map_err(|e| self.classify(e))
     }
 
-    /// Whether this server can be used: what it is, and that it keeps what it is given.
-    pub async fn check(&self, allow_eviction: bool) -> Result<()> {
-        match self.look(allow_eviction).await {
+    /// Whether this server can be used: what it is, that it keeps what it is given, and that its user may
+    /// publish to this channel. Scripts pass over a message that is refused, and its readers would wait for
+    /// ever.
+    pub async fn check(&self, allow_eviction: bool, channel: &str) -> Result<()> {
+        match self.look(allow_eviction, channel).await {
             Err(error @ (Error::Unavailable { .. } | Error::Protocol(_))) => {
                 Err(self.diagnosed(error).await)
             }
@@ -143,7 +148,7 @@ impl Connector {
         }
     }
 
-    async fn look(&self, allow_eviction: bool) -> Result<()> {
+    async fn look(&self, allow_eviction: bool, channel: &str) -> Result<()> {
         let mut connection = self.pooled().await?;
         let mut ask = async |words: &[&str]| {
             let (name, arguments) = words.split_first().unwrap_or((&"PING", &[]));
@@ -166,7 +171,8 @@ impl Connector {
             let told = told.and_then(|value| codec::read::<Vec<String>>(value, "policy").ok());
             policy = told.and_then(|told| told.into_iter().nth(1));
         }
-        check_policy(policy.as_deref(), allow_eviction, &self.shown)
+        check_policy(policy.as_deref(), allow_eviction, &self.shown)?;
+        ask(&["PUBLISH", channel, ""]).await.map_err(|e| self.classify(e)).map(drop)
     }
 
     /// What else may stand at the address than a Redis that answers as it should.
@@ -255,6 +261,11 @@ impl Connector {
                     format!("Redis is full: {memory} ({})", self.shown)
                 }
                 (Trouble::OutOfMemory, None) => format!("Redis is full ({})", self.shown),
+                (Trouble::Permission, _) if said.contains("channel") => format!(
+                    "{}: Redis says `{said}`; Millstream needs the channels of its prefix, ACL SETUSER NAME \
+                     &{}:*",
+                    self.shown, self.prefix
+                ),
                 _ => format!("{}: Redis says `{said}`", self.shown),
             };
             return Error::Trouble { kind, message, source: Some(error.into()) };

@@ -158,10 +158,16 @@ fn absent_is_empty(reply: redis::RedisResult<Value>) -> redis::RedisResult<Value
 impl Inspect for Redis {
     async fn ready(&self) -> Result<()> {
         // It is refused as every write is (a full memory, a replica, a disk), and adds nothing: there
-        // is no such log.
-        let mut write = redis::cmd("XADD");
-        write.arg(self.keys.log(JobId::new())).arg("NOMKSTREAM").arg("*").arg("ready").arg(1);
-        self.pool.command(&write).await.map(drop)
+        // is no such log, and nobody hears of it.
+        let nobody = JobId::new();
+        let mut pipe = redis::pipe();
+        let write = pipe.cmd("XADD").arg(self.keys.log(nobody));
+        write.arg("NOMKSTREAM").arg("*").arg("ready").arg(1);
+        pipe.publish(self.keys.events(nobody), "");
+        for reply in self.pool.pipeline(&mut pipe).await? {
+            reply.map_err(|error| self.pool.connector().classify(error))?;
+        }
+        Ok(())
     }
 
     async fn job(&self, id: JobId) -> Result<Option<Record>> {

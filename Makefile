@@ -66,7 +66,7 @@ chaos: setup
 # Bytes without end for what reads the bytes of others, each for SECONDS. No nightly compiler is needed: there
 # is no unsafe code here for a sanitizer to watch, and coverage is an option that the stable one has, too.
 FUZZ = RUSTC_BOOTSTRAP=1 PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo fuzz
-TARGETS = job event event_id frame secrets answer
+TARGETS = job event event_id frame secrets answer body
 fuzz: SECONDS = 20
 fuzz: target/tools/bin/cargo-fuzz
 	cd fuzz && $(FUZZ) build --sanitizer none

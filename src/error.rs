@@ -21,6 +21,9 @@ pub struct Failure {
     /// The upstream's own name for it, where the request is at fault, such as `context_length_exceeded`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The upstream's own kind of error, where the request is at fault, such as `invalid_request_error`.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
     /// The field of the request that the upstream finds at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub param: Option<String>,
@@ -39,10 +42,16 @@ pub enum Code {
     InvalidJob,
     /// The upstream refuses the request itself (400, 404, 413, 422, …).
     InvalidRequest,
-    /// The upstream refuses the key or the account (401, 402, 403).
+    /// The upstream refuses the key or the account (401, 403, 407).
     UpstreamAuth,
     /// The upstream has had too many requests (429).
     RateLimited,
+    /// The account has no quota or credit left (402, or 429 with `insufficient_quota`): waiting a moment does not help.
+    InsufficientQuota,
+    /// The upstream redirects the request to another origin.
+    UpstreamRedirect,
+    /// The upstream sent more at once than is taken.
+    AnswerTooLarge,
     /// The upstream failed (408, 409, 5xx, an error object in mid-stream).
     UpstreamError,
     /// The upstream cannot be reached, or the connection broke.
@@ -67,11 +76,14 @@ pub enum Code {
 }
 
 /// The one table of failures: name, and whether another attempt may succeed.
-const CODES: [(Code, &str, bool); 14] = [
+const CODES: [(Code, &str, bool); 17] = [
     (Code::InvalidJob, "invalid_job", false),
     (Code::InvalidRequest, "invalid_request", false),
     (Code::UpstreamAuth, "upstream_auth", false),
     (Code::RateLimited, "rate_limited", true),
+    (Code::InsufficientQuota, "insufficient_quota", false),
+    (Code::UpstreamRedirect, "upstream_redirect", false),
+    (Code::AnswerTooLarge, "answer_too_large", false),
     (Code::UpstreamError, "upstream_error", true),
     (Code::UpstreamConnection, "upstream_connection", true),
     (Code::Timeout, "timeout", true),
@@ -107,7 +119,8 @@ impl Code {
     /// The kind of failure that an HTTP status means.
     pub fn from_status(status: u16) -> Self {
         match status {
-            401..=403 | 407 => Self::UpstreamAuth,
+            401 | 403 | 407 => Self::UpstreamAuth,
+            402 => Self::InsufficientQuota,
             429 => Self::RateLimited,
             408 | 409 | 500.. => Self::UpstreamError,
             _ => Self::InvalidRequest,
@@ -130,8 +143,16 @@ impl Failure {
             message.truncate(end);
             message.push('…');
         }
-        let (status, retry_after_ms) = (None, None);
-        Self { code, message, status, retry_after_ms, reason: None, param: None, detail: None }
+        Self {
+            code,
+            message,
+            status: None,
+            retry_after_ms: None,
+            reason: None,
+            kind: None,
+            param: None,
+            detail: None,
+        }
     }
 
     /// What an HTTP error status means.

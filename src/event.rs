@@ -7,9 +7,14 @@
 //! Only [`Body::Started`] tells a reader to discard the text that it has; a higher fence alone
 //! does not.
 
+mod calls;
 mod chunk;
 mod codec;
+#[cfg(feature = "worker")]
+mod cut;
 
+#[cfg(any(feature = "gateway", feature = "worker"))]
+pub(crate) use calls::{Calls, name_of};
 pub use chunk::{Chunk, Piece};
 #[cfg(feature = "gateway")]
 pub(crate) use chunk::{TEXT_FIELDS, text_of};

@@ -1,7 +1,11 @@
 //! The upstream's port: a model endpoint that answers chat requests.
 
-mod gate;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
+mod json;
 pub mod openai;
+mod sse;
 
 use std::pin::Pin;
 
@@ -11,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::{error::Failure, event::Piece, job::ChatRequest};
 
-/// What an upstream said at once: one chunk of a stream, or a whole answer.
+/// What an upstream said at once: one chunk of a stream, or a whole answer. An empty part is a sign of life.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Part {
     /// The upstream's own ID of the answer.
@@ -22,6 +26,8 @@ pub struct Part {
     pub pieces: Vec<Piece>,
     /// The model's own count.
     pub usage: Option<Value>,
+    /// The upstream says that the answer is whole: by `[DONE]`, or because it sent as much as it had announced.
+    pub done: bool,
     /// Every other field.
     pub extra: Map<String, Value>,
 }
@@ -44,7 +50,8 @@ pub type Parts = Pin<Box<dyn Stream<Item = Result<Part, Failure>> + Send>>;
 #[async_trait]
 pub trait Upstream: Send + Sync {
     /// Asks for an answer, streamed or whole. No retry and no deadline: both are the caller's.
-    /// A stream that ends without an error may still have been cut: look for a finish reason.
+    /// A stream that ends without an error is whole where every choice has a finish reason, or where a part is
+    /// [`done`](Part::done); else it was cut.
     async fn answer(&self, request: &ChatRequest, stream: bool) -> Result<Parts, Failure>;
 
     /// The models that it serves; none where it does not tell.

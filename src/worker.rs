@@ -8,6 +8,7 @@
 //! `watch` ends the worker when one of the tasks ends before it.
 
 mod batch;
+mod choices;
 mod claim;
 mod control;
 mod execute;
@@ -75,10 +76,11 @@ pub struct Options {
     pub codec: Codec,
     /// Most entries acknowledged at once.
     pub ack_batch: usize,
-    /// Longest wait for the first token.
+    /// Longest silence before the first token. Any byte of the answer is a sign of life, so that this limits
+    /// endpoints which say nothing at all while a model reads a long prompt or thinks.
     #[serde(with = "humantime_serde")]
     pub first_token_timeout: Duration,
-    /// Longest silence between two parts of an answer.
+    /// Longest silence behind the first token.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
     /// Longest attempt.
@@ -121,7 +123,7 @@ impl Default for Options {
             flush_bytes: 8192,
             codec: Codec::Json,
             ack_batch: 128,
-            first_token_timeout: Duration::from_secs(60),
+            first_token_timeout: Duration::from_mins(5),
             idle_timeout: Duration::from_secs(60),
             total_timeout: Duration::from_mins(15),
             buffer_bytes: 4 * 1024 * 1024,

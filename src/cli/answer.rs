@@ -143,15 +143,29 @@ pub(super) fn job_failed(job: JobId, failed: &Failed) -> Error {
     let times = if *attempts == 1 { "attempt" } else { "attempts" };
     let cause = match error.code {
         Code::Cancelled => format!("job {job} was cancelled"),
-        _ => format!("job {job} failed after {attempts} {times}: {error}"),
+        _ => format!("job {job} failed after {attempts} {times}: {error}{}", named(error)),
     };
     Error::new(Exit::of(error), cause, remedy(error))
+}
+
+/// The endpoint's own names for what is wrong with the request.
+fn named(failure: &Failure) -> String {
+    let names = [("code", &failure.reason), ("type", &failure.kind), ("param", &failure.param)];
+    let names = names.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
+    let names: Vec<String> = names.map(|(name, value)| format!("{name} {value}")).collect();
+    if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
 }
 
 fn remedy(failure: &Failure) -> &'static str {
     match failure.code {
         Code::UpstreamAuth => "correct OPENAI_API_KEY (upstream.api_key) of the worker",
-        Code::UpstreamConnection => "correct OPENAI_BASE_URL (upstream.base_url) of the worker",
+        Code::UpstreamConnection | Code::UpstreamRedirect => {
+            "correct OPENAI_BASE_URL (upstream.base_url) of the worker"
+        }
+        Code::InsufficientQuota => {
+            "give the endpoint's account credit, then `millstream dlq requeue` tries again"
+        }
+        Code::AnswerTooLarge => "ask for less, or raise upstream.max_answer_bytes of the worker",
         Code::InvalidJob | Code::InvalidRequest => "correct the request",
         Code::Cancelled => "",
         Code::Expired => "ask again with a later expires_at, or start more workers",
@@ -269,6 +283,16 @@ mod tests {
         let notes = err.text();
         assert!(notes.contains("attempt 1 failed (truncated: cut); the next begins in 1.5 s"));
         assert!(notes.contains("attempt 2 starts over: the text above is void"), "{notes}");
+    }
+
+    /// Agents compact their prompt by the code, which a person did not read.
+    #[test]
+    fn a_refused_request_is_named_as_its_endpoint_names_it() {
+        let mut failure = Failure::new(Code::InvalidRequest, "too long");
+        assert_eq!(named(&failure), "");
+        failure.reason = Some("context_length_exceeded".to_owned());
+        failure.param = Some("messages".to_owned());
+        assert_eq!(named(&failure), " (code context_length_exceeded, param messages)");
     }
 
     /// Guards against an answer that steers the terminal on which it is shown.

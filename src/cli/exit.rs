@@ -92,7 +92,10 @@ impl Exit {
     /// What the failure of a job means for the one who waits for it.
     pub(super) fn of(failure: &error::Failure) -> Self {
         match failure.code {
-            error::Code::UpstreamAuth | error::Code::UpstreamConnection => Self::Upstream,
+            error::Code::UpstreamAuth
+            | error::Code::InsufficientQuota
+            | error::Code::UpstreamConnection
+            | error::Code::UpstreamRedirect => Self::Upstream,
             _ => Self::Job,
         }
     }

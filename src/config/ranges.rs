@@ -241,20 +241,7 @@ fn retry(r: &Schedule) -> Vec<Rule> {
 
 /// What ties the worker's values to each other.
 fn ties(w: &worker::Options) -> Vec<Rule> {
-    let total = format!("worker.total_timeout ({})", Span(w.total_timeout));
     vec![
-        below(
-            "worker.first_token_timeout",
-            Span(w.first_token_timeout),
-            &total,
-            w.first_token_timeout <= w.total_timeout,
-        ),
-        below(
-            "worker.idle_timeout",
-            Span(w.idle_timeout),
-            &total,
-            w.idle_timeout <= w.total_timeout,
-        ),
         text(
             "worker.forget",
             &Span(w.forget).to_string(),
@@ -272,13 +259,12 @@ fn ties(w: &worker::Options) -> Vec<Rule> {
 
 fn model(c: &Config) -> Vec<Rule> {
     let base = &c.upstream.base_url;
-    let host = base.strip_prefix("http://").or_else(|| base.strip_prefix("https://"));
     vec![
         text(
             "upstream.base_url",
             base,
-            base.is_empty() || host.is_some_and(|host| !host.is_empty()),
-            "an http:// or https:// address such as https://api.openai.com/v1, or empty",
+            crate::upstream::openai::is_address(base),
+            "an http:// or https:// address without a #fragment, such as https://api.openai.com/v1, or empty",
         ),
         text(
             "upstream.api_key",
@@ -287,6 +273,7 @@ fn model(c: &Config) -> Vec<Rule> {
             "printable ASCII without spaces, or empty",
         ),
         span("upstream.connect_timeout", c.upstream.connect_timeout, 10 * MS, 5 * MINUTE),
+        within("upstream.max_answer_bytes", c.upstream.max_answer_bytes, 64 * 1024, GIB),
         span("simulator.ttft", c.simulator.ttft, Duration::ZERO, HOUR),
         within("simulator.rate", c.simulator.rate, 0.0, 1_000_000.0),
         within("simulator.tokens", c.simulator.tokens, 0, 1_000_000),

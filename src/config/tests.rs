@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 103] = [
+const OTHERS: [(&str, &str); 105] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.ca_file", "ca.pem"),
     ("redis.prefix", "other"),
@@ -130,6 +130,8 @@ const OTHERS: [(&str, &str); 103] = [
     ("upstream.base_url", "http://127.0.0.1:9/v1"),
     ("upstream.api_key", "12345"),
     ("upstream.connect_timeout", "1s"),
+    ("upstream.include_usage", "never"),
+    ("upstream.max_answer_bytes", "100000"),
     ("simulator.listen", "127.0.0.1:0"),
     ("simulator.ttft", "1ms"),
     ("simulator.rate", "0"),
@@ -228,7 +230,6 @@ fn each_refusal_names_key_value_place_and_what_is_allowed() {
         ("worker.queues", "a,a", "different"),
         ("worker.queues", "a b", "letters"),
         ("worker.weights", "1,2", "three numbers"),
-        ("worker.idle_timeout", "20m", "at most worker.total_timeout (15m)"),
         ("worker.retry.max", "10ms", "at most worker.retry.max (10ms)"),
         ("worker.retry.jitter", "NaN", "0 to 1"),
         ("redis.url", "localhost:6379", "redis://"),

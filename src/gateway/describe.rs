@@ -141,6 +141,8 @@ pub(super) fn router(app: &Arc<App>, tasks: Arc<dyn Any + Send + Sync>) -> Route
     let router = router
         .route("/openapi.json", get(description).layer(Extension(document)))
         .route("/v1/ws", get(socket))
+        // Names of models have slashes, and clients that do not encode them.
+        .route("/v1/models/{owner}/{*name}", get(models::show))
         // Many ask so without having been told.
         .route("/health", get(health::healthz))
         .merge(console::router())

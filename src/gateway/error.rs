@@ -52,10 +52,9 @@ pub(super) struct ErrorObject {
     /// What was met, what is allowed, what to do.
     pub(super) message: String,
     /// The kind: `invalid_request_error`, `authentication_error`, `permission_error`,
-    /// `rate_limit_error` or `server_error`.
+    /// `rate_limit_error`, `insufficient_quota` or `server_error`, or the upstream's own where it refuses the request.
     #[serde(rename = "type")]
-    #[schema(pattern = "_error$")]
-    pub(super) kind: &'static str,
+    pub(super) kind: Cow<'static, str>,
     /// The field or parameter at fault, where it is one.
     #[schema(required)]
     pub(super) param: Option<String>,
@@ -64,7 +63,7 @@ pub(super) struct ErrorObject {
     /// After how many seconds another try makes sense, where it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    pub(super) retry_after: Option<u64>,
+    pub(super) retry_after: Option<u32>,
 }
 
 /// The kind of error that a status means.
@@ -86,8 +85,13 @@ impl Refusal {
         message: impl Into<String>,
     ) -> Self {
         let (message, code) = (message.into(), code.into());
-        let error =
-            ErrorObject { message, kind: kind(status), param: None, code, retry_after: None };
+        let error = ErrorObject {
+            message,
+            kind: kind(status).into(),
+            param: None,
+            code,
+            retry_after: None,
+        };
         Self { status, error, should_retry: None, headers: None }
     }
 
@@ -145,7 +149,7 @@ impl Refusal {
     /// The same, worth another try after that long.
     pub(super) fn after(mut self, wait: Duration) -> Self {
         let seconds = wait.as_millis().div_ceil(1000).max(1);
-        self.error.retry_after = Some(u64::try_from(seconds).unwrap_or(u64::MAX));
+        self.error.retry_after = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
         self
     }
 

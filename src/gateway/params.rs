@@ -63,7 +63,7 @@ fn at_fault<T: Asked>(uri: &Uri) -> Option<Refusal> {
     None
 }
 
-/// What the path names.
+/// What the path names; a name may have slashes, where its route takes several segments.
 #[derive(Debug)]
 pub(super) struct Named(pub(super) String);
 
@@ -71,8 +71,8 @@ impl FromRequestParts<Arc<App>> for Named {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Refusal> {
-        let path = Path::<String>::from_request_parts(parts, app).await;
-        path.map(|Path(name)| Self(name))
+        let path = Path::<Vec<String>>::from_request_parts(parts, app).await;
+        path.map(|Path(segments)| Self(segments.join("/")))
             .map_err(|_| Refusal::bad("invalid_path", "the path is not UTF-8"))
     }
 }

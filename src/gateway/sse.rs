@@ -8,7 +8,7 @@ use std::{convert::Infallible, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
-    http::{HeaderName, HeaderValue},
+    http::{HeaderName, HeaderValue, header::CACHE_CONTROL},
     response::{
         IntoResponse, Response,
         sse::{self, KeepAlive, Sse},
@@ -29,6 +29,10 @@ const COME_BACK: Duration = Duration::from_millis(500);
 /// Says to proxies that they must not keep answers back.
 const UNBUFFERED: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+
+/// A proxy that compresses a stream holds it back.
+const UNCHANGED: (HeaderName, HeaderValue) =
+    (CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
 
 /// One event as one block: `id`, `event` and `data`, which is the event's own data as JSON.
 pub fn block(event: &Event) -> sse::Event {
@@ -85,7 +89,7 @@ pub(super) fn respond(
     // A block grows by doubling, and waits for a slow client in no more space than it needs.
     let exact = |block: Bytes| Bytes::copy_from_slice(&block);
     let response = response.map(|body| Body::from_stream(body.into_data_stream().map_ok(exact)));
-    ([UNBUFFERED], response).into_response()
+    ([UNBUFFERED, UNCHANGED], response).into_response()
 }
 
 pub(super) fn until_closing(

@@ -2,44 +2,69 @@
 //!
 //! The client's own types are not used: requests go out with the bytes that came in, and answers
 //! come back as raw JSON, so that fields which the client does not know survive. Its hidden retry
-//! is replaced by a service that makes one call and keeps the status of every error.
+//! is replaced by a service that makes one call and keeps the status of every error, and its reading
+//! of answers by one that takes them as endpoints really send them.
 
+mod answer;
+mod call;
+mod chunk;
+mod endpoint;
 mod fault;
 mod redirect;
 
 use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::{Duration, SystemTime},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use async_openai::{
-    Client, config::OpenAIConfig, error::OpenAIError, middleware::HttpRequestFactory,
-};
+use async_openai::Client;
 use async_trait::async_trait;
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Map, Value};
 
-use super::{Model, Part, Parts, Upstream, gate::Gate};
-use crate::{
-    error::{Code, Failure},
-    event::Piece,
-    job::ChatRequest,
-};
+use self::{call::OneCall, endpoint::Endpoint};
+use super::{Model, Parts, Upstream};
+use crate::{error::Failure, job::ChatRequest};
+
+#[cfg(any(fuzzing, test))]
+pub(super) use answer::parts;
+pub(crate) use endpoint::is_address;
 
 /// Where the model is.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// The address up to and including the version, such as `https://api.openai.com/v1`.
+    /// The address up to and including the version, such as `https://api.openai.com/v1`. A query is sent with
+    /// every call, behind its path, such as Azure's `?api-version=2024-10-21`.
     pub base_url: String,
-    /// Sent as a bearer token; empty for an endpoint without keys.
+    /// Sent as a bearer token; empty for an endpoint without keys, to which no `Authorization` is sent.
     pub api_key: String,
     /// Longest time to connect.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
+    /// Whether `stream_options.include_usage` is added to requests that stream.
+    pub include_usage: IncludeUsage,
+    /// Most bytes of an answer that does not stream, or of one event of a stream.
+    pub max_answer_bytes: usize,
+}
+
+/// When a stream's usage is asked for. Usage that the caller asks for is always asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum IncludeUsage {
+    /// Until the endpoint refuses a request for it (status 400 or 422): that request is sent once more without,
+    /// and so are all that follow.
+    #[default]
+    Auto,
+    /// With every request.
+    Always,
+    /// Not unless the caller asks.
+    Never,
 }
 
 impl Default for Options {
@@ -48,6 +73,8 @@ impl Default for Options {
             base_url: String::new(),
             api_key: String::new(),
             connect_timeout: Duration::from_secs(10),
+            include_usage: IncludeUsage::Auto,
+            max_answer_bytes: 64 * 1024 * 1024,
         }
     }
 }
@@ -57,6 +84,8 @@ impl std::fmt::Debug for Options {
         f.debug_struct("Options")
             .field("base_url", &crate::mask::url(&self.base_url))
             .field("connect_timeout", &self.connect_timeout)
+            .field("include_usage", &self.include_usage)
+            .field("max_answer_bytes", &self.max_answer_bytes)
             .finish_non_exhaustive()
     }
 }
@@ -69,7 +98,9 @@ pub const OPENAI: &str = "https://api.openai.com/v1";
 #[non_exhaustive]
 pub enum Error {
     /// The address cannot be read.
-    #[error("upstream.base_url is `{0}`; allowed: an http:// or https:// address such as {OPENAI}")]
+    #[error(
+        "upstream.base_url is `{0}`; allowed: an http:// or https:// address without a #fragment, such as {OPENAI}"
+    )]
     Address(String),
     /// The HTTP client cannot be made.
     #[error("cannot set up the HTTP client")]
@@ -79,9 +110,13 @@ pub enum Error {
 /// An OpenAI-compatible endpoint.
 #[derive(Clone)]
 pub struct OpenAi {
-    client: Client<OpenAIConfig>,
+    client: Arc<Client<Endpoint>>,
     /// The key, which no error tells.
     secret: Arc<str>,
+    include_usage: IncludeUsage,
+    /// The endpoint has refused to be asked for usage.
+    refuses_usage: Arc<AtomicBool>,
+    max_answer_bytes: usize,
 }
 
 impl std::fmt::Debug for OpenAi {
@@ -94,12 +129,7 @@ impl OpenAi {
     /// Prepares the client; nothing is called yet.
     pub fn new(options: &Options) -> Result<Self, Error> {
         crate::install_tls_provider();
-        let base = if options.base_url.is_empty() { OPENAI } else { &options.base_url };
-        let base = base.trim_end_matches('/');
-        let url = reqwest::Url::parse(base).ok().filter(|url| url.scheme().starts_with("http"));
-        if url.is_none() {
-            return Err(Error::Address(crate::mask::url(base)));
-        }
+        let endpoint = Endpoint::new(options)?;
         let http = reqwest::Client::builder()
             .connect_timeout(options.connect_timeout)
             .tcp_nodelay(true)
@@ -107,35 +137,67 @@ impl OpenAi {
             .user_agent(concat!("millstream/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(Error::Client)?;
-        let config = OpenAIConfig::new().with_api_base(base).with_api_key(&options.api_key);
-        let client = Client::build(http.clone(), config).with_http_service(OneCall { http });
-        Ok(Self { client, secret: options.api_key.as_str().into() })
+        let client = Client::build(http.clone(), endpoint).with_http_service(OneCall { http });
+        let client = Arc::new(client);
+        Ok(Self {
+            client,
+            secret: options.api_key.as_str().into(),
+            include_usage: options.include_usage,
+            refuses_usage: Arc::default(),
+            max_answer_bytes: options.max_answer_bytes,
+        })
+    }
+
+    async fn call(&self, body: ChatRequest) -> Result<reqwest::Response, Failure> {
+        call::response(self.client.chat().create_byot(body)).await
+    }
+
+    /// Whether to ask for the usage of a stream.
+    fn asks_usage(&self) -> bool {
+        match self.include_usage {
+            IncludeUsage::Auto => !self.refuses_usage.load(Ordering::Relaxed),
+            IncludeUsage::Always => true,
+            IncludeUsage::Never => false,
+        }
+    }
+
+    /// Makes the call, and once more without the request for usage where that is refused.
+    async fn asked(
+        &self,
+        request: &ChatRequest,
+        stream: bool,
+    ) -> Result<reqwest::Response, Failure> {
+        let usage = self.asks_usage();
+        let called = self.call(shaped(request, stream, usage)).await;
+        match called {
+            Err(failure)
+                if stream
+                    && usage
+                    && self.include_usage == IncludeUsage::Auto
+                    && !wants_usage(request)
+                    && refuses_usage(&failure) =>
+            {
+                let again = self.call(shaped(request, stream, false)).await?;
+                if !self.refuses_usage.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "the model's endpoint refuses stream_options: usage is not asked for any more"
+                    );
+                }
+                Ok(again)
+            }
+            called => called,
+        }
     }
 }
 
 #[async_trait]
 impl Upstream for OpenAi {
     async fn answer(&self, request: &ChatRequest, stream: bool) -> Result<Parts, Failure> {
-        let body = shaped(request, stream);
-        if stream {
-            let gate = Arc::new(Gate::default());
-            let chat = self.client.chat();
-            let call = chat.create_stream_byot::<_, Box<RawValue>>(body);
-            let told = {
-                let secret = Arc::clone(&self.secret);
-                move |failure| without(&secret, failure)
-            };
-            let chunks = GATE.scope(Arc::clone(&gate), call).await;
-            let chunks = chunks.map_err(|error| told(fault::of_client(error)))?;
-            let parts = gate.reader(chunks).map(move |chunk| {
-                chunk.map_err(fault::of_client).and_then(|raw| part(&raw)).map_err(&told)
-            });
-            return Ok(Box::pin(parts));
-        }
-        let whole: Result<Box<RawValue>, _> = self.client.chat().create_byot(body).await;
-        let part = whole.map_err(fault::of_client).and_then(|raw| part(&raw));
-        let part = part.map_err(|failure| without(&self.secret, failure))?;
-        Ok(Box::pin(stream::iter([Ok(part)])))
+        let secret = Arc::clone(&self.secret);
+        let told = move |failure| without(&secret, failure);
+        let response = self.asked(request, stream).await.map_err(&told)?;
+        let parts = answer::parts(response, self.max_answer_bytes);
+        Ok(Box::pin(parts.map(move |part| part.map_err(&told))))
     }
 
     async fn models(&self) -> Result<Vec<Model>, Failure> {
@@ -168,130 +230,34 @@ impl From<Listed> for Model {
     }
 }
 
-/// The request with the fields that decide streaming set, and every other field as it came.
-fn shaped(request: &ChatRequest, stream: bool) -> ChatRequest {
+/// The request with the fields that decide streaming set, and every other field as it came. Usage is asked for
+/// where `usage` says so.
+fn shaped(request: &ChatRequest, stream: bool, usage: bool) -> ChatRequest {
     let mut body = request.clone();
-    if stream {
+    if !stream {
+        body.remove("stream_options");
+    } else if usage {
         let mut options: Map<String, Value> = body.get("stream_options").unwrap_or_default();
         options.insert("include_usage".to_owned(), Value::Bool(true));
         body.set("stream_options", &options);
-    } else {
-        body.remove("stream_options");
     }
     body.set("stream", &stream);
     body
 }
 
-/// One chunk, or one whole answer.
-#[derive(Deserialize)]
-struct Wire {
-    id: Option<String>,
-    model: Option<String>,
-    choices: Option<Vec<Choice>>,
-    usage: Option<Value>,
-    error: Option<Value>,
-    #[serde(flatten)]
-    extra: Map<String, Value>,
+/// Whether the caller asks for usage.
+fn wants_usage(request: &ChatRequest) -> bool {
+    let options: Option<Map<String, Value>> = request.get("stream_options");
+    options.is_some_and(|options| options.get("include_usage") == Some(&Value::Bool(true)))
 }
 
-#[derive(Deserialize)]
-struct Choice {
-    #[serde(default)]
-    index: u32,
-    delta: Option<Map<String, Value>>,
-    message: Option<Map<String, Value>>,
-    finish_reason: Option<String>,
-    #[serde(flatten)]
-    extra: Map<String, Value>,
-}
-
-fn part(raw: &RawValue) -> Result<Part, Failure> {
-    let wire: Wire = serde_json::from_str(raw.get()).map_err(|e| {
-        Failure::new(Code::UpstreamProtocol, format!("a chunk of the answer cannot be read: {e}"))
-    })?;
-    if let Some(error) = wire.error.filter(|error| !error.is_null()) {
-        return Err(fault::of_object(&error));
-    }
-    let mut extra = wire.extra;
-    extra.retain(|name, value| !value.is_null() && name != "object" && name != "created");
-    let pieces = wire.choices.unwrap_or_default().into_iter().map(|choice| Piece {
-        index: choice.index,
-        delta: choice.delta.or(choice.message).unwrap_or_default(),
-        finish_reason: choice.finish_reason,
-        extra: choice.extra,
-    });
-    Ok(Part {
-        id: wire.id.filter(|id| !id.is_empty()),
-        model: wire.model.filter(|model| !model.is_empty()),
-        pieces: pieces.collect(),
-        usage: wire.usage.filter(|usage| !usage.is_null()),
-        extra,
-    })
-}
-
-/// Makes one call and turns every error status into a [`Failure`] that keeps it.
-#[derive(Clone)]
-struct OneCall {
-    http: reqwest::Client,
-}
-
-type Calling = Pin<Box<dyn Future<Output = Result<reqwest::Response, OpenAIError>> + Send>>;
-
-impl tower::Service<HttpRequestFactory> for OneCall {
-    type Response = reqwest::Response;
-    type Error = OpenAIError;
-    type Future = Calling;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), OpenAIError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: HttpRequestFactory) -> Calling {
-        let http = self.http.clone();
-        Box::pin(async move {
-            let request = request.build().await?;
-            match called(&http, request).await {
-                Ok(response) => Ok(gated(response)),
-                Err(failure) => Err(OpenAIError::Boxed(Box::new(failure))),
-            }
-        })
-    }
-}
-
-/// Makes a call, by way of the redirects that stay within its origin.
-async fn called(
-    http: &reqwest::Client,
-    mut request: reqwest::Request,
-) -> Result<reqwest::Response, Failure> {
-    let mut followed = 0;
-    loop {
-        let (again, from) = (request.try_clone(), request.url().clone());
-        let response = http.execute(request).await.map_err(|error| {
-            // Of an address, the part that may hold a secret is for nobody.
-            let host = from.host_str().unwrap_or_default().to_owned();
-            let failure = fault::of_connection(&error.without_url());
-            let detail = failure.detail.as_ref().map(|detail| format!("{host}: {detail}"));
-            Failure { detail, ..failure }
-        })?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        if !status.is_redirection() {
-            return Err(refused(response).await);
-        }
-        let led = redirect::target(&from, status, response.headers());
-        let to = led.and_then(|to| match (followed < redirect::MOST, again) {
-            (true, Some(again)) => Ok((to, again)),
-            _ => Err(format!("{} to {to}, after {followed} others", status.as_u16())),
-        });
-        let (to, mut again) = to.map_err(|why| {
-            let words = "the model's endpoint sends the request to another place";
-            fault::hidden(Code::UpstreamProtocol, words, why).at(status.as_u16(), None)
-        })?;
-        *again.url_mut() = to;
-        (request, followed) = (again, followed + 1);
-    }
+/// Whether a failure is about the field that asks for usage.
+fn refuses_usage(failure: &Failure) -> bool {
+    let about = |text: &str| text.contains("stream_options") || text.contains("include_usage");
+    matches!(failure.status, Some(400 | 422))
+        && (about(&failure.message)
+            || failure.param.as_deref().is_some_and(about)
+            || failure.detail.as_deref().is_some_and(about))
 }
 
 /// What is shorter is no secret, and may stand in any word.
@@ -307,62 +273,10 @@ fn without(secret: &str, failure: Failure) -> Failure {
     Failure { message: clean(message), detail: detail.map(clean), ..failure }
 }
 
-tokio::task_local! {
-    /// The gate of the answer that this task asks for.
-    static GATE: Arc<Gate>;
-}
-
-/// The response, read no further ahead than its gate allows.
-fn gated(response: reqwest::Response) -> reqwest::Response {
-    let Ok(gate) = GATE.try_with(Arc::clone) else { return response };
-    let (status, headers) = (response.status(), response.headers().clone());
-    let body = reqwest::Body::wrap_stream(gate.body(Box::pin(response.bytes_stream())));
-    let mut gated = http::Response::new(body);
-    *gated.status_mut() = status;
-    *gated.headers_mut() = headers;
-    gated.into()
-}
-
-/// Most bytes of an error's body that are read.
-const ERROR_BODY: usize = 64 * 1024;
-
-async fn refused(response: reqwest::Response) -> Failure {
-    let status = response.status();
-    let after = retry_after(response.headers());
-    let mut body = Vec::new();
-    let mut chunks = response.bytes_stream();
-    while let Some(Ok(chunk)) = chunks.next().await {
-        body.extend_from_slice(&chunk);
-        if body.len() > ERROR_BODY {
-            break;
-        }
-    }
-    let reason = status.canonical_reason().unwrap_or("error");
-    fault::of_status(status.as_u16(), reason, &body, after)
-}
-
-/// `retry-after-ms`, then `Retry-After` as seconds or as an HTTP date (RFC 9110, 10.2.3).
-fn retry_after(headers: &reqwest::header::HeaderMap) -> Option<Duration> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    if let Some(ms) = text("retry-after-ms").and_then(|value| value.trim().parse::<f64>().ok()) {
-        return Duration::try_from_secs_f64(ms / 1000.0).ok();
-    }
-    let value = text("retry-after")?.trim();
-    if let Ok(seconds) = value.parse::<f64>() {
-        return Duration::try_from_secs_f64(seconds).ok();
-    }
-    let until = httpdate::parse_http_date(value).ok()?;
-    Some(until.duration_since(SystemTime::now()).unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    fn raw(value: &Value) -> Box<RawValue> {
-        serde_json::value::to_raw_value(value).unwrap()
-    }
 
     #[test]
     fn streaming_is_asked_for_without_touching_the_rest() {
@@ -370,11 +284,14 @@ mod tests {
             r#"{"model":"m","messages":[{}],"stream_options":{"x":1},"big":123456789012345678901}"#,
         )
         .unwrap();
-        let text = serde_json::to_string(&shaped(&request, true)).unwrap();
+        let text = serde_json::to_string(&shaped(&request, true, true)).unwrap();
         assert!(text.contains(r#""x":1,"include_usage":true"#), "{text}");
         assert!(text.contains("123456789012345678901") && text.contains(r#""stream":true"#));
-        let text = serde_json::to_string(&shaped(&request, false)).unwrap();
+        let text = serde_json::to_string(&shaped(&request, false, true)).unwrap();
         assert!(!text.contains("stream_options"), "{text}");
+        // The caller's own options stay where usage is not asked for.
+        let text = serde_json::to_string(&shaped(&request, true, false)).unwrap();
+        assert!(text.contains(r#""stream_options":{"x":1}"#), "{text}");
     }
 
     /// Their age and owner were lost, and one odd field would have hidden all.
@@ -387,32 +304,5 @@ mod tests {
         let expected = Model { id: "a".to_owned(), created: 7, owned_by: "b".to_owned() };
         assert_eq!(Model::from(full), expected);
         assert_eq!(Model::from(bare), Model { id: "c".to_owned(), ..Model::default() });
-    }
-
-    #[test]
-    fn unknown_fields_of_a_chunk_survive() {
-        let chunk = json!({"id": "c", "object": "x", "created": 1, "model": "m", "usage": null,
-            "choices": [{"index": 0, "delta": {"reasoning_content": "hm"}, "x": 1}], "y": [2]});
-        let part = part(&raw(&chunk)).unwrap();
-        assert_eq!(part.pieces[0].delta["reasoning_content"], "hm");
-        assert_eq!(part.pieces[0].extra["x"], 1);
-        assert_eq!(part.extra, *json!({"y": [2]}).as_object().unwrap());
-        assert_eq!(part.usage, None);
-    }
-
-    #[test]
-    fn retry_after_is_read_in_all_forms() {
-        let after = |name: &'static str, value: &str| {
-            let mut headers = reqwest::header::HeaderMap::new();
-            headers.insert(name, value.parse().unwrap());
-            retry_after(&headers)
-        };
-        assert_eq!(after("retry-after-ms", "1500"), Some(Duration::from_millis(1500)));
-        assert_eq!(after("retry-after", "2"), Some(Duration::from_secs(2)));
-        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
-        assert!(after("retry-after", &date).is_some_and(|d| (58..=60).contains(&d.as_secs())));
-        assert_eq!(after("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
-        assert_eq!(after("retry-after", "soon"), None);
-        assert_eq!(after("retry-after", "-1"), None);
     }
 }

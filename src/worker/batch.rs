@@ -5,7 +5,10 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use crate::{event::Chunk, upstream::Part};
+use crate::{
+    event::{Chunk, Piece},
+    upstream::Part,
+};
 
 /// Decides when deltas go out: the first at once, then by interval or size.
 #[derive(Debug)]
@@ -88,12 +91,11 @@ impl Batch {
 /// What the end of an answer needs.
 #[derive(Debug, Default)]
 pub(super) struct Summary {
-    pub(super) finish_reason: Option<String>,
     pub(super) usage: Option<Value>,
     pub(super) model: Option<String>,
     pub(super) upstream_id: Option<String>,
-    /// A choice has finished.
-    pub(super) finished: bool,
+    /// The upstream called the answer whole.
+    pub(super) done: bool,
     /// Something was said.
     pub(super) spoke: bool,
 }
@@ -101,15 +103,8 @@ pub(super) struct Summary {
 impl Summary {
     /// Notes what a part tells.
     pub(super) fn note(&mut self, part: &Part) {
-        for piece in &part.pieces {
-            if let Some(reason) = &piece.finish_reason {
-                self.finished = true;
-                if piece.index == 0 || self.finish_reason.is_none() {
-                    self.finish_reason = Some(reason.clone());
-                }
-            }
-            self.spoke |= piece.speaks();
-        }
+        self.spoke |= part.pieces.iter().any(Piece::speaks);
+        self.done |= part.done;
         if part.usage.is_some() {
             self.usage.clone_from(&part.usage);
         }
@@ -178,14 +173,13 @@ mod tests {
     }
 
     #[test]
-    fn an_end_without_a_finish_reason_is_not_finished() {
+    fn a_role_alone_says_nothing() {
         let mut summary = Summary::default();
-        summary.note(&part("a"));
-        assert!(summary.spoke && !summary.finished);
         let role = json!({"index": 0, "delta": {"role": "assistant", "content": ""}});
-        let mut summary = Summary::default();
         summary
             .note(&Part { pieces: vec![serde_json::from_value(role).unwrap()], ..Part::default() });
         assert!(!summary.spoke);
+        summary.note(&part("a"));
+        assert!(summary.spoke && !summary.done);
     }
 }

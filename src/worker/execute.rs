@@ -337,7 +337,7 @@ fn ending(
     match &ended.end {
         End::Whole => {
             let done = Done {
-                finish_reason: summary.finish_reason.clone(),
+                finish_reason: ended.finish_reason.clone(),
                 usage: summary.usage.clone(),
                 model: summary.model.clone(),
                 upstream_id: summary.upstream_id.clone(),
@@ -348,7 +348,7 @@ fn ending(
                 custom_id,
                 labels,
             };
-            let outcome = Outcome::Done { finish_reason: summary.finish_reason.clone(), usage };
+            let outcome = Outcome::Done { finish_reason: ended.finish_reason.clone(), usage };
             (Body::Done(done), outcome)
         }
         End::Cancelled => {

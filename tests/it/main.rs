@@ -24,6 +24,7 @@
 )]
 
 mod admission;
+mod answers;
 mod audit;
 mod bad_input;
 mod bench;

@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 103] = [
+const PROVEN: [(&str, &str); 105] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
     ("redis.ca_file", "a_certificate_must_be_of_a_trusted_authority_and_name_the_host"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
@@ -124,6 +124,8 @@ const PROVEN: [(&str, &str); 103] = [
     ("upstream.base_url", "the_model_is_asked_there_and_with_the_key"),
     ("upstream.api_key", "the_model_is_asked_there_and_with_the_key"),
     ("upstream.connect_timeout", "an_upstream_that_takes_no_connection_is_given_up"),
+    ("upstream.include_usage", "a_request_for_usage_that_is_refused_is_taken_back"),
+    ("upstream.max_answer_bytes", "a_large_event_is_read_and_one_without_end_is_not"),
     ("simulator.listen", "a_simulator_answers_as_its_options_say"),
     ("simulator.ttft", "a_simulator_keeps_the_pace_of_its_options"),
     ("simulator.rate", "a_simulator_keeps_the_pace_of_its_options"),

@@ -39,6 +39,8 @@ pub(super) struct File {
     request: Request,
     options: Options,
     prefix: Option<String>,
+    /// A line has been read.
+    begun: bool,
     /// Bytes in all, where that is known.
     size: Option<u64>,
 }
@@ -63,6 +65,7 @@ impl Source {
             request: args.request.clone(),
             options: args.options.clone(),
             prefix: args.idempotency_prefix.clone(),
+            begun: false,
             size,
         })))
     }
@@ -86,7 +89,13 @@ impl Source {
             Self::One(job) => Ok(job.take().map(|job| Item { line: 1, offset: 0, job: Ok(*job) })),
             Self::Many(file) => loop {
                 let Some(line) = file.lines.next().await? else { return Ok(None) };
-                let Line { number, offset, bytes } = line;
+                let Line { number, offset, mut bytes } = line;
+                if !std::mem::replace(&mut file.begun, true) {
+                    bytes = match bytes {
+                        Ok(line) => Ok(first(line)?),
+                        refused => refused,
+                    };
+                }
                 if file.meant.is_below(number) {
                     return Ok(None);
                 }
@@ -132,6 +141,29 @@ fn key(prefix: &str, custom_id: Option<&str>, line: u64) -> String {
         Some(id) => format!("{prefix}:{id}"),
         None => format!("{prefix}:#{line}"),
     }
+}
+
+/// The first line without a byte order mark; an error that names the format, where the file is of another.
+fn first(mut line: Vec<u8>) -> io::Result<Vec<u8>> {
+    if line.starts_with(b"\xEF\xBB\xBF") {
+        line.drain(..3);
+    }
+    let begins = line.trim_ascii_start();
+    let other = if line.starts_with(b"\xFF\xFE")
+        || line.starts_with(b"\xFE\xFF")
+        || line.contains(&0)
+    {
+        "it is UTF-16; allowed: JSON Lines in UTF-8, such as `iconv -f UTF-16 -t UTF-8 FILE` makes"
+    } else if begins.starts_with(b"[") {
+        "it is a JSON array; allowed: JSON Lines, one object a line, such as `jq -c '.[]' FILE` makes"
+    } else if begins.starts_with(b"\x1F\x8B") {
+        "it is compressed by gzip; allowed: JSON Lines, such as `gzip -dc FILE` makes"
+    } else if !begins.starts_with(b"{") && begins.contains(&b',') && !begins.contains(&b'{') {
+        "it looks like CSV; allowed: JSON Lines, one object a line, such as {\"messages\": [...]}"
+    } else {
+        return Ok(line);
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidData, other))
 }
 
 /// One line of the input that is not empty.
@@ -238,11 +270,39 @@ mod tests {
         assert_eq!((lines[2].0, &lines[2].2), (3, &Ok("cd".to_owned())));
     }
 
+    /// A byte order mark was "not JSON", and so was each line of a file of another format.
+    #[test]
+    fn other_formats_are_known_by_their_first_line() {
+        let line = br#"{"messages":[]}"#.to_vec();
+        assert_eq!(first([b"\xEF\xBB\xBF", &line[..]].concat()).unwrap(), line);
+        assert_eq!(first(b"no JSON".to_vec()).unwrap(), b"no JSON");
+        let utf16: Vec<u8> = "{\"a\":1}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for (line, format) in [
+            (&b"prompt,model"[..], "CSV"),
+            (b"  [{\"messages\":[]},", "JSON array"),
+            (b"[", "JSON array"),
+            (&utf16, "UTF-16"),
+            (&[b"\xFF\xFE", &utf16[..]].concat(), "UTF-16"),
+            (b"\x1F\x8B\x08", "gzip"),
+        ] {
+            let text = first(line.to_vec()).unwrap_err().to_string();
+            assert!(text.contains(format) && text.contains("allowed: JSON Lines"), "{text}");
+        }
+    }
+
     fn file(prefix: Option<&str>, options: Options) -> File {
         let reader: Reader = Box::new(tokio::io::empty());
         let lines = Lines::new(BufReader::new(reader), 100);
         let (meant, request) = (LineSet::all(), Request::default());
-        File { lines, meant, request, options, prefix: prefix.map(str::to_owned), size: None }
+        File {
+            lines,
+            meant,
+            request,
+            options,
+            prefix: prefix.map(str::to_owned),
+            begun: false,
+            size: None,
+        }
     }
 
     #[tokio::test]

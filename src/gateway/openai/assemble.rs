@@ -5,10 +5,10 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde_json::{Map, Value, json};
 
 use super::{
-    field::{Field, Slots, is_text, repeats},
+    field::{Field, is_text, repeats},
     parts,
 };
-use crate::event::{Body, Chunk, Event, EventId, Piece, text_of};
+use crate::event::{Body, Calls, Chunk, Event, EventId, Piece, text_of};
 
 /// The answer as far as it has come. It is never larger than the log that it is made of.
 #[derive(Debug, Clone, Default)]
@@ -32,7 +32,7 @@ struct Message {
     fields: Map<String, Value>,
     objects: BTreeMap<String, Message>,
     calls: BTreeMap<u32, Message>,
-    slots: Slots,
+    known: Calls,
 }
 
 impl Assembly {
@@ -146,7 +146,7 @@ impl Message {
                 Field::Object(inner) => self.objects.entry(name.clone()).or_default().merge(inner),
                 Field::Calls(calls) => {
                     for call in calls.iter().filter_map(Value::as_object) {
-                        self.calls.entry(self.slots.of(call)).or_default().merge(call);
+                        self.calls.entry(self.known.place(call).0).or_default().merge(call);
                     }
                 }
                 Field::Other(value) => gather(&mut self.fields, name, value),

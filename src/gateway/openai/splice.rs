@@ -13,10 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 
 use super::{
-    field::{Field, Slots, is_text, repeats},
+    field::{Field, is_text, repeats},
     parts,
 };
-use crate::event::{Body, Chunk, Piece};
+use crate::event::{Body, Calls, Chunk, Piece};
 
 /// What has been sent of a job's answer.
 #[derive(Debug, Clone, Default)]
@@ -144,7 +144,7 @@ struct Sent {
     texts: BTreeMap<String, Text>,
     objects: BTreeMap<String, Sent>,
     calls: BTreeMap<u32, Sent>,
-    slots: Slots,
+    known: Calls,
     others: BTreeMap<String, Count>,
 }
 
@@ -153,7 +153,7 @@ impl Sent {
         self.texts.values_mut().for_each(|text| text.at = 0);
         self.objects.values_mut().chain(self.calls.values_mut()).for_each(Self::rewind);
         self.others.values_mut().for_each(Count::rewind);
-        self.slots = Slots::default();
+        self.known = Calls::default();
     }
 
     /// Whether the attempt has not yet said all the text that was sent.
@@ -223,7 +223,7 @@ impl Sent {
     fn rest_of_calls(&mut self, calls: &[Value], closed: bool) -> Result<Vec<Value>, Differs> {
         let mut rest = Vec::new();
         for call in calls.iter().filter_map(Value::as_object) {
-            let slot = self.slots.of(call);
+            let slot = self.known.place(call).0;
             let fields = self.calls.entry(slot).or_default().rest_of(call, closed)?;
             if !fields.is_empty() {
                 let mut call = Map::from_iter([("index".to_owned(), slot.into())]);

@@ -10,7 +10,7 @@ pub struct Status {
     /// The HTTP status.
     pub http: u16,
     /// The error's `type`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// The error's `code`: the upstream's own where it refuses the request, else that of the failure.
     pub code: Cow<'static, str>,
     /// The field of the request that the upstream finds at fault.
@@ -38,8 +38,11 @@ impl From<&Failed> for Status {
             Code::InvalidJob => (400, "invalid_request_error"),
             Code::Cancelled => (409, "invalid_request_error"),
             Code::RateLimited => (429, "rate_limit_error"),
+            Code::InsufficientQuota => (429, "insufficient_quota"),
             Code::Timeout | Code::Expired => (504, "server_error"),
             Code::UpstreamAuth
+            | Code::UpstreamRedirect
+            | Code::AnswerTooLarge
             | Code::UpstreamError
             | Code::UpstreamConnection
             | Code::Truncated
@@ -63,7 +66,7 @@ impl From<&Failed> for Status {
         };
         Self {
             http,
-            kind,
+            kind: failure.kind.clone().map_or(kind.into(), Cow::Owned),
             code: match &failure.reason {
                 Some(reason) => reason.clone().into(),
                 None => failure.code.as_str().into(),
@@ -109,6 +112,9 @@ mod tests {
             (Code::InvalidJob, 400, "invalid_request_error"),
             (Code::InvalidRequest, 400, "invalid_request_error"),
             (Code::UpstreamAuth, 502, "server_error"),
+            (Code::InsufficientQuota, 429, "insufficient_quota"),
+            (Code::UpstreamRedirect, 502, "server_error"),
+            (Code::AnswerTooLarge, 502, "server_error"),
             (Code::RateLimited, 429, "rate_limit_error"),
             (Code::UpstreamError, 502, "server_error"),
             (Code::UpstreamConnection, 502, "server_error"),
@@ -124,7 +130,7 @@ mod tests {
         assert_eq!(expected.len(), Code::all().count());
         for (code, http, kind) in expected {
             let status = status(code, None);
-            assert_eq!((status.http, status.kind), (http, kind), "{code}");
+            assert_eq!((status.http, &*status.kind), (http, kind), "{code}");
             assert_eq!(status.code, code.as_str());
             assert_eq!(status.should_retry, code == Code::RateLimited, "{code}");
             assert_eq!(status.retry_after.is_some(), code == Code::RateLimited, "{code}");

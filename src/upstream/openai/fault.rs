@@ -7,7 +7,7 @@
 
 use std::{error::Error, io, net::IpAddr, time::Duration};
 
-use async_openai::error::{ApiError, OpenAIError, StreamError};
+use async_openai::error::{ApiError, OpenAIError};
 use serde_json::Value;
 
 use crate::error::{Code, Failure};
@@ -17,6 +17,9 @@ fn class(code: Code) -> &'static str {
     match code {
         Code::UpstreamAuth => "the model's endpoint refuses this server's key or account",
         Code::RateLimited => "the model's endpoint has had too many requests",
+        Code::InsufficientQuota => {
+            "the model's endpoint says that the account has no quota or credit left"
+        }
         Code::InvalidRequest => "the model's endpoint refuses the request",
         Code::UpstreamConnection => {
             "the model's endpoint cannot be reached, or the connection broke"
@@ -54,22 +57,44 @@ impl Said {
         });
         let message = text("message").or_else(|| inner.as_str().map(str::to_owned)).or(detail);
         let name = |field: &str| text(field).filter(|name| (1..=NAME).contains(&name.len()));
-        Self { message, kind: text("type"), reason: name("code"), param: name("param") }
+        Self { message, kind: name("type"), reason: name("code"), param: name("param") }
     }
 
     /// Whether the operator's key or account is refused, under whatever status.
     fn is_of_the_key(&self) -> bool {
         const KEY: [&str; 4] =
             ["authentication_error", "permission_error", "invalid_api_key", "account_deactivated"];
-        let names = [self.kind.as_deref(), self.reason.as_deref()];
-        names.into_iter().flatten().any(|name| KEY.contains(&name))
+        self.is_named(&KEY)
+    }
+
+    /// Whether the account is empty, under whatever status.
+    fn is_of_the_quota(&self) -> bool {
+        const QUOTA: [&str; 5] = [
+            "insufficient_quota",
+            "exceeded_current_quota_error",
+            "billing_hard_limit_reached",
+            "billing_not_active",
+            "insufficient_balance",
+        ];
+        self.is_named(&QUOTA)
+    }
+
+    fn is_named(&self, names: &[&str]) -> bool {
+        let own = [self.kind.as_deref(), self.reason.as_deref()];
+        own.into_iter().flatten().any(|name| names.contains(&name))
     }
 
     /// The failure that this means; `whole` is all that came.
     fn failure(self, status: Option<u16>, code: Code, head: &str, whole: &str) -> Failure {
-        let code = if self.is_of_the_key() { Code::UpstreamAuth } else { code };
+        let code = if self.is_of_the_key() {
+            Code::UpstreamAuth
+        } else if self.is_of_the_quota() {
+            Code::InsufficientQuota
+        } else {
+            code
+        };
         let passes = match (code, status) {
-            (Code::UpstreamAuth | Code::RateLimited, _) => false,
+            (Code::UpstreamAuth | Code::RateLimited | Code::InsufficientQuota, _) => false,
             // These are about the request. Other statuses may come from whatever stands in between.
             (Code::InvalidRequest, None | Some(400 | 413 | 422)) => true,
             _ => self.message.as_deref().is_some_and(|message| !names_places(message)),
@@ -80,7 +105,7 @@ impl Said {
         };
         let failure = Failure::new(code, format!("{head}{message}"));
         if code == Code::InvalidRequest {
-            return Failure { reason: self.reason, param: self.param, ..failure };
+            return Failure { reason: self.reason, kind: self.kind, param: self.param, ..failure };
         }
         failure
     }
@@ -102,6 +127,19 @@ pub(super) fn of_status(
     failure.at(status, after)
 }
 
+/// Types and codes of errors that are about the request.
+const REQUEST: [&str; 9] = [
+    "invalid_request_error",
+    "invalid_request",
+    "BadRequestError",
+    "context_length_exceeded",
+    "exceed_context_size_error",
+    "content_filter",
+    "content_policy_violation",
+    "invalid_prompt",
+    "model_not_found",
+];
+
 /// An error object in mid-stream. A code that is an HTTP status decides; otherwise it may pass.
 pub(super) fn of_object(error: &Value) -> Failure {
     let said = Said::read(error);
@@ -114,10 +152,12 @@ pub(super) fn of_object(error: &Value) -> Failure {
     if let Some(status) = status {
         return said.failure(Some(status), Code::from_status(status), "", &whole).at(status, None);
     }
-    let code = match (said.kind.as_deref(), said.reason.as_deref()) {
-        (Some("invalid_request_error"), _) => Code::InvalidRequest,
-        (Some("rate_limit_error"), _) | (_, Some("rate_limit_exceeded")) => Code::RateLimited,
-        _ => Code::UpstreamError,
+    let code = if said.is_named(&REQUEST) {
+        Code::InvalidRequest
+    } else if said.is_named(&["rate_limit_error", "rate_limit_exceeded", "RateLimitError"]) {
+        Code::RateLimited
+    } else {
+        Code::UpstreamError
     };
     said.failure(None, code, "", &whole)
 }
@@ -147,26 +187,17 @@ pub(super) fn of_client(error: OpenAIError) -> Failure {
             }
         }
         OpenAIError::InvalidArgument(text) => Failure::new(Code::InvalidRequest, text),
-        OpenAIError::StreamError(error) => of_stream(&error),
         other => of_connection(&other),
     }
 }
 
-/// The client tells of a broken stream by text alone.
-fn of_stream(error: &StreamError) -> Failure {
-    let detail = error.to_string();
-    match error {
-        StreamError::EventStream(text) if text.starts_with("Transport") => hidden(
-            Code::UpstreamConnection,
-            "the connection to the model's endpoint broke in the middle of the answer",
-            detail,
-        ),
-        _ => hidden(
-            Code::UpstreamProtocol,
-            "the model's endpoint sent a stream that is no event stream",
-            detail,
-        ),
-    }
+/// A body that ended before it was over.
+pub(super) fn of_broken(error: &reqwest::Error) -> Failure {
+    hidden(
+        Code::UpstreamConnection,
+        "the connection to the model's endpoint broke in the middle of the answer",
+        chain(error),
+    )
 }
 
 /// A call that came to nothing.
@@ -264,6 +295,18 @@ mod tests {
         assert_eq!(code(json!({"type": "invalid_request_error"})), Code::InvalidRequest);
         assert_eq!(code(json!({"type": "authentication_error"})), Code::UpstreamAuth);
         assert_eq!(code(json!({"message": "boom"})), Code::UpstreamError);
+        assert_eq!(code(json!({"code": "context_length_exceeded"})), Code::InvalidRequest);
+        let empty =
+            json!({"error": {"message": "no credit on org-7", "code": "insufficient_quota"}});
+        for met in [402, 429] {
+            let failure = status(met, &empty);
+            assert_eq!((failure.code, failure.status), (Code::InsufficientQuota, Some(met)));
+            assert!(
+                !failure.code.is_transient() && !failure.message.contains("org-7"),
+                "{failure}"
+            );
+        }
+        assert_eq!(status(402, &json!({"message": "pay"})).code, Code::InsufficientQuota);
     }
 
     /// What an endpoint said of the operator's key, account and addresses reached whoever had sent the job.
@@ -272,7 +315,7 @@ mod tests {
         let secret =
             "Incorrect API key provided: sk-abc***xyz of org-77 at http://10.0.0.7:8000/v1";
         let body = json!({"error": {"message": secret, "code": "invalid_api_key", "param": "p"}});
-        for code in [401, 402, 403, 429, 500, 503] {
+        for code in [401, 403, 429, 500, 503] {
             let failure = status(code, &body);
             assert_eq!(failure.status, Some(code));
             assert!(failure.message.starts_with(&format!("{code} Reason: the model's endpoint ")));
@@ -301,6 +344,7 @@ mod tests {
             let failure = status(code, &body);
             assert_eq!(failure.message, format!("{code} Reason: {message}"));
             assert_eq!(failure.reason.as_deref(), Some("context_length_exceeded"));
+            assert_eq!(failure.kind.as_deref(), Some("invalid_request_error"));
             assert_eq!((failure.param.as_deref(), failure.detail), (Some("messages"), None));
         }
         let filtered = json!({"message": "filtered", "code": "content_filter", "type": "invalid_request_error"});
@@ -355,15 +399,8 @@ mod tests {
         }
     }
 
-    /// The client's own words for a broken connection said nothing to anybody.
     #[test]
-    fn a_broken_stream_is_told_in_words() {
-        let error =
-            StreamError::EventStream("Transport error: error decoding response body".to_owned());
-        let failure = of_client(OpenAIError::StreamError(Box::new(error)));
-        assert_eq!(failure.code, Code::UpstreamConnection);
-        assert!(failure.message.contains("broke in the middle of the answer"));
-        assert!(failure.detail.unwrap().contains("decoding"));
+    fn a_refused_connection_is_told_in_words() {
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         assert!(of_connection(&refused).message.ends_with("it refuses the connection"));
     }

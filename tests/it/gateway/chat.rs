@@ -107,7 +107,7 @@ async fn an_answer_is_a_jobs() {
     request["stream_options"] = json!({"include_usage": true});
     let stream = stream(&web, &request).await;
     let id = stream.headers["x-millstream-job"].to_str().unwrap().to_owned();
-    assert_eq!(stream.headers["cache-control"], "no-cache");
+    assert_eq!(stream.headers["cache-control"], "no-cache, no-transform");
     let chunks = chunks(stream).await;
     let created = job(&web, &id).await["enqueued_at"].as_u64().unwrap() / 1000;
     for chunk in &chunks {

@@ -20,7 +20,7 @@ async fn a_stream_replays_and_goes_on_live() {
     let mut hand = Hand::begin(&broker).await;
     hand.say("old ").await;
     let mut stream = web.events(&id, "").await;
-    assert_eq!(stream.headers["cache-control"], "no-cache");
+    assert_eq!(stream.headers["cache-control"], "no-cache, no-transform");
     assert_eq!(stream.headers["x-accel-buffering"], "no");
     assert_eq!(stream.headers["x-millstream-job"], id);
     let mut blocks = vec![stream.block().await, stream.block().await];

@@ -375,3 +375,15 @@ async fn tenant(gateway: &Gateway, name: &str) -> String {
     tokio::spawn(async move { axum::serve(listener, app).await });
     url
 }
+
+/// A model whose name has slashes was not found by clients that do not encode them.
+#[tokio::test]
+async fn a_models_name_may_have_slashes() {
+    let name = "hf.co/unsloth/Qwen3-Coder:Q4_K_M";
+    let web = Web::start(&embedded(), Options { models: vec![name.to_owned()], ..options() });
+    for path in [name.to_owned(), name.replace('/', "%2F"), name.replacen('/', "%2F", 1)] {
+        assert_eq!(web.get(&format!("/v1/models/{path}")).await.json()["id"], name);
+    }
+    web.get("/v1/models/hf.co/unsloth").await.refused(404, "model_not_found");
+    web.get("/v1/models/hf.co/%FF").await.refused(400, "invalid_path");
+}

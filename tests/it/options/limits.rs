@@ -28,10 +28,20 @@ async fn each_limit_ends_an_attempt_and_names_itself() {
     let total = Options { total_timeout: limit, ..options.clone() };
     let (silent, falling_silent, slow) = ("m?fault=silence:0", "m?fault=silence:5", "m?rate=5");
     for (options, model, deadline_ms, said) in [
-        (first, silent, None, "no first token came within 0.25 s"),
-        (idle, falling_silent, None, "no more of the answer came within 0.25 s"),
-        (total, slow, None, "the answer was not whole within 0.25 s"),
-        (options, slow, Some(150), "the answer was not whole within 0.15 s"),
+        (first, silent, None, "no first token came within 0.25 s (worker.first_token_timeout)"),
+        (
+            idle,
+            falling_silent,
+            None,
+            "no more of the answer came within 0.25 s (worker.idle_timeout)",
+        ),
+        (total, slow, None, "the answer was not whole within 0.25 s (worker.total_timeout)"),
+        (
+            options,
+            slow,
+            Some(150),
+            "the answer was not whole within 0.15 s (the job's deadline_ms)",
+        ),
     ] {
         let (stop, worker) = stack.worker(options);
         let job = Job { deadline_ms, ..Job::new(ChatRequest::ask(model, said)) };

@@ -6,7 +6,8 @@ use super::Config;
 use crate::mask::{self, MASK};
 
 /// Keys whose whole value is a secret.
-const SECRETS: [&str; 3] = ["upstream.api_key", "simulator.api_key", "gateway.secret"];
+const SECRETS: [&str; 4] =
+    ["upstream.api_key", "simulator.api_key", "gateway.secret", "gateway.second_secret"];
 /// Keys whose value is an address, which may hold secrets.
 const ADDRESSES: [&str; 2] = ["redis.url", "upstream.base_url"];
 

@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 105] = [
+const OTHERS: [(&str, &str); 106] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.ca_file", "ca.pem"),
     ("redis.prefix", "other"),
@@ -75,6 +75,7 @@ const OTHERS: [(&str, &str); 105] = [
     ("gateway.listen", "127.0.0.1:0"),
     ("gateway.keys", "keys.toml"),
     ("gateway.secret", "0123456789abcdef0123456789abcdef"),
+    ("gateway.second_secret", "fedcba9876543210fedcba9876543210"),
     ("gateway.token_ttl", "1m"),
     ("gateway.cors_origins", "https://a.example,https://b.example"),
     ("gateway.public_url", "https://example.com/llm"),
@@ -328,6 +329,7 @@ fn secrets_are_masked() {
             ("OPENAI_API_KEY", "sk-hidden"),
             ("MILLSTREAM_SIMULATOR__API_KEY", "sim-hidden"),
             ("MILLSTREAM_GATEWAY__SECRET", "hidden-hidden-hidden-hidden-hidden"),
+            ("MILLSTREAM_GATEWAY__SECOND_SECRET", "hidden-hidden-hidden-hidden-second"),
         ],
         &[],
     );

@@ -15,12 +15,12 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
 };
-use keys::{Entry, Table};
+use keys::Table;
 pub use keys::{check as check_keys, exposed as exposed_keys, generate as generate_key};
 use moka::{Expiry, sync::Cache};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-pub(super) use token::Signer;
+pub(super) use token::{Signer, Token};
 use utoipa::ToSchema;
 
 use super::{
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     broker::Rate,
-    job::{Tenant, Timestamp},
+    job::{JobId, Tenant, Timestamp},
 };
 
 /// How long a verdict on a key is remembered.
@@ -147,7 +147,7 @@ impl Expiry<[u8; 32], Option<Arc<Caller>>> for ByVerdict {
 impl Keys {
     pub(super) fn load(options: &Options) -> Result<Self, Error> {
         let path = options.keys.clone();
-        let signer = Signer::new(&options.secret);
+        let signer = Signer::new(&options.secret).and(&options.second_secret);
         let table = if path.as_os_str().is_empty() {
             None
         } else if options.secret.is_empty() {
@@ -180,10 +180,32 @@ impl Keys {
         // Held until the verdict is kept: one on keys that have just been replaced must not outlive them.
         let loaded = table.read().unwrap_or_else(PoisonError::into_inner);
         let verdict = self.verdicts.get_with(seen, || {
-            loaded.table.find(key, &self.signer).map(Entry::caller).map(Arc::new)
+            let entry = loaded.table.find(key, &self.signer)?;
+            let caller = entry.caller();
+            if entry.is_under_second(key, &self.signer) {
+                let key = caller.key.as_deref();
+                tracing::info!(key, "hashed under gateway.second_secret: it needs a successor");
+            }
+            Some(Arc::new(caller))
         });
         drop(loaded);
         verdict.filter(|caller| !caller.expired())
+    }
+
+    /// Who has made this browser token for a job, as long as it is good, and the key by which it was made is in
+    /// force and may read.
+    pub(super) fn maker(&self, token: &str, job: JobId) -> Option<Arc<Caller>> {
+        let token = Token::read(token)?;
+        let caller = if token.key.is_empty() {
+            Caller::new(token.tenant.clone(), [Right::Read])
+        } else {
+            let loaded = self.table.as_ref()?.read().unwrap_or_else(PoisonError::into_inner);
+            loaded.table.get(token.key)?.caller()
+        };
+        let may = caller.tenant == token.tenant && caller.rights.contains(&Right::Read);
+        let good = may && !caller.expired();
+        let now = Timestamp::now();
+        (good && self.signer.has_made(&token, &caller, job, now)).then(|| Arc::new(caller))
     }
 
     /// Whether who came by a key is still who comes by it.

@@ -91,7 +91,7 @@ pub(super) struct Page {
         (status = 204, description = "The job is over, and the cursor at its end")))]
 pub(super) async fn events(
     State(app): State<Arc<App>>,
-    JobReader { id, tenant, caller }: JobReader,
+    JobReader { id, caller, by_token }: JobReader,
     Params(from): Params<From>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
@@ -101,6 +101,7 @@ pub(super) async fn events(
     if !(1..=MOST).contains(&limit) {
         return Err(Refusal::param("limit", format!("limit is {limit}; allowed: 1 to {MOST}")));
     }
+    let tenant = caller.tenant.clone();
     let mut slot = app.slots.take(&tenant)?;
     if accept::prefers_json(&headers) {
         let page = page(&app, &tenant, id, after, limit).await?;
@@ -121,8 +122,7 @@ pub(super) async fn events(
     let events = following.events().map(move |event| {
         // The slot is taken as long as the stream is there.
         let _ = &slot;
-        let is_let_in = caller.as_ref().is_none_or(|caller| app.keys.holds(caller));
-        passed(event, is_let_in)
+        if app.keys.holds(&caller) { passed(event) } else { Err(shut_out(by_token)) }
     });
     let blocks = sse::until_closing(events, closing);
     let Some(queue) = queue else {
@@ -134,15 +134,18 @@ pub(super) async fn events(
     Ok(with_warning(response, warning.as_deref()))
 }
 
-/// An event for a reader whose key is still in force; a browser token opens a stream, and does not close it.
-fn passed(
-    event: Result<Event, listener::Error>,
-    is_let_in: bool,
-) -> Result<Event, sse::Interrupted> {
-    if !is_let_in {
-        let message = "the API key is not valid any more".to_owned();
-        return Err(sse::Interrupted { code: "invalid_api_key", message });
-    }
+/// What ends the stream of a reader whose key is not in force any more, or the key of its browser token. That
+/// the token expires ends no stream.
+fn shut_out(by_token: bool) -> sse::Interrupted {
+    let (code, message) = if by_token {
+        ("invalid_token", "the API key of this token is not valid any more")
+    } else {
+        ("invalid_api_key", "the API key is not valid any more")
+    };
+    sse::Interrupted { code, message: message.to_owned() }
+}
+
+fn passed(event: Result<Event, listener::Error>) -> Result<Event, sse::Interrupted> {
     event.map_err(|error| {
         let code = error.code();
         // The broker's own words may name its address: they are for the log.

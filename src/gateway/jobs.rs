@@ -268,9 +268,10 @@ async fn many(app: &App, tenant: &Tenant, body: &[u8], trail: &Trail) -> Result<
     responses((status = 200, description = "The job", body = view::WholeJob), (status = 304, description = "As the ETag says")))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    JobReader { id, tenant, .. }: JobReader,
+    JobReader { id, caller, .. }: JobReader,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
+    let tenant = caller.tenant.clone();
     let slot = app.slots.take(&tenant)?;
     let key = Key::Job(tenant.clone(), id);
     let answer = app.cache.get(key, &app.counters, look(&app, &tenant, id)).await?;
@@ -390,7 +391,7 @@ pub(super) async fn token(
     caller.needs(Right::Read)?;
     record(&app, &caller.tenant, id).await?;
     let expires_at = Timestamp::now().after(app.options.token_ttl);
-    let token = app.keys.signer().token(&caller.tenant, id, expires_at);
+    let token = app.keys.signer().token(&caller, id, expires_at);
     let events_url = app.link(uri.path(), &format!("/v1/jobs/{id}/events?token={token}"));
     let token = Token { object: "job.token", token, expires_at, events_url };
     Ok(([(JOB_HEADER, id.to_string())], Reply(token)))

@@ -18,6 +18,9 @@ pub struct Options {
     /// Hashes API keys and signs browser tokens: the same for all gateways, at least 32 bytes. Without
     /// one, browser tokens are good for this process only, and keys cannot be used.
     pub secret: String,
+    /// A second secret, under which keys and tokens are good as well. Nothing new is made under it: with it the
+    /// secret can be changed while everybody is let in.
+    pub second_secret: String,
     /// How long a browser token is good.
     #[serde(with = "humantime_serde")]
     pub token_ttl: Duration,
@@ -120,6 +123,7 @@ impl Default for Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             keys: PathBuf::new(),
             secret: String::new(),
+            second_secret: String::new(),
             token_ttl: Duration::from_secs(600),
             cors_origins: Vec::new(),
             public_url: String::new(),

@@ -15,7 +15,7 @@ use super::{
     auth::{self, Caller, Right},
     error::Refusal,
 };
-use crate::job::{JobId, Tenant, Timestamp};
+use crate::job::JobId;
 
 /// What a route takes in its query. Each parameter may be left out.
 pub(super) trait Asked: DeserializeOwned {
@@ -101,9 +101,10 @@ impl FromRequestParts<Arc<App>> for JobAt {
 #[derive(Debug)]
 pub(super) struct JobReader {
     pub(super) id: JobId,
-    pub(super) tenant: Tenant,
-    /// Who came by a key; a token names nobody.
-    pub(super) caller: Option<Arc<Caller>>,
+    /// Who came by a key, or has made the token.
+    pub(super) caller: Arc<Caller>,
+    /// Whether it is a token that lets in.
+    pub(super) by_token: bool,
 }
 
 #[derive(Deserialize)]
@@ -122,15 +123,16 @@ impl FromRequestParts<Arc<App>> for JobReader {
             caller.needs(Right::Read)?;
             auth::admit(app, &caller.tenant).await?;
             let JobAt { id } = JobAt::from_request_parts(parts, app).await?;
-            return Ok(Self { id, tenant: caller.tenant.clone(), caller: Some(caller) });
+            return Ok(Self { id, caller, by_token: false });
         };
         let JobAt { id } = JobAt::from_request_parts(parts, app).await?;
-        let tenant = app.keys.signer().tenant(&token, id, Timestamp::now()).ok_or_else(|| {
-            let text = "this token is not for this job, or has expired; get another by POST /v1/jobs/{id}/token";
+        let caller = app.keys.maker(&token, id).ok_or_else(|| {
+            let text = "this token is not for this job, has expired, or its API key is not valid any more; get \
+                        another by POST /v1/jobs/{id}/token";
             Refusal::new(axum::http::StatusCode::UNAUTHORIZED, "invalid_token", text)
         })?;
-        Trail::known(parts, By::Token, &tenant, None);
-        auth::admit(app, &tenant).await?;
-        Ok(Self { id, tenant, caller: None })
+        Trail::known(parts, By::Token, &caller.tenant, None);
+        auth::admit(app, &caller.tenant).await?;
+        Ok(Self { id, caller, by_token: true })
     }
 }

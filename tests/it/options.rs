@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 105] = [
+const PROVEN: [(&str, &str); 106] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
     ("redis.ca_file", "a_certificate_must_be_of_a_trusted_authority_and_name_the_host"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
@@ -69,6 +69,7 @@ const PROVEN: [(&str, &str); 105] = [
     ("gateway.listen", "a_gateway_that_would_let_everybody_in_does_not_start"),
     ("gateway.keys", "a_key_is_asked_for_and_named_by_whoami"),
     ("gateway.secret", "keys_and_tokens_are_good_under_their_secret_only"),
+    ("gateway.second_secret", "the_secret_changes_while_everybody_is_let_in"),
     ("gateway.token_ttl", "a_browser_token_reads_one_job_for_a_while"),
     ("gateway.cors_origins", "pages_of_other_origins_are_served_where_they_are_named"),
     ("gateway.public_url", "what_a_gateway_names_stands_below_its_public_address"),

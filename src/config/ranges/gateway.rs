@@ -29,6 +29,12 @@ pub(super) fn rules(c: &Config) -> Vec<Rule> {
             g.secret.is_empty() || g.secret.len() >= 32,
             "at least 32 bytes, such as from `openssl rand -base64 32`, or empty",
         ),
+        text(
+            "gateway.second_secret",
+            &g.second_secret,
+            g.second_secret.is_empty() || g.second_secret.len() >= 32,
+            "at least 32 bytes, or empty",
+        ),
         span("gateway.token_ttl", g.token_ttl, SECOND, DAY),
         text(
             "gateway.cors_origins",

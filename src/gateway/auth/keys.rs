@@ -74,6 +74,11 @@ impl Table {
 }
 
 impl Entry {
+    /// Whether the hash of this key, which it is, was made under the gateway's second secret.
+    pub(super) fn is_under_second(&self, key: &str, signer: &Signer) -> bool {
+        !signer.signs(&statement(key), &self.hash)
+    }
+
     pub(super) fn caller(&self) -> Caller {
         Caller {
             tenant: self.tenant.clone(),

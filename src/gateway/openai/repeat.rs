@@ -2,7 +2,8 @@
 //!
 //! `OpenAI`'s clients repeat a request whose answer was lost, and send no idempotency key. Where a window is
 //! configured, a request that equals an earlier one of the same API key within that time gets the same job. The
-//! key is made of the request's fingerprint and the window's number; of the window before, a job that is younger
+//! idempotency key is made of the API key, the request's fingerprint and the window's number, and no client can find
+//! it without the gateway's secret; of the window before, a job that is younger
 //! than one window still counts. A failure is an answer as well: the queue has tried as often as it does, and a
 //! client that repeats what has failed is told the same, for a shorter time where time may help. A cancelled job is
 //! no answer: another one follows it.
@@ -34,12 +35,14 @@ pub(super) async fn key(
 ) -> Result<String, Refusal> {
     let window = millis(app.options.dedupe).max(1);
     let (now, print) = (Timestamp::now(), request.fingerprint());
-    let owner = caller.key.as_deref().unwrap_or_default();
+    // Another key of the same name is another one.
+    let (owner, hash) = (caller.key.as_deref().unwrap_or_default(), &caller.hash);
     let number = now.0 / window;
     let mut key = String::new();
     for number in [number.saturating_sub(1), number] {
         for attempt in 0..TRIES {
-            key = format!("same:{owner}:{number}:{attempt}:{print}");
+            let text = format!("{owner}:{hash}:{number}:{attempt}:{print}");
+            key = format!("same:{}", app.keys.signer().name(&text));
             let id = JobId::from_key(&caller.tenant, &key);
             let Some(record) = app.noticed(app.broker.job(id).await)? else { break };
             if counts(&record, window, now) {

@@ -248,6 +248,47 @@ async fn keys_and_tokens_are_good_under_their_secret_only() {
     assert_eq!(known(&other, &key).await, "401");
 }
 
+/// Changing the secret shut everybody out until every key was made anew, and ended all tokens.
+#[tokio::test]
+async fn the_secret_changes_while_everybody_is_let_in() {
+    const NEXT: &str = "the secret that follows, of thirty-two bytes";
+    let mut keys = Keys::new();
+    let old = keys.add("old", "t", &Right::ALL, None);
+    let (new, lines) = generate_key(NEXT, "new", &"t".parse().unwrap(), &Right::ALL, None).unwrap();
+    keys.write(&(keys.text.clone() + &lines));
+    let broker = embedded();
+    let with = |secret: &str, second: &str| Options {
+        secret: secret.to_owned(),
+        second_secret: second.to_owned(),
+        ..keys.options()
+    };
+    // Step by step, all gateways let in who is let in by one.
+    let steps = [with(SECRET, ""), with(SECRET, NEXT), with(NEXT, SECRET), with(NEXT, "")];
+    let steps = steps.map(|options| Web::start(&broker, options));
+    let id = posted(&steps[0], &old, "/v1/jobs").await.json()["id"].as_str().unwrap().to_owned();
+    let token = format!("/v1/jobs/{id}/token");
+    let mut good = Vec::new();
+    for (maker, key) in [(0, &old), (1, &old), (1, &new), (2, &old), (2, &new), (3, &new)] {
+        let token = asked(&steps[maker], key, Method::POST, &token).await.json();
+        let path = format!("/v1/jobs/{id}?token={}", token["token"].as_str().unwrap());
+        let mut statuses = Vec::new();
+        for web in &steps {
+            statuses.push(web.get(&path).await.status.as_u16());
+        }
+        good.push(statuses);
+    }
+    let (by_old, by_new) = (vec![200, 200, 200, 401], vec![401, 200, 200, 200]);
+    let [a, b, c] = [by_old.clone(), by_old.clone(), by_old];
+    assert_eq!(good, [a, b, c, by_new.clone(), by_new.clone(), by_new]);
+    for (key, expected) in [(&old, ["t", "t", "t", "401"]), (&new, ["401", "t", "t", "t"])] {
+        let mut met = Vec::new();
+        for web in &steps {
+            met.push(known(web, key).await);
+        }
+        assert_eq!(met, expected);
+    }
+}
+
 #[tokio::test]
 async fn a_browser_token_reads_one_job_for_a_while() {
     let mut keys = Keys::new();
@@ -283,10 +324,11 @@ async fn a_browser_token_reads_one_job_for_a_while() {
         .refused(401, "invalid_api_key");
     // Nor forged.
     let (_, rest) = token.split_once('.').unwrap();
-    let (_, signature) = rest.split_once('.').unwrap();
+    let (_, made) = rest.split_once('.').unwrap();
     let later = format!("{}.{rest}", expires + 60_000);
-    let theirs = format!("{expires}.{}.{signature}", "b3RoZXI");
-    for forged in [later.as_str(), &theirs, &token[..token.len() - 2], "", "x"] {
+    let theirs = format!("{expires}.{}.{made}", "b3RoZXI");
+    let keyless = token.replace(".web.", "..");
+    for forged in [later.as_str(), &theirs, &keyless, &token[..token.len() - 2], "", "x"] {
         web.get(&format!("/v1/jobs/{id}?token={forged}")).await.refused(401, "invalid_token");
     }
     soon(async {

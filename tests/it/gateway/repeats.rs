@@ -6,12 +6,15 @@ use millstream::{
     admin::{Admin, Requeued},
     broker::redis::{Options as RedisOptions, Redis},
     broker::{Limits, Partition, Shared},
-    job::Tenant,
+    gateway::{Options, Right},
+    job::{ChatRequest, Tenant, Timestamp},
     retry::Schedule,
     worker,
 };
+use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::access::Keys;
 use crate::support::{
     redis::Server,
     stack::{Stack, connect, instant},
@@ -45,6 +48,52 @@ async fn a_repeated_stream_begins_with_the_present_attempt() {
     let rest = second.rest().await;
     let text: String = rest[..rest.len() - 1].iter().map(Block::says).collect();
     assert_eq!((text.as_str(), rest.last().unwrap().data.as_str()), ("dos", "[DONE]"));
+}
+
+/// Whoever knew a request could take the place of its repetitions beforehand, by an idempotency key of the form that
+/// the gateway gave them; and another key of the same name went on with the answers of the one before.
+#[tokio::test]
+async fn no_client_takes_the_place_of_another_keys_repetitions() {
+    let mut keys = Keys::new();
+    let web_key = keys.add("web", "t", &Right::ALL, None);
+    let other = keys.add("other", "t", &Right::ALL, None);
+    let broker = embedded();
+    let dedupe = Duration::from_secs(600);
+    let web = Web::start(
+        &broker,
+        Options { dedupe, heartbeat: Duration::from_millis(100), ..keys.options() },
+    );
+    let request = streamed("again");
+    let print = serde_json::from_value::<ChatRequest>(request.clone()).unwrap().fingerprint();
+    let ask = async |key: &str, idempotency_key: Option<&str>| {
+        let mut asked = web.posted(PATH, &request).bearer_auth(key);
+        if let Some(key) = idempotency_key {
+            asked = asked.header("idempotency-key", key);
+        }
+        let reply = asked.send().await.unwrap();
+        reply.headers()["x-millstream-job"].to_str().unwrap().to_owned()
+    };
+    let number = Timestamp::now().0 / 600_000;
+    let mut forged = Vec::new();
+    for number in [number, number + 1] {
+        forged.push(ask(&other, Some(&format!("same:web:{number}:0:{print}"))).await);
+    }
+    let own = ask(&web_key, None).await;
+    assert!(!forged.contains(&own));
+    assert_eq!(ask(&web_key, None).await, own);
+    assert_ne!(ask(&other, None).await, own);
+    // The same name is not the same key.
+    let mut anew = Keys::new();
+    let successor = anew.add("web", "t", &Right::ALL, None);
+    keys.write(&anew.text);
+    soon(async {
+        let whoami = || web.ask(Method::GET, "/whoami").bearer_auth(&successor);
+        while Reply::of(whoami()).await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_ne!(ask(&successor, None).await, own);
 }
 
 /// The failure of a run that was put back is no answer any more.

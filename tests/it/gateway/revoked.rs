@@ -93,6 +93,50 @@ async fn a_chat_completion_ends_with_its_key() {
     soon(whole).await.unwrap().refused(401, "invalid_api_key");
 }
 
+/// A browser token read on, and its stream went on, when the key that had made it was gone: also one of the same
+/// name, made anew.
+#[tokio::test]
+async fn a_browser_token_dies_with_the_key_that_made_it() {
+    let mut keys = Keys::new();
+    let old = keys.add("web", "t", &Right::ALL, None);
+    let mut anew = Keys::new();
+    anew.add("web", "t", &Right::ALL, None);
+    let mut elsewhere = keys.text.clone();
+    elsewhere = elsewhere.replace("tenant = \"t\"", "tenant = \"other\"");
+    let mute = keys.text.replace("\"read\", ", "");
+    assert!(mute != keys.text && elsewhere != keys.text);
+    for after in ["", anew.text.as_str(), &elsewhere, &mute] {
+        keys.write(&keys.text);
+        let broker = embedded();
+        let web = Web::start(&broker, keys.options());
+        let job = Reply::of(web.posted("/v1/jobs", &chat("a")).bearer_auth(&old)).await.json();
+        let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+        let token = web.ask(Method::POST, &format!("{path}/token")).bearer_auth(&old);
+        let token = Reply::of(token).await.json()["token"].as_str().unwrap().to_owned();
+        let (state, events) =
+            (format!("{path}?token={token}"), format!("{path}/events?token={token}"));
+        let mut hand = Hand::begin(&broker).await;
+        hand.say("before").await;
+        let mut stream = Sse::open(web.ask(Method::GET, &events)).await;
+        stream.block().await;
+        assert_eq!(stream.block().await.says(), "before");
+        assert_eq!(web.get(&state).await.status, 200);
+
+        keys.write(after);
+        soon(async {
+            while web.get(&state).await.status != 401 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        web.get(&events).await.refused(401, "invalid_token");
+        hand.say("after").await;
+        let last = stream.block().await;
+        let told = (last.event.as_str(), last.json()["code"].as_str().unwrap().to_owned());
+        assert_eq!(told, ("interrupted", "invalid_token".to_owned()));
+    }
+}
+
 /// A socket that is never silent passed on events for as long as its key's next heartbeat was away.
 #[tokio::test]
 async fn a_socket_passes_on_no_event_of_a_key_that_is_taken_back() {

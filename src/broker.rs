@@ -36,6 +36,8 @@ pub use dead_letter::{DeadLetter, Setback};
 pub use entry::{Attempt, Entry, Load, Over, Partition, Place, Spent, Submission, WorkerId};
 pub use error::{Error, Result};
 pub use limits::{Correction, Counted, Limits};
+#[cfg(feature = "gateway")]
+pub(crate) use tenancy::Buckets;
 pub use tenancy::{Rate, Recent, Tenancy};
 use tokio_util::sync::CancellationToken;
 pub use topic::{Next, Signal, Topic, Wake};
@@ -44,7 +46,7 @@ pub use view::{Depth, LaneDepth, Record, WorkerSeen};
 
 use crate::{
     event::{Event, EventId, Frame},
-    job::{JobId, Lane, Timestamp},
+    job::{JobId, Lane, Tenant, Timestamp},
 };
 
 /// Every port in one, as applications hold it.
@@ -236,6 +238,16 @@ pub trait Log: Send + Sync {
     /// The record, and then the events after `after`, in one round trip.
     async fn open(&self, job: JobId, after: EventId, window: Window) -> Result<Opened>;
 
+    /// As [`Log::open`] for a tenant: `None` where the job is another's, or where there is none. It takes the
+    /// same time and the same commands in both cases, so that nobody learns which.
+    async fn open_for(
+        &self,
+        tenant: &Tenant,
+        job: JobId,
+        after: EventId,
+        window: Window,
+    ) -> Result<Option<Opened>>;
+
     /// Up to `most` events after `after`, in order, read.
     async fn read(&self, job: JobId, after: EventId, most: usize) -> Result<Vec<Event>> {
         Ok(self.page(job, after, Window::of(most)).await?.decode())
@@ -258,6 +270,10 @@ pub trait Inspect: Send + Sync {
 
     /// A job's record.
     async fn job(&self, id: JobId) -> Result<Option<Record>>;
+
+    /// A job's record for a tenant: `None` where the job is another's, or where there is none. It takes the same
+    /// time and the same commands in both cases, so that nobody learns which.
+    async fn job_for(&self, tenant: &Tenant, id: JobId) -> Result<Option<Record>>;
 
     /// The records of these jobs, in one round trip; one answer each: none where there is no record, or one
     /// that this version cannot read. It hides no other.

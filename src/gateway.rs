@@ -50,6 +50,7 @@ mod options;
 mod params;
 mod presence;
 mod queues;
+mod rates;
 mod schemas;
 mod serve;
 mod slots;

@@ -35,15 +35,15 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use self::{feed::Subscriber, read::Reader, state::State};
+use self::{read::Reader, state::State};
 use super::{
     Attempt, Begin, Cancel, Claim, Claimer, Control, Correction, Crashes, DeadLetter, Enqueue,
-    Entry, Error, Feed, Limits, Log, Opened, Order, Outcome, Page, Partition, Place, Promoted,
-    Receipt, Reconcile, Refusal, Renewed, Reopened, Result, Run, Settle, Settled, Sink, Spent,
-    Submission, Sweep, Swept, Topic, Wake, Window, WorkerId, Written,
+    Entry, Error, Limits, Order, Outcome, Partition, Place, Promoted, Receipt, Reconcile, Refusal,
+    Renewed, Reopened, Result, Run, Settle, Settled, Spent, Submission, Sweep, Swept, Topic, Wake,
+    WorkerId, Written,
 };
 use crate::{
-    event::{EventId, Frame},
+    event::Frame,
     job::{JobId, Lane, Timestamp},
 };
 
@@ -294,40 +294,6 @@ impl Settle for Memory {
 
     async fn expire(&self, partition: &Partition) -> Result<u64> {
         Ok(self.inner.lock().expire_dead(partition, Timestamp::now()))
-    }
-}
-
-#[async_trait]
-impl Log for Memory {
-    fn session(&self) -> u64 {
-        // It forgets nothing while it lives.
-        0
-    }
-
-    async fn append(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
-        Ok(self.inner.lock().append(attempt.job, attempt.fence, frames))
-    }
-
-    async fn last(&self, job: JobId) -> Result<Option<EventId>> {
-        Ok(self.inner.lock().last(job))
-    }
-
-    async fn heal(&self, attempt: &Attempt, entry: &Entry, frames: &[Frame]) -> Result<Written> {
-        Ok(self.inner.lock().heal(attempt, entry, frames, Timestamp::now()))
-    }
-
-    async fn page(&self, job: JobId, after: EventId, window: Window) -> Result<Page> {
-        Ok(self.inner.lock().page(job, after, window))
-    }
-
-    async fn open(&self, job: JobId, after: EventId, window: Window) -> Result<Opened> {
-        let state = self.inner.lock();
-        let record = state.record(job, Timestamp::now());
-        Ok(Opened { record, page: state.page(job, after, window) })
-    }
-
-    async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {
-        Ok(Box::new(Subscriber::new(self.inner.clone(), sink)))
     }
 }
 

@@ -29,6 +29,7 @@ use crate::{
 pub(super) async fn run(common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let mut config = common.load(Vec::new(), cx)?.config;
     logging::start(&config.log, if config.is_embedded() { Level::Quiet } else { Level::Info })?;
+    gateway::bound_tenants(&mut config);
     let broker = cx.unless_interrupted(Broker::open(&config), "").await??;
     cx.unless_interrupted(broker.prepare(&config.worker.queues), "").await??;
     if config.is_embedded() {

@@ -62,6 +62,7 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
     let door = Door::open(&config.gateway)?;
     let url = format!("http://{}", door.addr());
     cx.terminal.line(&url)?;
+    bound_tenants(&mut config);
     let broker = Broker::unconnected(&config)?;
     let listener = Listener::new(broker.shared.clone(), config.listener.clone());
     let gateway = build(&config, &broker, listener)?;
@@ -90,6 +91,25 @@ pub async fn run(args: Args, cx: &mut Context) -> Result<Exit, Error> {
          answers cut off"
     ));
     Ok(Exit::Ok)
+}
+
+/// Jobs that a queue may hold of a tenant that has come by its key, where nothing is configured.
+const WAITING: u64 = 100_000;
+
+/// Where keys tell tenants apart, none may fill the queues for all others. Without keys everything is one
+/// person's.
+pub(super) fn bound_tenants(config: &mut Config) {
+    if config.gateway.keys.as_os_str().is_empty() {
+        return;
+    }
+    let half = (config.embedded.max_jobs as u64 / 2).max(1);
+    for (limits, most) in
+        [(&mut config.redis.limits, WAITING), (&mut config.embedded.limits, WAITING.min(half))]
+    {
+        if limits.max_jobs_per_tenant == 0 {
+            limits.max_jobs_per_tenant = most;
+        }
+    }
 }
 
 /// `PORT` is how platforms say where a web process is to listen.
@@ -139,6 +159,21 @@ pub(super) fn many_descriptors() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// One tenant could fill the queues of all others, where nobody had thought of a limit.
+    #[test]
+    fn only_where_keys_tell_tenants_apart_each_is_bounded() {
+        let bound = |keys: &str, own: u64| {
+            let mut config = Config::default();
+            config.gateway.keys = keys.into();
+            config.redis.limits.max_jobs_per_tenant = own;
+            bound_tenants(&mut config);
+            [config.redis.limits, config.embedded.limits].map(|limits| limits.max_jobs_per_tenant)
+        };
+        assert_eq!(bound("", 0), [0, 0]);
+        assert_eq!(bound("keys.toml", 0), [WAITING, 5000]);
+        assert_eq!(bound("keys.toml", 7), [7, 5000]);
+    }
 
     #[test]
     fn flags_set_their_keys() {

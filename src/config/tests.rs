@@ -36,7 +36,7 @@ fn message(result: Result<Loaded, Error>) -> String {
 }
 
 /// Another valid value of every key.
-const OTHERS: [(&str, &str); 106] = [
+const OTHERS: [(&str, &str); 108] = [
     ("redis.url", "redis://u:p@localhost:1/2"),
     ("redis.ca_file", "ca.pem"),
     ("redis.prefix", "other"),
@@ -98,9 +98,11 @@ const OTHERS: [(&str, &str); 106] = [
     ("gateway.limits.answer_timeout", "3s"),
     ("gateway.limits.requests_per_minute", "60"),
     ("gateway.limits.burst", "5"),
+    ("gateway.limits.requests_per_token", "70"),
     ("gateway.limits.max_connections", "9"),
     ("gateway.limits.max_streams", "8"),
     ("gateway.limits.max_streams_per_tenant", "7"),
+    ("gateway.limits.max_streams_per_token", "3"),
     ("gateway.limits.max_subscriptions", "6"),
     ("gateway.limits.socket_idle", "4s"),
     ("worker.queues", "a, b"),

@@ -7,7 +7,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Error, Options, auth::Keys, bodies::Bodies, breaker::Breaker, cache::Cache, counters::Counters,
-    error::Refusal, latest::Latest, models::Catalogue, presence::Presence, slots::Slots,
+    error::Refusal, latest::Latest, models::Catalogue, presence::Presence, rates::Rates,
+    slots::Slots,
 };
 use crate::{
     admin::Admin,
@@ -36,6 +37,7 @@ pub(super) struct App {
     pub(super) presence: Presence,
     pub(super) cache: Cache,
     pub(super) slots: Slots,
+    pub(super) rates: Rates,
     pub(super) bodies: Bodies,
     /// Answers that are put together from their logs at a time.
     pub(super) assembling: Semaphore,
@@ -77,6 +79,7 @@ impl App {
             presence: Presence::default(),
             cache: Cache::new(options.cache_bytes),
             slots: Slots::new(&options.limits),
+            rates: Rates::default(),
             assembling: Semaphore::new(ASSEMBLING),
             counters: Counters::default(),
             models: Catalogue::default(),

@@ -24,16 +24,13 @@ pub(super) use token::{Signer, Token};
 use utoipa::ToSchema;
 
 use super::{
-    Error, Options,
+    Error, Limits, Options,
     app::App,
     audit::{By, Trail},
     error::Refusal,
     host,
 };
-use crate::{
-    broker::Rate,
-    job::{JobId, Tenant, Timestamp},
-};
+use crate::job::{JobId, Tenant, Timestamp};
 
 /// How long a verdict on a key is remembered.
 const VALID: Duration = Duration::from_secs(120);
@@ -44,9 +41,6 @@ const VERDICTS: u64 = 10_000;
 
 /// How often the file of keys is looked at.
 const LOOK: Duration = Duration::from_secs(2);
-
-/// Requests that a page makes when it opens: a burst that nobody has configured is no smaller.
-const PAGE: u32 = 12;
 
 /// How `OpenAI`'s API tells the limit of requests, what is left of it, and when it is whole again.
 pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
@@ -353,27 +347,36 @@ impl FromRequestParts<Arc<App>> for Known {
 /// Counts a request against its tenant's limit.
 pub(super) async fn admit(app: &App, tenant: &Tenant) -> Result<(), Refusal> {
     app.breaker.check()?;
-    let limits = &app.options.limits;
-    let per_minute = limits.requests_per_minute;
-    if per_minute == 0 {
-        return Ok(());
-    }
-    let burst = if limits.burst == 0 { per_minute.max(PAGE) } else { limits.burst };
-    let wait = app.noticed(app.broker.admit(tenant, &Rate { per_minute, burst }).await)?;
-    wait.map_or(Ok(()), |wait| {
-        let text = format!("your tenant has had its {per_minute} requests of this minute; wait");
-        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", text);
-        let seconds = wait.as_secs_f64().ceil();
-        let reset = HeaderValue::from_str(&format!("{seconds}s"));
-        let refusal = refusal
-            .with(RATE_LIMIT, HeaderValue::from(per_minute))
-            .with(RATE_REMAINING, HeaderValue::from(0));
-        Err(match reset {
-            Ok(reset) => refusal.with(RATE_RESET, reset),
-            Err(_) => refusal,
+    admit_many(app, tenant, 1).await
+}
+
+/// Counts so many requests against their tenant's limit: all are let in, or none.
+pub(super) async fn admit_many(app: &App, tenant: &Tenant, count: u32) -> Result<(), Refusal> {
+    let (wait, per_minute) = match app.options.limits.rate() {
+        Some(rate) => {
+            let wait = app.noticed(app.broker.admit_many(tenant, &rate, count).await)?;
+            (wait, rate.per_minute)
         }
-        .after(wait))
-    })
+        None if app.keys.are_asked_for() => (app.rates.tenant(tenant, count), Limits::GENEROUS),
+        None => (None, 0),
+    };
+    wait.map_or(Ok(()), |wait| Err(too_many("your tenant", per_minute, wait)))
+}
+
+/// The refusal of somebody who has to wait for the next request.
+pub(super) fn too_many(who: &str, per_minute: u32, wait: Duration) -> Refusal {
+    let text = format!("{who} has had its {per_minute} requests of this minute; wait");
+    let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", text);
+    let seconds = wait.as_secs_f64().ceil();
+    let reset = HeaderValue::from_str(&format!("{seconds}s"));
+    let refusal = refusal
+        .with(RATE_LIMIT, HeaderValue::from(per_minute))
+        .with(RATE_REMAINING, HeaderValue::from(0));
+    match reset {
+        Ok(reset) => refusal.with(RATE_RESET, reset),
+        Err(_) => refusal,
+    }
+    .after(wait)
 }
 
 #[cfg(test)]

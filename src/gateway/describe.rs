@@ -122,7 +122,7 @@ pub(super) fn router(app: &Arc<App>, tasks: Arc<dyn Any + Send + Sync>) -> Route
     let (router, mut document) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(jobs::enqueue, jobs::list::list))
         .routes(routes!(jobs::show, jobs::cancel))
-        .routes(routes!(jobs::token))
+        .routes(routes!(jobs::token::token))
         .routes(routes!(queues::queues))
         .routes(routes!(events::events))
         .routes(routes!(openai::complete))

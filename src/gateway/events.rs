@@ -21,7 +21,7 @@ use super::{
     schemas, sse,
 };
 use crate::{
-    broker::Window,
+    broker::{Opened, Window},
     event::{Event, EventId},
     job::{JobId, Tenant},
     listener,
@@ -91,7 +91,7 @@ pub(super) struct Page {
         (status = 204, description = "The job is over, and the cursor at its end")))]
 pub(super) async fn events(
     State(app): State<Arc<App>>,
-    JobReader { id, caller, by_token }: JobReader,
+    JobReader { id, caller, token }: JobReader,
     Params(from): Params<From>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
@@ -102,7 +102,8 @@ pub(super) async fn events(
         return Err(Refusal::param("limit", format!("limit is {limit}; allowed: 1 to {MOST}")));
     }
     let tenant = caller.tenant.clone();
-    let mut slot = app.slots.take(&tenant)?;
+    let mut slot = app.slots.take_with(&tenant, token.as_deref())?;
+    let by_token = token.is_some();
     if accept::prefers_json(&headers) {
         let page = page(&app, &tenant, id, after, limit).await?;
         let body = Bytes::from(serde_json::to_vec(&page).unwrap_or_default());
@@ -179,11 +180,12 @@ async fn page(
     limit: usize,
 ) -> Result<Page, Refusal> {
     let window = Window { events: limit + 1, bytes: PAGE_BYTES };
-    let opened = app.noticed(app.broker.open(id, after, window).await)?;
-    let record = opened.record.filter(|record| record.is_of(tenant));
-    let record = record.ok_or_else(|| Refusal::no_job(id))?;
-    let has_more = opened.page.more;
-    let mut data = opened.page.decode();
+    let opened = app.noticed(app.broker.open_for(tenant, id, after, window).await)?;
+    let Some(Opened { record: Some(record), page }) = opened else {
+        return Err(Refusal::no_job(id));
+    };
+    let has_more = page.more;
+    let mut data = page.decode();
     data.truncate(limit);
     let place = (after != EventId::START).then_some(after);
     let next_after = data.last().map(|event| event.id).or(place);

@@ -2,6 +2,7 @@
 
 mod array;
 pub(super) mod list;
+pub(super) mod token;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +18,7 @@ use utoipa::ToSchema;
 use super::{
     app::App,
     audit::Trail,
-    auth::{Known, Right},
+    auth::{self, Known, Right},
     body::Sent,
     cache::{Answer, Guard, Key},
     error::{ErrorObject, JOB_HEADER, Refusal},
@@ -220,6 +221,17 @@ async fn many(app: &App, tenant: &Tenant, body: &[u8], trail: &Trail) -> Result<
         let text = format!("{count} jobs; allowed: 1 to {most} (gateway.limits.max_bulk)");
         return Err(Refusal::bad("too_many_jobs", text));
     }
+    let jobs_as_requests = u32::try_from(count).unwrap_or(u32::MAX);
+    let burst = app.options.limits.rate().map_or(u32::MAX, |rate| rate.burst);
+    if jobs_as_requests > burst {
+        let text = format!(
+            "{count} jobs; allowed: 1 to {burst}, as many as your tenant may ask for at once \
+             (gateway.limits.burst)"
+        );
+        return Err(Refusal::bad("too_many_jobs", text));
+    }
+    // The request itself has been counted as the first of them.
+    auth::admit_many(app, tenant, jobs_as_requests - 1).await?;
     let verdicts: Vec<_> =
         jobs.iter().map(|job| submission(app, tenant, job.get().as_bytes(), None)).collect();
     let mut refusals = Vec::new();
@@ -268,11 +280,11 @@ async fn many(app: &App, tenant: &Tenant, body: &[u8], trail: &Trail) -> Result<
     responses((status = 200, description = "The job", body = view::WholeJob), (status = 304, description = "As the ETag says")))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    JobReader { id, caller, .. }: JobReader,
+    JobReader { id, caller, token }: JobReader,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let tenant = caller.tenant.clone();
-    let slot = app.slots.take(&tenant)?;
+    let slot = app.slots.take_with(&tenant, token.as_deref())?;
     let key = Key::Job(tenant.clone(), id);
     let answer = app.cache.get(key, &app.counters, look(&app, &tenant, id)).await?;
     let named = [(JOB_HEADER, id.to_string())];
@@ -281,8 +293,8 @@ pub(super) async fn show(
 
 /// A job of this tenant.
 pub(super) async fn record(app: &App, tenant: &Tenant, id: JobId) -> Result<Record, Refusal> {
-    let record = app.noticed(app.broker.job(id).await)?;
-    record.filter(|record| record.is_of(tenant)).ok_or_else(|| Refusal::no_job(id))
+    let record = app.noticed(app.broker.job_for(tenant, id).await)?;
+    record.ok_or_else(|| Refusal::no_job(id))
 }
 
 /// A job and its log. One that is over is watched before it is read, so that no change escapes.
@@ -360,39 +372,4 @@ pub(super) async fn cancelled(
         Cancelled::Unknown => return Err(Refusal::no_job(id)),
     };
     Ok(Cancellation { id, object: "job.cancellation", outcome, state })
-}
-
-/// What lets a browser read one job for a while.
-#[derive(Debug, Serialize, ToSchema)]
-#[expect(clippy::struct_field_names, reason = "the names are the API's")]
-pub(super) struct Token {
-    /// `job.token`.
-    object: &'static str,
-    /// Goes into the query as `token`.
-    token: String,
-    /// In milliseconds since the epoch.
-    #[schema(value_type = u64)]
-    expires_at: Timestamp,
-    /// The job's events, for an `EventSource`.
-    events_url: String,
-}
-
-/// A browser token: reads this one job, for a short while, without the API key
-///
-/// State and events, and nothing else. Your server asks for it and gives it to the page.
-#[utoipa::path(post, path = "/v1/jobs/{id}/token", operation_id = "job_token", tag = "jobs", params(JobAt),
-    responses((status = 200, description = "The token", body = Token)))]
-pub(super) async fn token(
-    State(app): State<Arc<App>>,
-    Known(caller): Known,
-    OriginalUri(uri): OriginalUri,
-    JobAt { id }: JobAt,
-) -> Result<impl IntoResponse, Refusal> {
-    caller.needs(Right::Read)?;
-    record(&app, &caller.tenant, id).await?;
-    let expires_at = Timestamp::now().after(app.options.token_ttl);
-    let token = app.keys.signer().token(&caller, id, expires_at);
-    let events_url = app.link(uri.path(), &format!("/v1/jobs/{id}/events?token={token}"));
-    let token = Token { object: "job.token", token, expires_at, events_url };
-    Ok(([(JOB_HEADER, id.to_string())], Reply(token)))
 }

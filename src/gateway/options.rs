@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::QueueName;
+use crate::{broker::Rate, job::QueueName};
+
+/// Requests that a page makes when it opens: a burst that nobody has configured is no smaller.
+const PAGE: u32 = 12;
 
 /// How a gateway behaves.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,11 +101,14 @@ pub struct Limits {
     /// How long a chat completion that does not stream may take, waiting included; its job goes on.
     #[serde(with = "humantime_serde")]
     pub answer_timeout: Duration,
-    /// Most requests of a tenant per minute, at all gateways together. 0: no limit.
+    /// Most requests of a tenant per minute, at all gateways together; an array of jobs counts as so many requests.
+    /// 0: where there are API keys [`GENEROUS`](Limits::GENEROUS) at each gateway, else no limit.
     pub requests_per_minute: u32,
     /// Most requests of a tenant at once, within its minute's. 0: a minute's, and at least as many as a page makes
     /// when it opens.
     pub burst: u32,
+    /// Most requests with one browser token per minute, at this process. 0: no limit.
+    pub requests_per_token: u32,
     /// Most connections of this process.
     pub max_connections: usize,
     /// Most open streams of this process: SSE, WebSockets and chat completions; an answer that is being read
@@ -110,11 +116,25 @@ pub struct Limits {
     pub max_streams: usize,
     /// Most open streams of a tenant at this process; fewer than all, so that no tenant takes all.
     pub max_streams_per_tenant: usize,
+    /// Most open streams with one browser token at this process.
+    pub max_streams_per_token: usize,
     /// Most jobs that one WebSocket follows.
     pub max_subscriptions: usize,
     /// A WebSocket that says nothing and hears nothing for this long is closed.
     #[serde(with = "humantime_serde")]
     pub socket_idle: Duration,
+}
+
+impl Limits {
+    /// Requests of a tenant per minute at one gateway, where nothing is configured and keys tell tenants apart.
+    pub const GENEROUS: u32 = 60_000;
+
+    /// Requests of a tenant at once, where there is a limit.
+    pub(super) fn rate(&self) -> Option<Rate> {
+        let per_minute = self.requests_per_minute;
+        let burst = if self.burst == 0 { per_minute.max(PAGE) } else { self.burst };
+        (per_minute > 0).then_some(Rate { per_minute, burst })
+    }
 }
 
 impl Default for Options {
@@ -154,9 +174,11 @@ impl Default for Limits {
             answer_timeout: Duration::from_secs(900),
             requests_per_minute: 0,
             burst: 0,
+            requests_per_token: 300,
             max_connections: 20_000,
             max_streams: 12_000,
             max_streams_per_tenant: 10_000,
+            max_streams_per_token: 16,
             max_subscriptions: 100,
             socket_idle: Duration::from_secs(300),
         }

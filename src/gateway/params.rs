@@ -103,8 +103,8 @@ pub(super) struct JobReader {
     pub(super) id: JobId,
     /// Who came by a key, or has made the token.
     pub(super) caller: Arc<Caller>,
-    /// Whether it is a token that lets in.
-    pub(super) by_token: bool,
+    /// The token's name, where it is a token that lets in.
+    pub(super) token: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -123,7 +123,7 @@ impl FromRequestParts<Arc<App>> for JobReader {
             caller.needs(Right::Read)?;
             auth::admit(app, &caller.tenant).await?;
             let JobAt { id } = JobAt::from_request_parts(parts, app).await?;
-            return Ok(Self { id, caller, by_token: false });
+            return Ok(Self { id, caller, token: None });
         };
         let JobAt { id } = JobAt::from_request_parts(parts, app).await?;
         let caller = app.keys.maker(&token, id).ok_or_else(|| {
@@ -132,7 +132,15 @@ impl FromRequestParts<Arc<App>> for JobReader {
             Refusal::new(axum::http::StatusCode::UNAUTHORIZED, "invalid_token", text)
         })?;
         Trail::known(parts, By::Token, &caller.tenant, None);
+        // Its signature, which the page that has it cannot change.
+        let name = token.rsplit('.').next().unwrap_or_default().to_owned();
+        let most = app.options.limits.requests_per_token;
+        if most > 0
+            && let Some(wait) = app.rates.token(&name, most)
+        {
+            return Err(auth::too_many("this token", most, wait));
+        }
         auth::admit(app, &caller.tenant).await?;
-        Ok(Self { id, caller, by_token: true })
+        Ok(Self { id, caller, token: Some(name) })
     }
 }

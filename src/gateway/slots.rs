@@ -1,4 +1,4 @@
-//! Open streams and answers that are being read, counted in all and by tenant.
+//! Open streams and answers that are being read, counted in all, by tenant, and by browser token.
 //!
 //! What a client has not read yet takes memory until it has. A slot stands for [`SHARE`] bytes of that: a stream
 //! has one, an answer as many as it is large, a socket some more for many subscriptions. A slot is given back
@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    hash::Hash,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -39,6 +40,8 @@ pub(super) struct Slots(Arc<Shared>);
 struct Shared {
     all: usize,
     each: usize,
+    /// Of one browser token.
+    of_token: usize,
     open: Mutex<Open>,
 }
 
@@ -46,6 +49,7 @@ struct Shared {
 struct Open {
     all: usize,
     by_tenant: HashMap<Tenant, usize>,
+    by_token: HashMap<String, usize>,
 }
 
 /// The right to keep one stream open, or to have one answer read.
@@ -53,6 +57,7 @@ struct Open {
 pub(super) struct Slot {
     shared: Arc<Shared>,
     tenant: Tenant,
+    token: Option<String>,
     /// As how many it counts.
     size: usize,
 }
@@ -60,13 +65,21 @@ pub(super) struct Slot {
 impl Slots {
     pub(super) fn new(limits: &Limits) -> Self {
         let (all, each) = (limits.max_streams, limits.max_streams_per_tenant);
-        Self(Arc::new(Shared { all, each, open: Mutex::default() }))
+        let of_token = limits.max_streams_per_token;
+        Self(Arc::new(Shared { all, each, of_token, open: Mutex::default() }))
     }
 
     /// Takes a slot, or says which limit is reached.
     pub(super) fn take(&self, tenant: &Tenant) -> Result<Slot, Refusal> {
-        self.0.take(tenant, 1, 0)?;
-        Ok(Slot { shared: Arc::clone(&self.0), tenant: tenant.clone(), size: 1 })
+        self.take_with(tenant, None)
+    }
+
+    /// As [`Slots::take`] for one who comes with a browser token of that name, or with none.
+    pub(super) fn take_with(&self, tenant: &Tenant, token: Option<&str>) -> Result<Slot, Refusal> {
+        let (shared, token) = (Arc::clone(&self.0), token.map(str::to_owned));
+        let mut slot = Slot { shared, tenant: tenant.clone(), token, size: 0 };
+        slot.grow(1)?;
+        Ok(slot)
     }
 
     /// Streams that are open.
@@ -80,20 +93,22 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts that many more for a tenant, for one who counts as `own` already.
-    fn take(&self, tenant: &Tenant, count: usize, own: usize) -> Result<(), Refusal> {
+    /// Counts that many more for whoever has a slot.
+    fn take(&self, slot: &Slot, count: usize) -> Result<(), Refusal> {
         let mut open = self.lock();
-        let mine = open.by_tenant.get(tenant).copied().unwrap_or(0);
+        let mine = open.by_tenant.get(&slot.tenant).copied().unwrap_or(0);
+        let of_token = slot.token.as_ref().and_then(|token| open.by_token.get(token).copied());
         // One that is larger than all that is allowed is let in alone.
-        let fits = |have: usize, most: usize| have <= own || have + count <= most;
-        let (scope, most) = match (fits(open.all, self.all), fits(mine, self.each)) {
-            (true, true) => {
-                open.all += count;
-                open.by_tenant.insert(tenant.clone(), mine + count);
-                return Ok(());
-            }
-            (true, false) => ("your tenant has", self.each),
-            (false, _) => ("this gateway has", self.all),
+        let fits = |have: usize, most: usize| have <= slot.size || have + count <= most;
+        let (scope, most) = if !fits(open.all, self.all) {
+            ("this gateway has", self.all)
+        } else if !fits(mine, self.each) {
+            ("your tenant has", self.each)
+        } else if !fits(of_token.unwrap_or(0), self.of_token) {
+            ("this token has", self.of_token)
+        } else {
+            open.add(slot, count);
+            return Ok(());
         };
         let text = format!(
             "{scope} {most} open streams, the most that are allowed (an answer that is being read counts as \
@@ -103,23 +118,51 @@ impl Shared {
     }
 }
 
+impl Open {
+    fn add(&mut self, slot: &Slot, count: usize) {
+        self.all += count;
+        *self.by_tenant.entry(slot.tenant.clone()).or_default() += count;
+        if let Some(token) = &slot.token {
+            *self.by_token.entry(token.clone()).or_default() += count;
+        }
+    }
+
+    fn give_back(&mut self, slot: &Slot) {
+        self.all = self.all.saturating_sub(slot.size);
+        less(&mut self.by_tenant, &slot.tenant, slot.size);
+        if let Some(token) = &slot.token {
+            less(&mut self.by_token, token, slot.size);
+        }
+    }
+}
+
+/// Counts so many less; who has nothing more is forgotten.
+fn less<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K, size: usize) {
+    if let Some(count) = counts.get_mut(key) {
+        *count = count.saturating_sub(size);
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
 impl Slot {
+    fn grow(&mut self, more: usize) -> Result<(), Refusal> {
+        self.shared.take(self, more)?;
+        self.size += more;
+        Ok(())
+    }
+
     /// Counts as many as that many bytes need.
     pub(super) fn widen(&mut self, bytes: usize) -> Result<(), Refusal> {
         let more = bytes.div_ceil(SHARE).saturating_sub(self.size);
-        if more > 0 {
-            self.shared.take(&self.tenant, more, self.size)?;
-            self.size += more;
-        }
-        Ok(())
+        if more > 0 { self.grow(more) } else { Ok(()) }
     }
 
     /// As [`Slot::widen`] for an answer that is paid for: it is not refused, and whoever comes next may be.
     pub(super) fn count(&mut self, bytes: usize) {
         let more = bytes.div_ceil(SHARE).saturating_sub(self.size);
-        let mut open = self.shared.lock();
-        open.all += more;
-        *open.by_tenant.entry(self.tenant.clone()).or_default() += more;
+        self.shared.lock().add(self, more);
         self.size += more;
     }
 
@@ -131,14 +174,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut open = self.shared.lock();
-        open.all = open.all.saturating_sub(self.size);
-        if let Some(mine) = open.by_tenant.get_mut(&self.tenant) {
-            *mine = mine.saturating_sub(self.size);
-            if *mine == 0 {
-                open.by_tenant.remove(&self.tenant);
-            }
-        }
+        self.shared.lock().give_back(self);
     }
 }
 
@@ -189,6 +225,23 @@ mod tests {
         assert_eq!(slots.open(), 1);
         drop((slots.take(&a).unwrap(), other));
         assert_eq!(slots.open(), 0);
+    }
+
+    /// Whoever had one token of a page could take all streams of its tenant.
+    #[test]
+    fn a_token_has_its_own_share_of_its_tenants_streams() {
+        let slots = Slots::new(&Limits { max_streams_per_token: 2, ..Limits::default() });
+        let tenant: Tenant = "a".parse().unwrap();
+        let held = ["x", "x", "y"].map(|token| slots.take_with(&tenant, Some(token)).unwrap());
+        let words = slots.take_with(&tenant, Some("x")).unwrap_err().error.message;
+        assert!(words.contains("this token has 2"), "{words}");
+        slots.take(&tenant).unwrap();
+        drop(held);
+        assert!(slots.0.lock().by_token.is_empty());
+        // A large answer is read alone.
+        let mut large = slots.take_with(&tenant, Some("x")).unwrap();
+        large.widen(9 * SHARE).unwrap();
+        assert!(slots.take_with(&tenant, Some("x")).is_err());
     }
 
     /// A large answer that nobody reads took the memory of many streams, and counted as none.

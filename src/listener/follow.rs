@@ -216,14 +216,16 @@ impl Follow {
         // Who waits here may be the one that makes room: without it, nothing of the log is kept.
         let taken = self.listen.room.try_take();
         let window = if taken.is_some() { self.window() } else { Window::of(1) };
-        let opened = self.listen.broker.open(job, self.read_to, window).await?;
+        let Listen { broker, tenant, .. } = &self.listen;
+        let opened = match tenant {
+            None => broker.open(job, self.read_to, window).await?,
+            Some(tenant) => {
+                let opened = broker.open_for(tenant, job, self.read_to, window).await?;
+                opened.filter(|opened| opened.record.is_some()).ok_or(Error::NotFound(job))?
+            }
+        };
         let is_empty = opened.page.events.is_empty();
         if opened.record.is_none() && is_empty && !self.listen.expected {
-            return Err(Error::NotFound(job));
-        }
-        if let Some(tenant) = &self.listen.tenant
-            && !opened.record.as_ref().is_some_and(|record| record.is_of(tenant))
-        {
             return Err(Error::NotFound(job));
         }
         self.note(opened.record.as_ref());

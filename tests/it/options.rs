@@ -30,7 +30,7 @@ use serde_json::Value;
 use crate::support::stack::Stack;
 
 /// Each key, and the test that fails when its value has no effect.
-const PROVEN: [(&str, &str); 106] = [
+const PROVEN: [(&str, &str); 108] = [
     ("redis.url", "a_broker_that_cannot_be_used_is_told_apart"),
     ("redis.ca_file", "a_certificate_must_be_of_a_trusted_authority_and_name_the_host"),
     ("redis.prefix", "every_key_and_channel_begins_with_the_prefix"),
@@ -92,9 +92,11 @@ const PROVEN: [(&str, &str); 106] = [
     ("gateway.limits.answer_timeout", "a_completion_that_takes_too_long_names_its_job"),
     ("gateway.limits.requests_per_minute", "a_minutes_requests_may_come_at_once"),
     ("gateway.limits.burst", "two_gateways_count_the_requests_of_a_tenant_together"),
+    ("gateway.limits.requests_per_token", "one_browser_token_cannot_exhaust_its_tenants_share"),
     ("gateway.limits.max_connections", "no_more_connections_are_served_than_allowed"),
     ("gateway.limits.max_streams", "no_more_streams_are_open_than_allowed"),
     ("gateway.limits.max_streams_per_tenant", "no_more_streams_are_open_than_allowed"),
+    ("gateway.limits.max_streams_per_token", "one_browser_token_cannot_exhaust_its_tenants_share"),
     ("gateway.limits.max_subscriptions", "a_socket_follows_no_more_jobs_than_allowed"),
     ("gateway.limits.socket_idle", "a_silent_socket_is_closed_with_a_code_that_says_so"),
     ("worker.queues", "only_the_queues_of_a_worker_are_served"),

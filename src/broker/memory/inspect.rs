@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::Memory;
 use crate::{
     broker::{DeadLetter, Depth, Inspect, Partition, Record, Result, WorkerSeen},
-    job::{JobId, Timestamp},
+    job::{JobId, Tenant, Timestamp},
 };
 
 #[async_trait]
@@ -18,6 +18,11 @@ impl Inspect for Memory {
 
     async fn job(&self, id: JobId) -> Result<Option<Record>> {
         Ok(self.inner.lock().record(id, Timestamp::now()))
+    }
+
+    async fn job_for(&self, tenant: &Tenant, id: JobId) -> Result<Option<Record>> {
+        let state = self.inner.lock();
+        Ok(if state.is_of(id, tenant) { state.record(id, Timestamp::now()) } else { None })
     }
 
     async fn records(&self, jobs: &[JobId]) -> Result<Vec<Option<Record>>> {

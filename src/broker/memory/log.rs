@@ -1,10 +1,12 @@
 //! The jobs' logs: appending under a fence, healing, reading.
 
-use super::{run::Run, state::State};
+use async_trait::async_trait;
+
+use super::{Memory, feed::Subscriber, run::Run, state::State};
 use crate::{
-    broker::{Attempt, Entry, Page, Topic, Window, Written},
+    broker::{Attempt, Entry, Feed, Log, Opened, Page, Result, Sink, Topic, Window, Written},
     event::{EventId, Frame, Stored},
-    job::{JobId, Timestamp},
+    job::{JobId, Tenant, Timestamp},
     state::State as JobState,
 };
 
@@ -38,6 +40,11 @@ impl State {
 
     pub(super) fn last(&self, job: JobId) -> Option<EventId> {
         self.runs.get(&job)?.top()
+    }
+
+    /// Whether a job is there, and this tenant's.
+    pub(super) fn is_of(&self, job: JobId, tenant: &Tenant) -> bool {
+        self.runs.get(&job).is_some_and(|run| run.record.is_of(tenant))
     }
 
     pub(super) fn page(&self, job: JobId, after: EventId, window: Window) -> Page {
@@ -93,5 +100,54 @@ impl State {
             .collect::<Vec<_>>();
         self.write(attempt.job, attempt.fence, &missing);
         Written::Yes
+    }
+}
+
+#[async_trait]
+impl Log for Memory {
+    fn session(&self) -> u64 {
+        // It forgets nothing while it lives.
+        0
+    }
+
+    async fn append(&self, attempt: &Attempt, frames: &[Frame]) -> Result<Written> {
+        Ok(self.inner.lock().append(attempt.job, attempt.fence, frames))
+    }
+
+    async fn last(&self, job: JobId) -> Result<Option<EventId>> {
+        Ok(self.inner.lock().last(job))
+    }
+
+    async fn heal(&self, attempt: &Attempt, entry: &Entry, frames: &[Frame]) -> Result<Written> {
+        Ok(self.inner.lock().heal(attempt, entry, frames, Timestamp::now()))
+    }
+
+    async fn page(&self, job: JobId, after: EventId, window: Window) -> Result<Page> {
+        Ok(self.inner.lock().page(job, after, window))
+    }
+
+    async fn open(&self, job: JobId, after: EventId, window: Window) -> Result<Opened> {
+        let state = self.inner.lock();
+        let record = state.record(job, Timestamp::now());
+        Ok(Opened { record, page: state.page(job, after, window) })
+    }
+
+    async fn open_for(
+        &self,
+        tenant: &Tenant,
+        job: JobId,
+        after: EventId,
+        window: Window,
+    ) -> Result<Option<Opened>> {
+        let state = self.inner.lock();
+        if !state.is_of(job, tenant) {
+            return Ok(None);
+        }
+        let record = state.record(job, Timestamp::now());
+        Ok(Some(Opened { record, page: state.page(job, after, window) }))
+    }
+
+    async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {
+        Ok(Box::new(Subscriber::new(self.inner.clone(), sink)))
     }
 }

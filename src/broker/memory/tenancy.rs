@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use super::{Memory, state::State};
 use crate::{
-    broker::{Rate, Recent, Result, Tenancy},
+    broker::{Rate, Recent, Result, Tenancy, tenancy::Buckets},
     job::{JobId, Tenant, Timestamp},
 };
 
@@ -21,10 +21,7 @@ type Jobs = BTreeSet<(Timestamp, JobId)>;
 #[derive(Debug, Default)]
 pub(super) struct Tenants {
     recent: HashMap<Tenant, Jobs>,
-    /// When each bucket that is not full will be.
-    buckets: HashMap<Tenant, Instant>,
-    /// The same in the order of their times.
-    by_time: BTreeSet<(Instant, Tenant)>,
+    buckets: Buckets<Tenant>,
 }
 
 impl Tenants {
@@ -36,29 +33,6 @@ impl Tenants {
                 self.recent.remove(tenant);
             }
         }
-    }
-
-    /// Takes a token, by the arithmetic of the script `rate.lua`; else how long until one comes.
-    pub(super) fn admit(&mut self, tenant: &Tenant, rate: Rate, now: Instant) -> Option<Duration> {
-        while let Some((full, _)) = self.by_time.first()
-            && *full <= now
-            && let Some((_, tenant)) = self.by_time.pop_first()
-        {
-            self.buckets.remove(&tenant);
-        }
-        let interval = Duration::from_micros(rate.interval());
-        let empty = now + Duration::from_micros(rate.window());
-        let stored = self.buckets.get(tenant).copied();
-        // Emptier than empty is what a slower rate has left.
-        let before = stored.unwrap_or(now).min(empty);
-        let wait = (before + interval).saturating_duration_since(empty);
-        let full = if wait.is_zero() { before + interval } else { before };
-        if let Some(stored) = stored {
-            self.by_time.remove(&(stored, tenant.clone()));
-        }
-        self.by_time.insert((full, tenant.clone()));
-        self.buckets.insert(tenant.clone(), full);
-        (!wait.is_zero()).then_some(wait)
     }
 }
 
@@ -105,30 +79,12 @@ impl Tenancy for Memory {
         Ok(self.inner.lock().recent(tenant, before, most))
     }
 
-    async fn admit(&self, tenant: &Tenant, rate: &Rate) -> Result<Option<Duration>> {
-        Ok(self.inner.lock().tenants.admit(tenant, *rate, Instant::now()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bucket_that_is_full_again_is_forgotten() {
-        let mut tenants = Tenants::default();
-        let rate = Rate { per_minute: 60, burst: 2 };
-        let [busy, quiet] = ["busy", "quiet"].map(|name| name.parse::<Tenant>().unwrap());
-        let now = Instant::now();
-        let second = Duration::from_secs(1);
-        for _ in 0..2 {
-            assert_eq!(tenants.admit(&busy, rate, now), None);
-        }
-        assert_eq!(tenants.admit(&quiet, rate, now), None);
-        assert_eq!(tenants.admit(&busy, rate, now), Some(second));
-        assert_eq!(tenants.buckets.len(), 2);
-        assert_eq!(tenants.admit(&busy, rate, now + second), None);
-        assert_eq!(tenants.buckets.keys().collect::<Vec<_>>(), [&busy]);
-        assert_eq!(tenants.admit(&busy, rate, now + second * 3 / 2), Some(second / 2));
+    async fn admit_many(
+        &self,
+        tenant: &Tenant,
+        rate: &Rate,
+        count: u32,
+    ) -> Result<Option<Duration>> {
+        Ok(self.inner.lock().tenants.buckets.take(tenant, *rate, count, Instant::now()))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    broker::{Inspect, Recent, Tenancy},
+    broker::{Inspect, Log, Recent, Tenancy, Window},
     event::{Body, Codec, Done, EventId},
     job::{ChatRequest, Job, QueueName, Tenant},
 };

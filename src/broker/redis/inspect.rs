@@ -9,10 +9,10 @@ use super::{Redis, claim::read_failure, codec, keys::GROUP, settle::PACKED_FIELD
 use crate::{
     broker::{
         Counted, DeadLetter, Depth, Error, Inspect, LaneDepth, Partition, Record, Result, Setback,
-        WorkerSeen,
+        Window, WorkerSeen,
     },
     error::{Code, Failure},
-    job::{JobId, Labels, Lane, Timestamp},
+    job::{JobId, Labels, Lane, Tenant, Timestamp},
     state::State,
 };
 
@@ -172,6 +172,11 @@ impl Inspect for Redis {
 
     async fn job(&self, id: JobId) -> Result<Option<Record>> {
         record(id, self.pool.command(redis::cmd("HGETALL").arg(self.keys.job(id))).await?)
+    }
+
+    async fn job_for(&self, tenant: &Tenant, id: JobId) -> Result<Option<Record>> {
+        let opened = self.owned(tenant, id, "", Window::of(0)).await?;
+        Ok(opened.and_then(|opened| opened.record))
     }
 
     async fn records(&self, jobs: &[JobId]) -> Result<Vec<Option<Record>>> {

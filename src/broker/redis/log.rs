@@ -7,7 +7,7 @@ use super::{Redis, claim::described, codec, inspect::record, millis, pubsub, set
 use crate::{
     broker::{Attempt, Entry, Error, Feed, Log, Opened, Page, Result, Sink, Window, Written},
     event::{EventId, Frame, Stored},
-    job::JobId,
+    job::{JobId, Tenant},
 };
 
 /// The entries of a log, as many as the window shows.
@@ -23,14 +23,33 @@ fn page(value: Value, window: Window) -> Result<Page> {
 impl Redis {
     fn range(&self, job: JobId, after: EventId, most: usize) -> redis::Cmd {
         let mut command = redis::cmd("XRANGE");
-        let start = match after {
-            EventId::START => "-".to_owned(),
-            // Nothing is behind the last ID that there can be; the server calls that an error.
-            EventId::END => after.to_string(),
-            after => format!("({after}"),
-        };
-        command.arg(self.keys.log(job)).arg(start).arg("+").arg("COUNT").arg(most);
+        command.arg(self.keys.log(job)).arg(behind(after)).arg("+").arg("COUNT").arg(most);
         command
+    }
+
+    /// Reads a tenant's job: its record, and the events from `start` on.
+    pub(super) async fn owned(
+        &self,
+        tenant: &Tenant,
+        job: JobId,
+        start: &str,
+        window: Window,
+    ) -> Result<Option<Opened>> {
+        let mut call = self.scripts.owned.key(self.keys.job(job));
+        call.key(self.keys.log(job)).arg(tenant.as_str()).arg(start).arg(window.events);
+        let reply = codec::array(self.pool.script(&call).await?, "owned")?;
+        let Ok([about, events]) = <[Value; 2]>::try_from(reply) else { return Ok(None) };
+        Ok(Some(Opened { record: record(job, about)?, page: page(events, window)? }))
+    }
+}
+
+/// The first ID behind an event, as `XRANGE` is told it.
+fn behind(event: EventId) -> String {
+    match event {
+        EventId::START => "-".to_owned(),
+        // Nothing is behind the last ID that there can be; the server calls that an error.
+        EventId::END => event.to_string(),
+        event => format!("({event}"),
     }
 }
 
@@ -112,6 +131,16 @@ impl Log for Redis {
             .map(|reply| reply.map_err(|e| self.pool.connector().classify(e)));
         let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
         Ok(Opened { record: record(job, next()?)?, page: page(next()?, window)? })
+    }
+
+    async fn open_for(
+        &self,
+        tenant: &Tenant,
+        job: JobId,
+        after: EventId,
+        window: Window,
+    ) -> Result<Option<Opened>> {
+        self.owned(tenant, job, &behind(after), window).await
     }
 
     async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {

@@ -80,8 +80,10 @@ scripts! {
     admit: "next.lua" "admit.lua",
     /// Sets counters right.
     reconcile: "load.lua" "reconcile.lua",
+    /// Reads a job for a tenant.
+    owned: "owned.lua",
     /// Reads a page of a tenant's recent jobs.
     recent: "recent.lua",
-    /// Takes a token from a tenant's bucket.
+    /// Takes tokens from a tenant's bucket.
     rate: "rate.lua",
 }

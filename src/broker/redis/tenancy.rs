@@ -47,9 +47,14 @@ impl Tenancy for Redis {
         Ok(Recent::Jobs(jobs.take(most as usize).collect()))
     }
 
-    async fn admit(&self, tenant: &Tenant, rate: &Rate) -> Result<Option<Duration>> {
+    async fn admit_many(
+        &self,
+        tenant: &Tenant,
+        rate: &Rate,
+        count: u32,
+    ) -> Result<Option<Duration>> {
         let mut call = self.scripts.rate.key(self.keys.rate(tenant));
-        call.arg(rate.interval()).arg(rate.window());
+        call.arg(rate.cost(count)).arg(rate.window());
         let wait: u64 = codec::read(self.pool.script(&call).await?, "rate")?;
         Ok((wait > 0).then(|| Duration::from_micros(wait)))
     }

@@ -89,9 +89,11 @@ fn limits(l: &Limits, largest: usize) -> Vec<Rule> {
         span("gateway.limits.answer_timeout", l.answer_timeout, 100 * MS, DAY),
         within("gateway.limits.requests_per_minute", l.requests_per_minute, 0, 10_000_000),
         within("gateway.limits.burst", l.burst, 0, 10_000_000),
+        within("gateway.limits.requests_per_token", l.requests_per_token, 0, 10_000_000),
         within("gateway.limits.max_connections", l.max_connections, 1, 1_000_000),
         within("gateway.limits.max_streams", l.max_streams, 1, 1_000_000),
         within("gateway.limits.max_streams_per_tenant", l.max_streams_per_tenant, 1, 1_000_000),
+        within("gateway.limits.max_streams_per_token", l.max_streams_per_token, 1, 1_000_000),
         within("gateway.limits.max_subscriptions", l.max_subscriptions, 1, 100_000),
         span("gateway.limits.socket_idle", l.socket_idle, 100 * MS, DAY),
     ]

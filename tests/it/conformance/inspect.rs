@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use millstream::{
-    broker::{DeadLetter, Depth, LaneDepth, Spent, Written},
+    broker::{DeadLetter, Depth, LaneDepth, Spent, Window, Written},
     event::EventId,
-    job::{JobId, Lane},
+    job::{Job, JobId, Lane, Tenant},
 };
 
-use crate::support::subject::{Subject, failure, far, job, soon, worker};
+use crate::support::subject::{Subject, begun, failure, far, job, soon, worker};
 
 pub async fn what_is_not_there_is_empty(s: &Subject) {
     s.ready().await.unwrap();
@@ -18,6 +18,30 @@ pub async fn what_is_not_there_is_empty(s: &Subject) {
     assert_eq!(s.workers(&s.partition).await.unwrap(), []);
     assert_eq!(s.last(JobId::new()).await.unwrap(), None);
     assert_eq!(s.read(JobId::new(), EventId::START, 9).await.unwrap(), []);
+}
+
+/// What another tenant's job answered depended on the job.
+pub async fn a_tenant_is_given_its_own_jobs_only(s: &Subject) {
+    let [mine, other]: [Tenant; 2] = ["mine", "other"].map(|name| name.parse().unwrap());
+    let id = s.add(Job { tenant: mine.clone(), ..job("q") }).await.id;
+    let me = worker("a");
+    let entry = s.claim_all(Lane::Normal, &me).await.remove(0);
+    let attempt = begun(s.begin(&entry, &me).await.unwrap());
+    let window = Window::of(9);
+    let whole = s.open(id, EventId::START, window).await.unwrap();
+    assert_eq!(whole.page.events.len(), 1);
+    let own = s.open_for(&mine, id, EventId::START, window).await.unwrap().unwrap();
+    assert_eq!((own.record, own.page), (whole.record.clone(), whole.page));
+    let seen = EventId { fence: attempt.fence, seq: 0 };
+    for after in [seen, EventId::END] {
+        let own = s.open_for(&mine, id, after, window).await.unwrap().unwrap();
+        assert!(own.record == whole.record && own.page.events.is_empty());
+    }
+    assert_eq!(s.job_for(&mine, id).await.unwrap(), whole.record);
+    for (tenant, job) in [(&other, id), (&mine, JobId::new())] {
+        assert!(s.open_for(tenant, job, EventId::START, window).await.unwrap().is_none());
+        assert_eq!(s.job_for(tenant, job).await.unwrap(), None);
+    }
 }
 
 pub async fn depth_follows_a_job_through_its_life(s: &Subject) {

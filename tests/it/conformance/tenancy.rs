@@ -88,6 +88,20 @@ pub async fn a_burst_is_admitted_and_then_one_token_at_a_time(s: &Subject) {
     assert_eq!(s.admit(&other, &rate).await.unwrap(), None);
 }
 
+pub async fn many_requests_are_admitted_together_or_not_at_all(s: &Subject) {
+    let [mine, other] = ["mine", "other"].map(|name| tenant(s, name));
+    let rate = Rate { per_minute: 1, burst: 5 };
+    assert_eq!(s.admit_many(&mine, &rate, 3).await.unwrap(), None);
+    let minute = Duration::from_mins(1);
+    let wait = s.admit_many(&mine, &rate, 3).await.unwrap().expect("two are left");
+    assert!(wait <= minute && wait > minute / 2, "{wait:?}");
+    assert_eq!(s.admit_many(&mine, &rate, 2).await.unwrap(), None);
+    // Of more than there can be, as many as there can be.
+    assert_eq!(s.admit_many(&other, &rate, 9).await.unwrap(), None);
+    let wait = s.admit(&other, &rate).await.unwrap().expect("the bucket is empty");
+    assert!(wait <= minute, "{wait:?}");
+}
+
 pub async fn a_refused_tenant_is_admitted_when_it_was_told(s: &Subject) {
     let mine = tenant(s, "mine");
     let rate = Rate { per_minute: 300, burst: 1 };

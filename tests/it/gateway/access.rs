@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::support::{
     program::Folder,
+    stack::{Stack, instant},
     subject::soon,
     web::{Hand, Reply, Sse, Web, chat, embedded, options},
 };
@@ -344,6 +345,45 @@ async fn a_browser_token_reads_one_job_for_a_while() {
     assert_eq!(stream.block().await.event, "started");
     let none = asked(&web, &key, Method::POST, &format!("/v1/jobs/{}/token", JobId::new())).await;
     none.refused(404, "job_not_found");
+}
+
+/// What Redis was asked, and for how long it worked, told whether another tenant has a job: IDs that come of
+/// idempotency keys can be computed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_tenants_job_costs_what_none_does() {
+    let stack = Stack::start(instant()).await;
+    let mut keys = Keys::new();
+    let mine = keys.add("mine", "mine", &Right::ALL, None);
+    let theirs = keys.add("theirs", "theirs", &Right::ALL, None);
+    let web = Web::start(&stack.broker, keys.options());
+    let id = posted(&web, &theirs, "/v1/jobs").await.json()["id"].as_str().unwrap().to_owned();
+    let mut hand = Hand::begin(&stack.broker).await;
+    hand.say(&"x".repeat(100_000)).await;
+    // The scripts are there.
+    asked(&web, &theirs, Method::GET, &format!("/v1/jobs/{id}")).await;
+    for (method, route, accept) in [
+        (Method::GET, "", ""),
+        (Method::DELETE, "", ""),
+        (Method::POST, "/token", ""),
+        (Method::GET, "/events", "application/json"),
+        (Method::GET, "/events", "text/event-stream"),
+    ] {
+        let mut costs = Vec::new();
+        for job in [JobId::new().to_string(), id.clone()] {
+            stack.reset_counts();
+            let path = format!("/v1/jobs/{job}{route}");
+            let request = web.ask(method.clone(), &path).bearer_auth(&mine);
+            let reply = Reply::of(request.header("accept", accept)).await;
+            let said = reply.refused(404, "job_not_found").replace(&job, "ID");
+            let mut counts = stack.command_counts();
+            for own in ["config|resetstat", "info", "ping", "subscribe", "unsubscribe"] {
+                counts.remove(own);
+            }
+            costs.push((said, counts));
+        }
+        assert_eq!(costs[0], costs[1], "{method} {route} {accept}");
+        assert!(["hgetall", "xrange"].iter().all(|name| !costs[1].1.contains_key(*name)));
+    }
 }
 
 /// Answers could be kept by whoever lies in between, and be taken for what they are not.

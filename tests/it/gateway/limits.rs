@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::support::{
     redis::Server,
+    stack::connect,
     subject::soon,
     web::{Hand, Reply, Sse, Web, chat, client, embedded, options, streamed},
 };
@@ -183,6 +184,65 @@ async fn two_gateways_count_the_requests_of_a_tenant_together() {
 async fn connected(server: &Server) -> millstream::broker::Shared {
     let options = RedisOptions { url: server.url(), ..RedisOptions::default() };
     std::sync::Arc::new(Redis::connect(options).await.unwrap())
+}
+
+/// Whoever had one page's token could take every stream and every request of its tenant.
+#[tokio::test]
+async fn one_browser_token_cannot_exhaust_its_tenants_share() {
+    let limits = Limits {
+        requests_per_minute: 100,
+        requests_per_token: 7,
+        max_streams_per_token: 2,
+        ..Limits::default()
+    };
+    let web = Web::start(&embedded(), limited(limits));
+    let (id, id_of_other) = (web.enqueue("a").await, web.enqueue("b").await);
+    let token = async |id: &str| {
+        let request = web.ask(Method::POST, &format!("/v1/jobs/{id}/token"));
+        Reply::of(request).await.json()["token"].as_str().unwrap().to_owned()
+    };
+    let (greedy, other) = (token(&id).await, token(&id_of_other).await);
+    let of = |token: &str| if token == greedy { &id } else { &id_of_other };
+    let state =
+        |token: &str| web.ask(Method::GET, &format!("/v1/jobs/{}?token={token}", of(token)));
+    let events =
+        |token: &str| web.ask(Method::GET, &format!("/v1/jobs/{}/events?token={token}", of(token)));
+    let open = [Sse::open(events(&greedy)).await, Sse::open(events(&greedy)).await];
+    for refused in [Reply::of(state(&greedy)).await, Reply::of(events(&greedy)).await] {
+        let words = refused.refused(429, "too_many_streams");
+        assert!(words.contains("this token has 2"), "{words}");
+    }
+    let _other = Sse::open(events(&other)).await;
+    drop(open);
+    web.until_metric("streams_open", 1.0).await;
+    for _ in 0..3 {
+        assert_eq!(Reply::of(state(&greedy)).await.status, 200);
+    }
+    let refused = Reply::of(state(&greedy)).await;
+    assert!(refused.refused(429, "too_many_requests").contains("this token"), "{}", refused.text);
+    assert_eq!(refused.header("x-ratelimit-limit-requests"), "7");
+    assert_eq!(Reply::of(state(&other)).await.status, 200);
+    assert_eq!(web.get(&format!("/v1/jobs/{id}")).await.status, 200);
+}
+
+/// An array of a thousand jobs was one request.
+#[tokio::test]
+async fn an_array_of_jobs_counts_as_so_many_requests() {
+    let server = Server::start().await;
+    for broker in [embedded(), connect(&server.url()).await] {
+        let limits = Limits { requests_per_minute: 10, ..Limits::default() };
+        let web = Web::start(&broker, limited(limits));
+        let jobs = |count: usize| json!(vec![chat("a"); count]);
+        let whole = web.post("/v1/jobs", &jobs(13)).await;
+        assert!(whole.refused(400, "too_many_jobs").contains("1 to 12"), "{}", whole.text);
+        assert_eq!(web.post("/v1/jobs", &jobs(7)).await.json()["accepted"], 7);
+        let more = web.post("/v1/jobs", &jobs(7)).await;
+        more.refused(429, "too_many_requests");
+        assert!(more.header("retry-after").parse::<u32>().unwrap() >= 1);
+        // All of it is refused, or nothing.
+        let data = web.get("/v1/jobs").await.json();
+        assert_eq!(data["data"].as_array().unwrap().len(), 7);
+    }
 }
 
 /// A burst that is not named is a whole minute's.

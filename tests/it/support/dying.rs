@@ -323,6 +323,15 @@ impl Log for Dying {
     async fn open(&self, job: JobId, after: EventId, window: Window) -> Result<Opened> {
         self.fate.beside("open", self.inner.open(job, after, window)).await
     }
+    async fn open_for(
+        &self,
+        tenant: &Tenant,
+        job: JobId,
+        after: EventId,
+        window: Window,
+    ) -> Result<Option<Opened>> {
+        self.fate.beside("open", self.inner.open_for(tenant, job, after, window)).await
+    }
     async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {
         let inner = self.fate.beside("feed", self.inner.feed(sink)).await?;
         Ok(Box::new(DyingFeed { inner, fate: Arc::clone(&self.fate) }))
@@ -393,6 +402,9 @@ impl Inspect for Dying {
     async fn job(&self, id: JobId) -> Result<Option<Record>> {
         self.fate.step("job", self.inner.job(id)).await
     }
+    async fn job_for(&self, tenant: &Tenant, id: JobId) -> Result<Option<Record>> {
+        self.fate.beside("job", self.inner.job_for(tenant, id)).await
+    }
     async fn records(&self, jobs: &[JobId]) -> Result<Vec<Option<Record>>> {
         self.fate.beside("records", self.inner.records(jobs)).await
     }
@@ -433,7 +445,12 @@ impl Tenancy for Dying {
     async fn recent(&self, tenant: &Tenant, before: Option<JobId>, most: usize) -> Result<Recent> {
         self.fate.beside("recent", self.inner.recent(tenant, before, most)).await
     }
-    async fn admit(&self, tenant: &Tenant, rate: &Rate) -> Result<Option<Duration>> {
-        self.fate.beside("admit", self.inner.admit(tenant, rate)).await
+    async fn admit_many(
+        &self,
+        tenant: &Tenant,
+        rate: &Rate,
+        count: u32,
+    ) -> Result<Option<Duration>> {
+        self.fate.beside("admit", self.inner.admit_many(tenant, rate, count)).await
     }
 }

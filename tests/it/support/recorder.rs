@@ -347,6 +347,17 @@ impl Log for Recorder {
         self.inner.open(job, after, window).await
     }
 
+    async fn open_for(
+        &self,
+        tenant: &Tenant,
+        job: JobId,
+        after: EventId,
+        window: Window,
+    ) -> Result<Option<Opened>> {
+        self.seen.call("Log::open_for");
+        self.inner.open_for(tenant, job, after, window).await
+    }
+
     async fn feed(&self, sink: Sink) -> Result<Box<dyn Feed>> {
         self.seen.call("Log::feed");
         let inner = self.inner.feed(sink).await?;
@@ -430,6 +441,11 @@ impl Inspect for Recorder {
         self.inner.job(id).await
     }
 
+    async fn job_for(&self, tenant: &Tenant, id: JobId) -> Result<Option<Record>> {
+        self.seen.call("Inspect::job_for");
+        self.inner.job_for(tenant, id).await
+    }
+
     async fn records(&self, jobs: &[JobId]) -> Result<Vec<Option<Record>>> {
         self.seen.call("Inspect::records");
         self.inner.records(jobs).await
@@ -489,5 +505,15 @@ impl Tenancy for Recorder {
     async fn admit(&self, tenant: &Tenant, rate: &Rate) -> Result<Option<Duration>> {
         self.seen.call("Tenancy::admit");
         self.inner.admit(tenant, rate).await
+    }
+
+    async fn admit_many(
+        &self,
+        tenant: &Tenant,
+        rate: &Rate,
+        count: u32,
+    ) -> Result<Option<Duration>> {
+        self.seen.call("Tenancy::admit_many");
+        self.inner.admit_many(tenant, rate, count).await
     }
 }

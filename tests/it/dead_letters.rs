@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use millstream::{
-    broker::Depth,
+    broker::{Depth, redis::keys::Keys},
     event::Body,
     job::{ChatRequest, Job, JobId, Letter, Timestamp},
     listener::Listener,
@@ -68,6 +68,41 @@ async fn a_letter_tells_its_reason_its_history_and_its_payload() {
     assert!(history.iter().all(|setback| setback["error"]["status"] == 503));
     assert_eq!(letter["entry"]["job"]["request"]["model"], "m?fault=status:503");
     assert!(letter["fence"].as_u64() > letter["at"].as_u64());
+}
+
+/// Guards against a look for old letters that brings the payloads of those that stay, at every start of a
+/// worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_for_old_letters_reads_none_that_stays() {
+    let stack = Stack::start(instant()).await;
+    let dead = Keys::new("ms").dead(&stack.partition);
+    let now = Timestamp::now().0;
+    let payload = "x".repeat(100_000);
+    let day = 24 * 60 * 60 * 1000;
+    // Two are older than 30 days.
+    for age in [32, 31, 5, 4, 3, 2, 1] {
+        let id = format!("{}-0", now - age * day);
+        stack.server.command(&[
+            "XADD",
+            &dead,
+            &id,
+            "id",
+            &JobId::new().to_string(),
+            "job",
+            &payload,
+        ]);
+    }
+    let sent = || {
+        let info = stack.server.command(&["INFO", "stats"]);
+        let line = info.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(stack.broker.expire(&stack.partition).await.unwrap(), 2);
+    let before = sent();
+    assert_eq!(stack.broker.expire(&stack.partition).await.unwrap(), 0);
+    let bytes = sent() - before;
+    assert!(bytes < 20_000, "{bytes} bytes to look at five letters that stay");
+    assert_eq!(stack.server.command(&["XLEN", &dead]), "5");
 }
 
 /// Of a job that has no letter because its option says so, a requeue could not tell why there is none.

@@ -2,15 +2,10 @@
 //!
 //! Everything goes in steps, so that none holds the server up however much there is.
 
-use redis::Value;
+use super::{Redis, codec, inspect::letters, millis};
+use crate::broker::{Control as _, Partition, Result};
 
-use super::{Redis, codec, inspect::letters};
-use crate::{
-    broker::{Control as _, Partition, Result},
-    job::Timestamp,
-};
-
-/// Dead letters looked at by one step; each comes with its payload.
+/// Dead letters dropped by one step; each comes with its payload.
 const LETTERS: usize = 32;
 
 impl Redis {
@@ -18,25 +13,18 @@ impl Redis {
     /// for the entry that only the letter has.
     pub(super) async fn drop_old_letters(&self, partition: &Partition) -> Result<u64> {
         let dead = self.keys.dead(partition);
+        let time = self.pool.command(&redis::cmd("TIME")).await?;
+        let (seconds, micros): (u64, u64) = codec::read(time, "TIME")?;
+        let now = seconds * 1000 + micros / 1000;
+        // The names tell their age: of those that stay no payload is read.
+        let Some(latest) = now.checked_sub(millis(self.options.dead_ttl).saturating_add(1)) else {
+            return Ok(0);
+        };
         let (mut start, mut dropped) = ("-".to_owned(), 0);
         loop {
-            let mut pipe = redis::pipe();
-            pipe.cmd("TIME")
-                .cmd("XRANGE")
-                .arg(&dead)
-                .arg(&start)
-                .arg("+")
-                .arg("COUNT")
-                .arg(LETTERS);
-            let mut replies = self.pool.pipeline(&mut pipe).await?.into_iter();
-            let mut next = || {
-                let reply = replies.next().unwrap_or(Ok(Value::Nil));
-                reply.map_err(|error| self.pool.connector().classify(error))
-            };
-            let (seconds, micros): (u64, u64) = codec::read(next()?, "TIME")?;
-            let now = Timestamp(seconds * 1000 + micros / 1000);
-            let mut page = letters(next()?)?;
-            page.retain(|letter| letter.buried_at().after(self.options.dead_ttl) < now);
+            let mut range = redis::cmd("XRANGE");
+            range.arg(&dead).arg(&start).arg(latest).arg("COUNT").arg(LETTERS);
+            let page = letters(self.pool.command(&range).await?)?;
             let Some(last) = page.last() else { return Ok(dropped) };
             start = format!("({}", last.letter);
             let waits = self.unfinished(&page).await?;

@@ -83,6 +83,15 @@ pub trait Enqueue: Send + Sync {
 /// The worker's side: from entry to running attempt.
 #[async_trait]
 pub trait Claim: Send + Sync {
+    /// Notes how long the leases of a worker last. Nobody takes an entry from it before that, whatever the
+    /// lease of the one that sweeps: a worker announces its lease before it reads.
+    async fn announce(
+        &self,
+        partition: &Partition,
+        worker: &WorkerId,
+        lease: Duration,
+    ) -> Result<()>;
+
     /// Opens a reader of a partition's lanes, with a connection of its own.
     async fn claimer(&self, partition: &Partition, worker: &WorkerId) -> Result<Box<dyn Claimer>>;
 
@@ -107,7 +116,8 @@ pub trait Claim: Send + Sync {
     /// has ended meanwhile keeps the time that its end has set.
     async fn keep(&self, jobs: &[JobId]) -> Result<()>;
 
-    /// Takes over entries whose lease has run out, and tells every worker of the partition that it
+    /// Takes over entries whose lease has run out, the worker's own that holds it and the one that the sweep
+    /// names, and tells every worker of the partition that it
     /// has looked. Within one lease of the last disturbance of its own connection it takes only what
     /// was given back, and tells nobody: the time an entry lay idle runs on while the broker is away,
     /// and live workers need time to renew. An entry taken over in the wake of such a disturbance is

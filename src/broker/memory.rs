@@ -187,6 +187,16 @@ impl Enqueue for Memory {
 
 #[async_trait]
 impl Claim for Memory {
+    async fn announce(
+        &self,
+        partition: &Partition,
+        worker: &WorkerId,
+        lease: Duration,
+    ) -> Result<()> {
+        self.inner.lock().queue(partition).announce(worker, lease);
+        Ok(())
+    }
+
     async fn claimer(&self, partition: &Partition, worker: &WorkerId) -> Result<Box<dyn Claimer>> {
         Ok(Box::new(Reader::new(self.inner.clone(), partition.clone(), worker.clone())))
     }

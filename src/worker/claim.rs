@@ -135,6 +135,7 @@ impl Reader {
         let context = Arc::clone(&self.context);
         let session = context.broker.session();
         let opened = async {
+            context.broker.announce(&self.partition, &context.id, context.options.lease).await?;
             let mut claimer = context.broker.claimer(&self.partition, &context.id).await?;
             // What a lost reply carried is still this worker's, and so is that whose end was forgotten.
             let pending = claimer.pending().await?;

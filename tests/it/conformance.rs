@@ -168,6 +168,7 @@ behaviours! {
     }
     lease {
         what_ran_out_of_lease_is_taken_over,
+        a_lease_lasts_as_long_as_its_worker_has_announced,
         a_renewed_lease_does_not_run_out,
         renewing_steals_nothing_back,
         of_two_sweepers_one_takes_an_entry,

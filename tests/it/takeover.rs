@@ -27,7 +27,7 @@ use crate::support::{
     program::{MILLSTREAM, Running, WORKER, run},
     redis::Server,
     stack::{Stack, connect, expected, instant, paced},
-    subject::soon,
+    subject::{begun, soon},
     victim::Victim,
 };
 
@@ -93,6 +93,55 @@ async fn stands_still(process: u32) {
         }
     })
     .await;
+}
+
+/// Guards against a worker with a short lease that takes jobs from one that lives and has a longer one, as in
+/// the middle of a rollout that changes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_of_different_leases_take_nothing_from_each_other() {
+    let stack = Stack::start(paced(10.0)).await;
+    let slow = worker::Options {
+        lease: Duration::from_secs(20),
+        renewal: Duration::from_secs(6),
+        ..options()
+    };
+    let quick = worker::Options {
+        lease: Duration::from_millis(300),
+        renewal: Duration::from_millis(100),
+        ..options()
+    };
+    let (stop, first) = stack.worker_on(connect(&stack.server.url()).await, slow);
+    stack.blocked(1).await;
+    let id = stack.ask("m?tokens=20", "long").await;
+    speaks(&stack, id).await;
+    let (stop_quick, second) = stack.worker_on(connect(&stack.server.url()).await, quick);
+    let events = soon(log(&stack, id)).await;
+    assert_eq!(started(&events).len(), 1, "{events:?}");
+    assert_eq!(stack.broker.job(id).await.unwrap().unwrap().crashes, 0);
+    stop.cancel();
+    stop_quick.cancel();
+    assert_eq!(soon(first).await.unwrap().fenced, 0);
+    assert_eq!(soon(second).await.unwrap().taken_over, 0);
+    let left = stack.server.command(&["EXISTS", &Keys::new("ms").leases(&stack.partition)]);
+    assert_eq!(left, "0", "who leaves is forgotten");
+}
+
+/// Guards against the jobs of a worker that is dead as Redis' clock is set back: their leases began in what is
+/// the future then, and would last until it has come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_set_back_delays_no_takeover() {
+    let stack = Stack::on(Server::with_a_clock().await, instant()).await;
+    stack.server.set_clock(Duration::from_mins(5));
+    let dead = WorkerId::new("dead");
+    let id = stack.ask("m?tokens=2", "left").await;
+    let mut reader = stack.broker.claimer(&stack.partition, &dead).await.unwrap();
+    let entry = reader.read(Lane::Normal, 1).await.unwrap().remove(0);
+    let crashes = Crashes { most: 3, alone: true };
+    begun(stack.broker.begin(&entry, &dead, crashes).await.unwrap());
+    stack.server.set_clock(Duration::ZERO);
+    let (_stop, _worker) = stack.worker(options());
+    let answer = soon(stack.listener().listen(id).answer()).await.unwrap();
+    assert_eq!(answer.outcome.unwrap().attempts, 2);
 }
 
 /// Guards against a sweeper that sleeps while an entry lies with a worker that died before it could

@@ -75,6 +75,8 @@ pub(super) struct Queue {
     /// Dead letters dropped so far.
     dropped: u64,
     workers: HashMap<WorkerId, Instant>,
+    /// How long their leases last.
+    leases: HashMap<WorkerId, Duration>,
     /// How many entries of each job are in the lanes, by the `id` that they say.
     carried: HashMap<Vec<u8>, usize>,
     /// The number of the last taking that was not an entry's first.
@@ -186,6 +188,15 @@ impl Queue {
         }
     }
 
+    /// Notes how long a worker's leases last.
+    pub(super) fn announce(&mut self, worker: &WorkerId, lease: Duration) {
+        if self.leases.len() >= MOST_WORKERS {
+            let held = self.held_by_worker();
+            self.leases.retain(|id, _| held.contains_key(id) || self.workers.contains_key(id));
+        }
+        self.leases.insert(worker.clone(), lease);
+    }
+
     fn held_by_worker(&self) -> HashMap<WorkerId, u64> {
         let mut held = HashMap::new();
         for stream in &self.lanes {
@@ -252,6 +263,8 @@ impl Queue {
             let stream = &mut self.lanes[lane.index()];
             let before = taken.len();
             for (id, held) in stream.entries.range_mut(..=stream.read) {
+                let announced = held.owner.as_ref().and_then(|owner| self.leases.get(owner));
+                let lease = announced.map_or(lease, |announced| lease.max(*announced));
                 let expired = held.leased.is_none_or(|since| since.elapsed() >= lease);
                 if bytes >= STEP_BYTES {
                     return taken;
@@ -332,6 +345,7 @@ impl Queue {
             let leaves = worker.map_or_else(silent, |worker| worker == id);
             held.contains_key(id) || !leaves
         });
+        self.leases.retain(|id, _| held.contains_key(id) || self.workers.contains_key(id));
         (before - self.workers.len()) as u64
     }
 

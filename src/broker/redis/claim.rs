@@ -138,6 +138,17 @@ pub(super) fn verdict(
 
 #[async_trait]
 impl Claim for Redis {
+    async fn announce(
+        &self,
+        partition: &Partition,
+        worker: &WorkerId,
+        lease: Duration,
+    ) -> Result<()> {
+        let mut command = redis::cmd("HSET");
+        command.arg(self.keys.leases(partition)).arg(worker.as_str()).arg(millis(lease));
+        self.pool.command(&command).await.map(drop)
+    }
+
     async fn claimer(&self, partition: &Partition, worker: &WorkerId) -> Result<Box<dyn Claimer>> {
         let claimer = RedisClaimer::open(self.clone(), partition.clone(), worker.clone()).await?;
         Ok(Box::new(claimer))
@@ -206,6 +217,7 @@ impl Claim for Redis {
             for lane in self.keys.lanes(partition) {
                 call.key(lane);
             }
+            call.key(self.keys.leases(partition));
             call.arg(leaving).arg(self.keys.workers()).arg(page);
             count += codec::read::<u64>(self.pool.script(&call).await?, "retire")?;
         }

@@ -67,6 +67,11 @@ impl Keys {
         self.partition(partition, "load")
     }
 
+    /// How long the leases of a partition's workers last.
+    pub fn leases(&self, partition: &Partition) -> String {
+        self.partition(partition, "leases")
+    }
+
     /// Dead letters.
     pub fn dead(&self, partition: &Partition) -> String {
         self.partition(partition, "dead")

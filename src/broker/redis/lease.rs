@@ -23,6 +23,9 @@ const PAGE: usize = 500;
 /// Most bytes taken over by one script, which takes about 3 ms for them; a larger entry comes alone.
 const BYTES: usize = 1 << 20;
 
+/// So many entries that have lain idle for long, and whose workers have a longer lease, hide no others.
+const OTHERS: usize = 64;
+
 /// A renewal may still be on its way as an entry is given back; what was taken or renewed so much later was
 /// taken again.
 const LATE: Duration = Duration::from_secs(1);
@@ -119,7 +122,7 @@ impl Redis {
         }
         for lane in self.keys.lanes(partition) {
             let expired = pipe.cmd("XPENDING").arg(&lane).arg(GROUP);
-            expired.arg("IDLE").arg(millis(terms.idle)).arg("-").arg("+").arg(sweep.most.max(1));
+            expired.arg("IDLE").arg(millis(terms.idle)).arg("-").arg("+").arg(sweep.most + OTHERS);
             if sweep.ask {
                 pipe.cmd("XPENDING").arg(&lane).arg(GROUP);
             }
@@ -130,7 +133,8 @@ impl Redis {
         let mut replies = self.pool.pipeline(&mut pipe).await?.into_iter();
         if tells && self.was_set(replies.next(), sent, sweep)? {
             // What has run out is looked at again after one lease.
-            return Ok(Swept { in_flight: sweep.ask.then_some(true), ..Swept::default() });
+            let lost = self.begin_anew(partition).await?;
+            return Ok(Swept { in_flight: sweep.ask.then_some(true), lost, ..Swept::default() });
         }
         let mut swept = Swept { in_flight: sweep.ask.then_some(false), ..Swept::default() };
         let mut found = Vec::new();
@@ -142,6 +146,9 @@ impl Redis {
                 let any = summary.first().is_some_and(|count| *count != Value::Int(0));
                 swept.in_flight = Some(swept.in_flight == Some(true) || any);
             }
+        }
+        if swept.in_flight != Some(false) {
+            swept.lost += self.begin_anew(partition).await?;
         }
         for (lane, expired) in found {
             let room = sweep.most - swept.entries.len();
@@ -185,6 +192,27 @@ impl Redis {
             self.pool.connector().stepped();
         }
         was_set
+    }
+
+    /// Begins the leases anew that seem to have begun only now, where that was not done since the server's clock
+    /// was set. How many of their entries were deleted.
+    async fn begin_anew(&self, partition: &Partition) -> Result<u64> {
+        if !self.clock.is_doubtful(partition) {
+            return Ok(0);
+        }
+        let mut all = 0;
+        for lane in self.keys.lanes(partition) {
+            let mut start = "-".to_owned();
+            while !start.is_empty() {
+                let mut call = self.scripts.anew.key(&lane);
+                call.key(self.keys.load(partition)).arg(&start).arg(PAGE);
+                let lost: u64;
+                (start, lost) = codec::read(self.pool.script(&call).await?, "begin anew")?;
+                all += lost;
+            }
+        }
+        self.clock.trust(partition);
+        Ok(all)
     }
 
     /// A reply of XPENDING; a lane without a group has nothing pending.
@@ -243,7 +271,8 @@ impl Redis {
     ) -> Result<Option<(Vec<Entry>, u64, usize)>> {
         let key = self.keys.lane(partition, lane);
         let mut call = self.scripts.take_over.key(&key);
-        call.key(self.keys.load(partition)).arg(worker.as_str()).arg(millis(terms.idle)).arg(room);
+        call.key(self.keys.load(partition)).key(self.keys.leases(partition));
+        call.arg(worker.as_str()).arg(millis(terms.idle)).arg(room);
         let sent = Instant::now();
         let latest = self.clock.latest(sent).map_or(0, |now| millis(now + tolerance(terms.lease)));
         call.arg((terms.deliveries / 2).max(1)).arg(BYTES).arg(u8::from(has_others));

@@ -62,6 +62,8 @@ scripts! {
     let_go: "let_go.lua",
     /// Takes what ran out of lease.
     take_over: "taking.lua" "take_over.lua",
+    /// Begins leases anew after the clock was set back.
+    anew: "anew.lua",
     /// Numbers what is read again.
     retake: ["#!lua flags=allow-oom\n"] "taking.lua" "retake.lua",
     /// Lets a record go in its time.

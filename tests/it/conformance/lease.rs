@@ -65,6 +65,30 @@ pub async fn what_ran_out_of_lease_is_taken_over(s: &Subject) {
     assert_eq!(s.renew(&other, &[entry.place]).await.unwrap(), []);
 }
 
+/// Guards against workers with a short lease that take the jobs of live ones with a longer one.
+pub async fn a_lease_lasts_as_long_as_its_worker_has_announced(s: &Subject) {
+    let (patient, plain, other) = (worker("patient"), worker("plain"), worker("other"));
+    s.announce(&s.partition, &patient, NEVER).await.unwrap();
+    let (kept, _) = s.running(&patient).await;
+    let (lost, _) = s.running(&plain).await;
+    // Both have lain for as long.
+    tokio::time::sleep(SOON * 2).await;
+    let taken = swept(s, &other, SOON, 1).await;
+    assert_eq!(taken[0].id, lost.id);
+    assert_eq!(sweep(s, &other, SOON, 9).await.len(), 0);
+    assert_eq!(s.renew(&patient, from_ref(&kept.place)).await.unwrap(), []);
+    // A sweeper's own lease counts, too, and so does an entry that was given back.
+    assert_eq!(sweep(s, &other, NEVER, 9).await, []);
+    assert!(s.release(&patient, &kept.place, None).await.unwrap());
+    assert_eq!(swept(s, &plain, SOON, 1).await[0].id, kept.id);
+    // It leaves, and nothing of it stays.
+    assert_eq!(s.retire(&s.partition, Some(&patient), DAY).await.unwrap(), 1);
+    let known = format!("HEXISTS KEY {patient}");
+    if let Some(left) = s.ask(&known, |keys| keys.leases(&s.partition)) {
+        assert_eq!(left, "0");
+    }
+}
+
 pub async fn a_renewed_lease_does_not_run_out(s: &Subject) {
     let (mut me, mut other) = (worker("a"), worker("b"));
     let lease = Duration::from_millis(400);

@@ -205,6 +205,14 @@ impl Enqueue for Dying {
 
 #[async_trait]
 impl Claim for Dying {
+    async fn announce(
+        &self,
+        partition: &Partition,
+        worker: &WorkerId,
+        lease: Duration,
+    ) -> Result<()> {
+        self.fate.beside("announce", self.inner.announce(partition, worker, lease)).await
+    }
     async fn claimer(&self, partition: &Partition, worker: &WorkerId) -> Result<Box<dyn Claimer>> {
         let inner = self.fate.step("claimer", self.inner.claimer(partition, worker)).await?;
         Ok(Box::new(DyingClaimer { inner, fate: Arc::clone(&self.fate) }))

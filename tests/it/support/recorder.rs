@@ -113,6 +113,16 @@ impl Enqueue for Recorder {
 
 #[async_trait]
 impl Claim for Recorder {
+    async fn announce(
+        &self,
+        partition: &Partition,
+        worker: &WorkerId,
+        lease: Duration,
+    ) -> Result<()> {
+        self.seen.call("Claim::announce");
+        self.inner.announce(partition, worker, lease).await
+    }
+
     async fn claimer(&self, partition: &Partition, worker: &WorkerId) -> Result<Box<dyn Claimer>> {
         self.seen.call("Claim::claimer");
         let inner = self.inner.claimer(partition, worker).await?;

@@ -179,7 +179,7 @@ impl fmt::Display for Reason {
 pub struct Worker {
     context: Arc<Context>,
     hub: Hub,
-    acks: settle::Acks,
+    acks: Vec<settle::Acks>,
 }
 
 impl fmt::Debug for Worker {
@@ -201,7 +201,7 @@ struct Context {
     suspects: Arc<Semaphore>,
     hands: Hands,
     wakes: Wakes,
-    acks: settle::Sender,
+    acks: settle::Senders,
     finished: AtomicU64,
     fenced: AtomicU64,
     taken_over: AtomicU64,
@@ -211,13 +211,17 @@ struct Context {
     stop: CancellationToken,
     /// Ends everything at once: the drain is over.
     abandon: CancellationToken,
+    /// Ends what has not ended by then, in the middle of a call that the broker does not answer.
+    cut: CancellationToken,
 }
 
 /// Runs an entry in a task of its own, in this slot.
 fn start(context: &Arc<Context>, jobs: &TaskTracker, entry: Entry, mut slot: Slot) {
     let context = Arc::clone(context);
     slot.run();
-    jobs.spawn(async move { execute::run(&context, entry, slot).await });
+    jobs.spawn(async move {
+        context.cut.run_until_cancelled(execute::run(&context, entry, slot)).await;
+    });
 }
 
 impl Context {
@@ -242,7 +246,7 @@ impl Worker {
     /// A new incarnation. `hub` is the process's subscriber connection.
     pub fn new(broker: Shared, hub: Hub, upstream: Arc<dyn Upstream>, options: Options) -> Self {
         let id = WorkerId::new(if options.name.is_empty() { "worker" } else { &options.name });
-        let (sender, acks) = settle::channel();
+        let (senders, acks) = settle::channels(&partitions(&options));
         let context = Context {
             id,
             broker,
@@ -253,13 +257,14 @@ impl Worker {
             options,
             hands: Hands::default(),
             wakes: Wakes::default(),
-            acks: sender,
+            acks: senders,
             finished: AtomicU64::new(0),
             fenced: AtomicU64::new(0),
             taken_over: AtomicU64::new(0),
             released: Mutex::default(),
             stop: CancellationToken::new(),
             abandon: CancellationToken::new(),
+            cut: CancellationToken::new(),
         };
         Self { context: Arc::new(context), hub, acks }
     }
@@ -280,9 +285,9 @@ impl Worker {
         let Self { context, hub, acks } = self;
         let (loops, keepers, jobs) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         let (stop, abandon) = (context.stop.clone(), context.abandon.clone());
-        let watch = Watch::new(stop.clone(), abandon.clone());
-        let partitions: Vec<Partition> =
-            context.options.queues.iter().cloned().map(Partition::first).collect();
+        let cut = context.cut.clone();
+        let watch = Watch::new(stop.clone(), abandon.clone(), cut.clone());
+        let partitions = partitions(&context.options);
         for partition in &partitions {
             tracing::info!(worker = %context.id, %partition, "serving");
             serve(&context, &hub, partition, &watch, &loops, &jobs);
@@ -293,8 +298,11 @@ impl Worker {
         let listening = control::run(Arc::clone(&context), hub, idle.clone());
         keepers.spawn(watch.clone().over(Task::Control, idle.clone(), listening));
         let most = context.options.ack_batch;
-        let acking = settle::run(context.broker.clone(), acks, most, abandon.clone());
-        let acking = tokio::spawn(watch.clone().over(Task::Settle, idle.clone(), acking));
+        let acking = acks.into_iter().map(|acks| {
+            let acking = settle::run(context.broker.clone(), acks, most, abandon.clone());
+            tokio::spawn(watch.clone().over(Task::Settle, idle.clone(), acking))
+        });
+        let acking: Vec<JoinHandle<()>> = acking.collect();
         loops.close();
         keepers.close();
         tokio::select! {
@@ -313,9 +321,20 @@ impl Worker {
             () = abandon.cancelled() => false,
         };
         abandon.cancel();
-        loops.wait().await;
-        jobs.close();
-        jobs.wait().await;
+        let ended = async {
+            loops.wait().await;
+            jobs.close();
+            jobs.wait().await;
+        };
+        // By then nothing is its own any more.
+        if tokio::time::timeout(context.options.lease, ended).await.is_err() {
+            tracing::warn!("the broker does not answer: the worker stops without it");
+            idle.cancel();
+            cut.cancel();
+            loops.wait().await;
+            jobs.close();
+            jobs.wait().await;
+        }
         // Whoever was to start these has ended early itself.
         let left = context.hands.leave();
         join_all(left.iter().map(|(place, job)| context.release(place, *job, None))).await;
@@ -325,6 +344,11 @@ impl Worker {
         let stopped = leave(context, &partitions, acking, told).await;
         Stopped { reason: watch.ended().map_or(told, Reason::TaskEnded), ..stopped }
     }
+}
+
+/// What it serves.
+fn partitions(options: &Options) -> Vec<Partition> {
+    options.queues.iter().cloned().map(Partition::first).collect()
 }
 
 /// Starts the tasks of a partition.
@@ -354,7 +378,7 @@ fn serve(
 async fn leave(
     context: Arc<Context>,
     partitions: &[Partition],
-    acking: JoinHandle<()>,
+    acking: Vec<JoinHandle<()>>,
     reason: Reason,
 ) -> Stopped {
     let stopped = Stopped {
@@ -364,12 +388,20 @@ async fn leave(
         taken_over: context.taken_over.load(Ordering::Relaxed),
         unfinished: context.released.lock().unwrap_or_else(PoisonError::into_inner).clone(),
     };
-    let (broker, id, options) =
-        (context.broker.clone(), context.id.clone(), context.options.clone());
-    // The last sender goes with the context; what is queued is acknowledged first.
+    let (broker, id, options, cut) =
+        (context.broker.clone(), context.id.clone(), context.options.clone(), context.cut.clone());
+    // The last senders go with the context; what is queued is acknowledged first.
     drop(context);
-    if acking.await.is_err() {
-        tracing::error!("the acknowledging task failed");
+    let mut acking = join_all(acking);
+    let acked = match tokio::time::timeout(options.lease, &mut acking).await {
+        Ok(acked) => acked,
+        Err(_) => {
+            cut.cancel();
+            acking.await
+        }
+    };
+    if acked.iter().any(Result::is_err) {
+        tracing::error!("an acknowledging task failed");
     }
     for partition in partitions {
         let retired = broker.retire(partition, Some(&id), options.forget);

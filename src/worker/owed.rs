@@ -67,12 +67,11 @@ pub(super) async fn settle(context: &Context, entry: &Entry, step: Step, session
         // The run's end is written: what is left of a job without a letter is its entry.
         Step::Bury { error, attempts, .. } if !leaves_letter(entry, error.code) => {
             tracing::info!(job = %entry.id, code = %error.code, "failed; its option says: no dead letter");
-            let _ = context.acks.send(Ended::new(entry, session, attempts > 0)).await;
+            context.acks.send(entry, Ended::new(entry, session, attempts > 0)).await;
             return true;
         }
         Step::Remove { by_attempt } => {
-            // The receiver outlives every job.
-            let _ = context.acks.send(Ended::new(entry, session, by_attempt)).await;
+            context.acks.send(entry, Ended::new(entry, session, by_attempt)).await;
             return true;
         }
         Step::Park { attempt, due } => {

@@ -1,11 +1,14 @@
 //! Acknowledges entries whose jobs are over, many at once: while one batch is on its way, the next
-//! gathers. Nothing waits for a timer.
+//! gathers. Nothing waits for a timer. Each queue has a task of its own: one that is refused for good, as by
+//! an ACL, stops no other.
+
+use std::{collections::HashMap, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Entry, Over, Result, Shared, Spent},
+    broker::{Entry, Over, Partition, Result, Shared, Spent},
     job::JobId,
     retry::Backoff,
 };
@@ -32,12 +35,40 @@ impl Ended {
     }
 }
 
-pub(super) type Sender = mpsc::Sender<Ended>;
+/// How long a job waits for room. There is none for so long only where its queue is refused.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 pub(super) type Acks = mpsc::Receiver<Ended>;
 
-/// The queue of entries to acknowledge. It is bounded: a job does not end faster than entries do.
-pub(super) fn channel() -> (Sender, Acks) {
-    mpsc::channel(1024)
+/// Where entries to acknowledge go, by partition. Each is bounded: a job does not end faster than entries do.
+#[derive(Debug)]
+pub(super) struct Senders(HashMap<Partition, mpsc::Sender<Ended>>);
+
+/// The senders, and a receiver for each partition.
+pub(super) fn channels(partitions: &[Partition]) -> (Senders, Vec<Acks>) {
+    let (mut senders, mut receivers) = (HashMap::new(), Vec::new());
+    for partition in partitions {
+        let (sender, acks) = mpsc::channel(1024);
+        senders.insert(partition.clone(), sender);
+        receivers.push(acks);
+    }
+    (Senders(senders), receivers)
+}
+
+impl Senders {
+    /// Hands an entry to its queue's task. Where that takes no more the entry is left: it is taken over when
+    /// its lease runs out, and found to be over.
+    pub(super) async fn send(&self, entry: &Entry, ended: Ended) {
+        let partition = &entry.place.partition;
+        let sent = match self.0.get(partition) {
+            // The receiver outlives every job.
+            Some(sender) => sender.send_timeout(ended, PATIENCE).await.is_ok(),
+            None => false,
+        };
+        if !sent {
+            tracing::warn!(job = %entry.id, %partition, "entry not acknowledged");
+        }
+    }
 }
 
 /// Runs until every sender is gone and the queue is empty. Once `abandon` is cancelled a batch that

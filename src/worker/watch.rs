@@ -10,7 +10,7 @@ use std::{
 use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 
-/// A task of a worker. Of the first four it has one for each partition.
+/// A task of a worker. Of all but `Lease` and `Control` it has one for each partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
     /// Reads a partition's lanes.
@@ -49,12 +49,17 @@ pub(super) struct Watch {
     ended: OnceLock<Task>,
     stop: CancellationToken,
     abandon: CancellationToken,
+    cut: CancellationToken,
 }
 
 impl Watch {
-    /// `stop` ends the worker in peace, `abandon` at once.
-    pub(super) fn new(stop: CancellationToken, abandon: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { ended: OnceLock::new(), stop, abandon })
+    /// `stop` ends the worker in peace, `abandon` at once, and `cut` in the middle of a call.
+    pub(super) fn new(
+        stop: CancellationToken,
+        abandon: CancellationToken,
+        cut: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self { ended: OnceLock::new(), stop, abandon, cut })
     }
 
     /// The first task that ended early.
@@ -70,7 +75,8 @@ impl Watch {
         until: CancellationToken,
         run: impl Future<Output = ()>,
     ) {
-        let run = AssertUnwindSafe(run).catch_unwind().await;
+        let run = self.cut.run_until_cancelled(AssertUnwindSafe(run).catch_unwind());
+        let run = run.await.unwrap_or(Ok(()));
         if until.is_cancelled() && run.is_ok() {
             return;
         }

@@ -7,6 +7,7 @@ use millstream::{
     broker::{
         Crashes, Partition, Shared, Sweep, WorkerId,
         memory::{self, Memory},
+        redis::{Options, Redis},
     },
     job::{ChatRequest, Job, JobId, Lane},
     listener::{self, Listener},
@@ -45,6 +46,45 @@ async fn an_urgent_job_passes_a_long_backlog() {
     listener.listen(urgent).answer().await.unwrap();
     let depth = stack.broker.depth(&stack.partition).await.unwrap();
     assert!(depth.lanes[Lane::Low.index()].waiting > 400, "{depth:?}");
+}
+
+/// Guards against a queue whose entries cannot be removed, and that keeps those of the others from being
+/// acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_is_refused_for_good_stops_no_acknowledging_on_others() {
+    let stack = Stack::start(paced(20.0)).await;
+    let redis = Redis::connect(Options { url: stack.server.url(), ..Options::default() });
+    let redis = redis.await.unwrap();
+    let refused = Partition::first("refused".parse().unwrap());
+    redis.ensure_schema(&[stack.partition.clone(), refused.clone()]).await.unwrap();
+    let queues = vec![refused.queue.clone(), stack.partition.queue.clone()];
+    let options = worker::Options { queues, ..worker::Options::default() };
+    let (stop, worker) = stack.worker_on(Arc::new(redis), options);
+    let job = Job {
+        queue: refused.queue.clone(),
+        ..Job::new(ChatRequest::ask("m?tokens=10", "refused"))
+    };
+    let id = stack.producer().enqueue(job).await.unwrap().id;
+    let listener = stack.listener();
+    soon(async {
+        while stack.broker.job(id).await.unwrap().is_none_or(|job| job.state != State::Running) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // Its lane is none any more.
+    stack.server.command(&["SET", "ms:{q:refused:0}:normal", "text"]);
+    soon(listener.listen(id).answer()).await.unwrap();
+    let other = stack.ask("m?tokens=1", "acknowledged").await;
+    soon(listener.listen(other).answer()).await.unwrap();
+    soon(async {
+        while stack.broker.depth(&stack.partition).await.unwrap().lanes[1].pending > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    stop.cancel();
+    soon(worker).await.unwrap();
 }
 
 /// Guards against an urgent job that waits for a dozen others in a worker of one slot, which looks at the

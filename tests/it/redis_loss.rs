@@ -1,15 +1,19 @@
 //! Redis goes away and comes back, with what it had or without.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use millstream::{
+    broker::redis::{Options, Redis},
     event::{Body, Event},
     job::{ChatRequest, Job},
     worker,
 };
 
-use crate::support::stack::{Stack, connect, expected, instant, paced};
+use crate::support::{
+    stack::{Stack, connect, expected, instant, paced},
+    subject::{DEADLINE, soon},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn claiming_resumes_after_a_restart_that_forgot_everything() {
@@ -23,6 +27,35 @@ async fn claiming_resumes_after_a_restart_that_forgot_everything() {
     let id = stack.ask("m", "after").await;
     let answer = stack.listener().listen(id).answer().await.unwrap();
     assert_eq!(answer.text, expected("m", "after"));
+}
+
+/// Guards against a worker that cannot stop while Redis takes its calls and answers none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_stops_while_redis_hangs() {
+    let stack = Stack::start(paced(10.0)).await;
+    let redis = Redis::connect(Options {
+        url: stack.server.url(),
+        response_timeout: Duration::from_mins(5),
+        ..Options::default()
+    });
+    let options = worker::Options {
+        lease: Duration::from_millis(900),
+        renewal: Duration::from_millis(300),
+        sweep: Duration::from_millis(50),
+        drain: Duration::from_millis(100),
+        ..worker::Options::default()
+    };
+    let (stop, worker) = stack.worker_on(Arc::new(redis.await.unwrap()), options);
+    let id = stack.ask("m?tokens=4000", "hangs").await;
+    let mut events = stack.listener().listen(id).expected().events();
+    while !matches!(soon(events.next()).await.unwrap().unwrap().body, Body::Delta(_)) {}
+    stack.server.signal("STOP");
+    // Long enough for each of its tasks to be within a call.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    stop.cancel();
+    let stopped = tokio::time::timeout(DEADLINE, worker).await;
+    stack.server.signal("CONT");
+    assert_eq!(stopped.expect("it stops").unwrap().reason, worker::Reason::DrainTimeout);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

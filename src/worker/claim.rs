@@ -174,8 +174,8 @@ impl Reader {
         }
     }
 
-    /// One blocking read over all lanes. It ends with the last slot: an entry that came later would wait
-    /// here for a job of another queue to end, while other workers have room.
+    /// One blocking read over all lanes, which brings what is there already, too. It ends as no slot comes free:
+    /// an entry that came later would wait here for a job of another queue to end, while other workers have room.
     async fn wait(&mut self, claimer: &mut dyn Claimer, stop: &CancellationToken) -> Result<()> {
         let context = Arc::clone(&self.context);
         let end = stop.child_token();
@@ -187,7 +187,7 @@ impl Reader {
             tokio::select! {
                 biased;
                 reply = &mut reply => reply,
-                () = context.slots.full() => {
+                () = context.slots.stay_full() => {
                     end.cancel();
                     reply.await
                 }
@@ -197,10 +197,6 @@ impl Reader {
         self.passed = 0;
         for entry in &entries {
             self.open[entry.place.lane.index()] = true;
-        }
-        // Entries may have come since, and no blocking read tells of them.
-        if end.is_cancelled() {
-            self.open = [true; 3];
         }
         // Of those that it was given before, nobody knows how long it has had them: a blocking read that
         // could not be ended but by closing its connection brings them, too.

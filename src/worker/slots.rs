@@ -1,12 +1,15 @@
 //! Room for jobs: a worker runs as many at once as it has slots, whichever of its queues they are of.
 //!
 //! A reader that waits for entries holds no slot, lest a quiet queue keep it from a busy one. It is told
-//! when the last slot goes to a job, and ends its wait: from there on an entry is better off with
-//! another worker.
+//! when the last slot goes to a job that does not end at once, and ends its wait: from there on an entry is
+//! better off with another worker.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+/// A slot that comes free so soon is worth waiting for.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// All slots of a worker.
 #[derive(Debug)]
@@ -52,11 +55,18 @@ impl Slots {
         Slot { slots: Arc::clone(self), runs: false, _permit: permit }
     }
 
-    /// Waits until a job runs in every slot.
-    pub(super) async fn full(&self) {
+    /// Waits until a job runs in every slot, and none comes free for a moment: where jobs are short, a reader
+    /// that ended its wait each time would cost more than the entry that it might be given.
+    pub(super) async fn stay_full(&self) {
         let mut running = self.running.subscribe();
-        if running.wait_for(|running| *running >= self.most).await.is_err() {
-            std::future::pending::<()>().await;
+        loop {
+            if running.wait_for(|running| *running >= self.most).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            let freed = running.wait_for(|running| *running < self.most);
+            if tokio::time::timeout(MOMENT, freed).await.is_err() {
+                return;
+            }
         }
     }
 }
@@ -82,19 +92,24 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn slots_are_full_when_jobs_run_in_all_of_them() {
         let slots = Slots::new(2);
         let (mut first, mut second) = (slots.take().await, slots.take().await);
         assert!(slots.try_take().is_none());
         first.run();
-        let full = slots.full();
+        let full = slots.stay_full();
         tokio::pin!(full);
-        assert!(futures_util::poll!(full.as_mut()).is_pending(), "the second is only held");
+        assert!(
+            tokio::time::timeout(MOMENT * 9, full.as_mut()).await.is_err(),
+            "the second is only held"
+        );
         second.run();
-        full.await;
+        assert!(tokio::time::timeout(MOMENT / 2, full.as_mut()).await.is_err(), "for a moment");
         drop(first);
-        assert!(slots.try_take().is_some());
-        assert!(futures_util::poll!(std::pin::pin!(slots.full())).is_pending());
+        assert!(tokio::time::timeout(MOMENT * 9, full.as_mut()).await.is_err(), "one was free");
+        let mut third = slots.try_take().unwrap();
+        third.run();
+        full.await;
     }
 }

@@ -1,11 +1,14 @@
 //! What an answer costs, in commands that the server counted, those inside scripts included.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use millstream::{
-    broker::Depth,
-    job::{ChatRequest, Job},
+    broker::{
+        Depth, Partition,
+        redis::{Options, Redis},
+    },
+    job::{ChatRequest, Job, QueueName},
     worker,
 };
 
@@ -14,7 +17,7 @@ use crate::support::stack::{Stack, expected, instant, paced};
 /// Commands of jobs: without those by which the test itself looks at the server.
 fn total(counts: &BTreeMap<String, u64>) -> u64 {
     // Nor those by which a worker takes its leave, once in its life.
-    let own = ["info", "config|resetstat", "xinfo|consumers", "xgroup|delconsumer"];
+    let own = ["info", "config|resetstat", "xinfo|consumers", "xgroup|delconsumer", "hdel"];
     counts.iter().filter(|(name, _)| !own.contains(&name.as_str())).map(|(_, calls)| calls).sum()
 }
 
@@ -108,6 +111,38 @@ async fn a_job_that_does_not_stream_stays_within_the_budget() {
     let each = of_answers(&counts) as f64 / JOBS as f64;
     println!("job that does not stream: {each} commands: {counts:?}");
     assert!(each <= 24.0, "{counts:?}");
+}
+
+/// Guards against quiet queues that cost their worker commands for each job of a busy one.
+#[tokio::test]
+async fn a_job_costs_no_more_beside_quiet_queues() {
+    let mut each = Vec::new();
+    for quiet in [0, 6] {
+        let stack = Stack::start(instant()).await;
+        let names = (0..quiet).map(|n| format!("quiet{n}").parse().unwrap());
+        let queues: Vec<QueueName> = std::iter::once(QueueName::default()).chain(names).collect();
+        let redis = Redis::connect(Options { url: stack.server.url(), ..Options::default() });
+        let redis = redis.await.unwrap();
+        let partitions: Vec<Partition> = queues.iter().cloned().map(Partition::first).collect();
+        redis.ensure_schema(&partitions).await.unwrap();
+        let options = worker::Options { queues, concurrency: 2, ..worker::Options::default() };
+        let (stop, worker) = stack.worker_on(Arc::new(redis), options);
+        settled(&stack).await;
+        stack.blocked(quiet + 1).await;
+        stack.reset_counts();
+        let job = |n| Job { stream: false, ..Job::new(ChatRequest::ask("m", &format!("{n}"))) };
+        let receipts = stack.producer().enqueue_all((0..JOBS).map(job).collect()).await;
+        let listener = stack.listener();
+        let answers =
+            receipts.into_iter().map(|receipt| listener.listen(receipt.unwrap().id).answer());
+        assert!(join_all(answers).await.into_iter().all(|answer| answer.is_ok()));
+        let counts = stack.command_counts();
+        each.push(of_answers(&counts) as f64 / JOBS as f64);
+        println!("{quiet} quiet queues: {each:?}: {counts:?}");
+        stop.cancel();
+        worker.await.unwrap();
+    }
+    assert!(each[1] <= each[0] + 2.0, "{each:?}");
 }
 
 #[tokio::test]

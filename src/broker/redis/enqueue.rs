@@ -1,7 +1,8 @@
 //! Adding jobs, and trimming what settling left behind.
 //!
 //! The `XADD` is the commit point: the entry carries everything. The record's immutable fields
-//! follow in the same pipeline; state, attempt and fence are written by job-slot scripts only.
+//! follow in the same pipeline, or in a script behind it where the job has an idempotency key; state, attempt
+//! and fence are written by job-slot scripts only.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},

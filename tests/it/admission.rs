@@ -233,7 +233,7 @@ async fn workers_recount_where_too_much_is_counted_and_nowhere_else() {
     let options =
         worker::Options { forget, block: Duration::from_millis(20), ..Default::default() };
     let workers: Vec<_> = (0..3).map(|_| stack.worker(options.clone())).collect();
-    let looks = || stack.command_counts().get("hlen").copied().unwrap_or_default();
+    let looks = || stack.command_counts().get("hmget").copied().unwrap_or_default();
     while looks() < 12 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -41,11 +41,12 @@ end
 local function is_enough() return read >= most or weight >= most_bytes end
 
 if word == 'look' then
-  local own = redis.call('HMGET', load, 'jobs', 'bytes', 'corrected', 'dropped', 'lost_entries', 'taking')
-  local counted, all, others = tonumber(own[1]) or 0, held(), redis.call('HLEN', load)
-  -- All that is there beside these are tenants.
-  for i = 1, 6 do others = others - (own[i] and 1 or 0) end
-  local of_nobody = all == 0 and ((tonumber(own[2]) or 0) > 0 or others > 0)
+  local own = redis.call('HMGET', load, 'jobs', 'bytes')
+  local counted, all = tonumber(own[1]) or 0, held()
+  local function has_tenants()
+    return #redis.call('HSCAN', load, 0, 'MATCH', 't:*', 'COUNT', 1000)[2] > 0
+  end
+  local of_nobody = all == 0 and ((tonumber(own[2]) or 0) > 0 or has_tenants())
   -- Entries without a mark are as good as any: what counts is a part of what is held.
   if counted <= all and not of_nobody then return answer('right') end
 end

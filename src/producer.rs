@@ -232,6 +232,11 @@ impl Producer {
         Ok(Submission { id: job.assign_id(), job, payload, partition })
     }
 
+    /// Largest job, in bytes of JSON.
+    pub fn max_payload(&self) -> usize {
+        self.options.max_payload
+    }
+
     /// Workers that serve a queue, as far as the broker can tell.
     pub async fn live_workers(&self, queue: &QueueName) -> broker::Result<usize> {
         let workers = self.broker.workers(&Partition::first(queue.clone())).await?;

@@ -23,7 +23,14 @@ use super::{
 #[derive(Debug)]
 pub(super) struct Body {
     bytes: Bytes,
-    _room: Room,
+    room: Room,
+}
+
+impl Body {
+    /// Its room alone, for as long as what was read out of it is there.
+    pub(super) fn into_room(self) -> Room {
+        self.room
+    }
 }
 
 impl Deref for Body {
@@ -64,7 +71,7 @@ impl FromRequest<Arc<App>> for Sent {
             let text = format!("the body did not arrive within {seconds} s");
             Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "slow_body", text))
         })?;
-        Ok(Self { caller, body: Body { bytes, _room: room } })
+        Ok(Self { caller, body: Body { bytes, room } })
     }
 }
 

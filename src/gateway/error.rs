@@ -25,6 +25,35 @@ const AWAY: Duration = Duration::from_secs(2);
 /// How long for one that is full, which an operator has to mend.
 const FULL: Duration = Duration::from_secs(10);
 
+/// Most bytes of a refusal's message: a client's own value, or a library's words about it, may be as large as its
+/// request.
+const LONGEST: usize = 1024;
+
+/// Most bytes of a client's own value in a message.
+const VALUE: usize = 128;
+
+/// A client's value as a message repeats it: one that is long, without its middle.
+pub(super) fn brief(value: &str) -> Cow<'_, str> {
+    shortened(value, VALUE)
+}
+
+fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return text.into();
+    }
+    let head = text.floor_char_boundary(most * 2 / 3);
+    let tail = text.ceil_char_boundary(text.len() - most / 4);
+    format!("{} \u{2026} {}", &text[..head], &text[tail..]).into()
+}
+
+/// A message that is short enough to wait for a client that does not read.
+fn bounded(message: String) -> String {
+    match shortened(&message, LONGEST) {
+        Cow::Borrowed(_) => message,
+        Cow::Owned(short) => short,
+    }
+}
+
 /// Why a request is refused. The body is `{"error": {"message", "type", "param", "code"}}`, with `retry_after`
 /// where another try makes sense.
 #[derive(Debug, Clone)]
@@ -84,7 +113,7 @@ impl Refusal {
         code: impl Into<Cow<'static, str>>,
         message: impl Into<String>,
     ) -> Self {
-        let (message, code) = (message.into(), code.into());
+        let (message, code) = (bounded(message.into()), code.into());
         let error = ErrorObject {
             message,
             kind: kind(status).into(),
@@ -136,13 +165,13 @@ impl Refusal {
 
     /// The same, in other words.
     pub(super) fn reading(mut self, message: String) -> Self {
-        self.error.message = message;
+        self.error.message = bounded(message);
         self
     }
 
     /// The same, with the field or parameter at fault.
     pub(super) fn at(mut self, param: impl Into<String>) -> Self {
-        self.error.param = Some(param.into());
+        self.error.param = Some(brief(&param.into()).into_owned());
         self
     }
 
@@ -246,5 +275,32 @@ impl From<listener::Error> for Refusal {
             }
             other => Self::new(StatusCode::GATEWAY_TIMEOUT, other.code(), other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A refusal said the client's own value again, however large, and waited for a client that did not read it.
+    #[test]
+    fn a_refusal_is_short_whatever_it_is_about() {
+        let long = "\u{fc}".repeat(1 << 20);
+        let text = format!("lane is `{long}`; allowed: high, normal, low");
+        for refusal in [
+            Refusal::bad("invalid_job", text.clone()),
+            Refusal::param(&long, text.clone()),
+            Refusal::bad("invalid_job", "").reading(text),
+        ] {
+            let message = &refusal.error.message;
+            assert!(
+                message.starts_with("lane is `\u{fc}\u{fc}") && message.len() < 1100,
+                "{message}"
+            );
+            assert!(message.ends_with("`; allowed: high, normal, low"), "{message}");
+            assert!(refusal.body().len() < 1500);
+        }
+        let message = Refusal::no_job(brief(&long)).error.message;
+        assert!(message.len() < 300 && message.ends_with("has expired"), "{message}");
     }
 }

@@ -2,17 +2,20 @@
 
 mod array;
 pub(super) mod list;
+mod sound;
 pub(super) mod token;
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json as Reply,
+    body::Bytes,
     extract::{OriginalUri, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+pub(super) use sound::{fits, flag};
 use utoipa::ToSchema;
 
 use super::{
@@ -31,7 +34,7 @@ use crate::{
     admin::Cancelled,
     broker::{Receipt, Record, Submission, Topic, Window},
     event::{Body, EventId},
-    job::{ChatRequest, Job, JobId, QueueName, Tenant, Timestamp},
+    job::{Job, JobId, QueueName, Tenant, Timestamp},
     state::State as JobState,
 };
 
@@ -97,7 +100,13 @@ pub(super) async fn enqueue(
             let text = "Idempotency-Key names one job; give each job of an array its own `idempotency_key`";
             return Err(Refusal::param("Idempotency-Key", text));
         }
-        return Ok(Reply(many(&app, &caller.tenant, &body, &trail).await?).into_response());
+        // What became of many jobs takes memory until it is read.
+        let mut slot = app.slots.take(&caller.tenant)?;
+        let bulk = many(&app, &caller.tenant, &body, &trail).await?;
+        let answer = Bytes::from(serde_json::to_vec(&bulk).unwrap_or_default());
+        slot.count(answer.len());
+        let kind = [(header::CONTENT_TYPE, "application/json")];
+        return Ok((kind, slot.body(answer)).into_response());
     }
     let submission = submission(&app, &caller.tenant, &body, key)?;
     let queue = submission.partition.queue.clone();
@@ -129,6 +138,7 @@ pub(super) fn submission(
     body: &[u8],
     key: Option<String>,
 ) -> Result<Submission, Refusal> {
+    fits(app, body)?;
     let mut job = Job::parse_strict(body)?;
     match (&job.idempotency_key, key) {
         (Some(own), Some(header)) if *own != header => {
@@ -162,38 +172,13 @@ pub(super) fn checked(app: &App, tenant: &Tenant, mut job: Job) -> Result<Submis
         );
         return Err(Refusal::param("queue", text));
     }
-    sound(&job.request)?;
+    sound::sound(&job.request)?;
     let (model, models) = (job.request.model(), &app.options.models);
     if !models.is_empty() && !models.contains(&model) {
         let text = format!("there is no model `{model}`; GET /v1/models lists those there are");
         return Err(Refusal::new(StatusCode::NOT_FOUND, "model_not_found", text).at("model"));
     }
     Ok(app.producer.check(job, Timestamp::now())?)
-}
-
-/// Refuses what no model takes, before it costs anything: messages that nobody says, `stream` that is no flag.
-fn sound(request: &ChatRequest) -> Result<(), Refusal> {
-    #[derive(Deserialize)]
-    struct Message {
-        #[serde(rename = "role")]
-        _role: String,
-    }
-    if request.get::<Vec<Message>>("messages").is_none() {
-        let text = "messages holds something else than objects with a `role`, which is text";
-        return Err(Refusal::param("messages", text));
-    }
-    flag(request, "stream").map(drop)
-}
-
-/// A field that is true, false, null or not there.
-pub(super) fn flag(request: &ChatRequest, name: &str) -> Result<bool, Refusal> {
-    match request.get::<serde_json::Value>(name) {
-        None | Some(serde_json::Value::Null) => Ok(false),
-        Some(serde_json::Value::Bool(flag)) => Ok(flag),
-        Some(other) => {
-            Err(Refusal::param(name, format!("{name} is {other}; allowed: true or false")))
-        }
-    }
 }
 
 /// Enqueues a job and notes it among its tenant's.

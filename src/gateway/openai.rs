@@ -22,6 +22,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::{Stream, StreamExt};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use status::Status;
 use tokio::time::Instant;
@@ -124,17 +125,18 @@ pub(super) async fn complete(
     trail: Trail,
     Sent { caller, body }: Sent,
 ) -> Result<Response, Refusal> {
+    jobs::fits(&app, &body)?;
     let request = read(&body)?;
-    // The answer may take minutes.
-    drop(body);
+    // The job takes as much until the broker has it.
+    let room = body.into_room();
     let stream = jobs::flag(&request, "stream")?;
     let mut key = jobs::idempotency_key(&headers)?;
+    let slot = app.slots.take(&caller.tenant)?;
     if key.is_none() && !app.options.dedupe.is_zero() {
         key = Some(repeat::key(&app, &caller, &request).await?);
     }
     let keyed = key.is_some();
     let lasting = keyed || app.options.on_disconnect == OnDisconnect::Continue;
-    let slot = app.slots.take(&caller.tenant)?;
     let (model, include_usage) = (request.model(), includes_usage(&request));
     // Whoever waits is told of the failure. Where nobody can come for another answer, one is of no use.
     let dead_letter = if lasting { Letter::Retryable } else { Letter::Never };
@@ -156,6 +158,8 @@ pub(super) async fn complete(
                 return Err(refusal);
             }
         };
+    // The answer may take minutes.
+    drop(room);
     let listen = app.listener.listen(job).owned_by(caller.tenant.clone()).idle_timeout(None);
     let named = [(JOB_HEADER, job.to_string())];
     let following = match app.noticed(listen.open().await) {
@@ -210,8 +214,11 @@ fn read(body: &[u8]) -> Result<ChatRequest, Refusal> {
 }
 
 fn includes_usage(request: &ChatRequest) -> bool {
-    let options: Option<serde_json::Value> = request.get("stream_options");
-    options.is_some_and(|options| options["include_usage"] == true)
+    #[derive(Deserialize)]
+    struct Options {
+        include_usage: Option<bool>,
+    }
+    request.get("stream_options").and_then(|Options { include_usage }| include_usage) == Some(true)
 }
 
 /// A completion as a response that keeps its slot until the client has read it.

@@ -55,6 +55,11 @@ impl ChatRequest {
         self.0.get(name).and_then(|raw| serde_json::from_str(raw.get()).ok())
     }
 
+    /// The JSON text of one field, where it is there.
+    pub fn raw(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(|raw| raw.get())
+    }
+
     /// Sets one field, leaving the others as they came.
     pub fn set<T: Serialize + ?Sized>(&mut self, name: &str, value: &T) {
         if let Ok(raw) = serde_json::value::to_raw_value(value) {

@@ -15,6 +15,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::support::{
+    proxy::Proxy,
     redis::Server,
     stack::connect,
     subject::soon,
@@ -60,6 +61,100 @@ async fn a_job_above_the_brokers_limit_is_refused_as_too_large() {
     for path in ["/v1/jobs", "/v1/chat/completions"] {
         web.post(path, &chat(&"x".repeat(600))).await.refused(413, "job_too_large");
     }
+}
+
+/// A refusal said the client's own value again, of megabytes, and held it until a client that read nothing was gone.
+#[tokio::test]
+async fn a_refusal_repeats_little_of_what_was_sent() {
+    let web = Web::start(&embedded(), options());
+    let long = "x".repeat(300_000);
+    let request = chat("a");
+    let with = |name: &str, value: serde_json::Value| {
+        let mut job = json!({"request": request});
+        job[name] = value;
+        job
+    };
+    let mut bodies = vec![
+        json!({"model": "m", "messages": [{"role": "user"}], "stream": long}),
+        json!({"model": long, "messages": [{"role": "user"}]}),
+        json!({"model": "m", "messages": long}),
+        json!({"custom_id": "a", "url": long, "method": "POST", "body": request}),
+        json!({"custom_id": "a", "url": "/v1/chat/completions", "method": long, "body": request}),
+        with(&long, 1.into()),
+        with("labels", json!({&long: long})),
+    ];
+    for name in [
+        "lane",
+        "deadline_ms",
+        "queue",
+        "not_before",
+        "expires_at",
+        "dead_letter",
+        "labels",
+        "max_attempts",
+        "tenant",
+        "idempotency_key",
+    ] {
+        bodies.push(with(name, long.clone().into()));
+        bodies.push(with(name, vec![0; 100_000].into()));
+    }
+    for body in bodies {
+        let reply = web.post("/v1/jobs", &body).await;
+        let name: String = body.to_string().chars().take(200).collect();
+        assert!(reply.status.is_client_error(), "{} {name}", reply.status);
+        assert!(reply.text.len() < 1_500, "{} {name}", reply.text.len());
+        let reply = web.post("/v1/chat/completions", &body).await;
+        assert!(reply.status.is_client_error() && reply.text.len() < 1_500, "{name}");
+    }
+    let many = vec![json!({"request": request, "lane": "x".repeat(3000)}); 100];
+    let reply = web.post("/v1/jobs", &many.into()).await;
+    assert_eq!((&reply.json()["refused"], reply.text.len() < 150_000), (&json!(100), true));
+}
+
+/// A field was read into values, of many times its bytes, before anybody asked how large the request is.
+#[tokio::test]
+async fn the_size_of_a_job_is_asked_before_anything_else() {
+    let broker = embedded();
+    let listener = Listener::new(broker.clone(), Default::default());
+    let producer = millstream::producer::Options { max_payload: 500, ..Default::default() };
+    let dedupe = Duration::from_secs(60);
+    let gateway =
+        Gateway::new(broker, listener.clone(), producer, Options { dedupe, ..options() }).unwrap();
+    let web = Web::of(gateway, listener);
+    let mut request = chat("a");
+    request["stream"] = vec![0; 10_000].into();
+    let bad = "[".repeat(20_000);
+    for path in ["/v1/jobs", "/v1/chat/completions"] {
+        web.post(path, &request).await.refused(413, "job_too_large");
+        let post = web.ask(Method::POST, path).header("content-type", "application/json");
+        let body = format!("{{\"model\":{bad}");
+        Reply::of(post.body(body)).await.refused(413, "job_too_large");
+    }
+}
+
+/// A job that was on its way to a slow broker took room no more: a tenant could send as many as it liked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_counts_until_the_broker_has_its_job() {
+    let server = Server::start().await;
+    let proxy = Proxy::start(server.port()).await;
+    let limits = Limits { max_bodies: 3_000, ..Limits::default() };
+    let web = Web::start(&connect(&proxy.url()).await, limited(limits));
+    let first = chat(&"first".repeat(200));
+    proxy.hold_behind("firstfirst".to_owned());
+    let first = tokio::spawn(Reply::of(web.posted("/v1/chat/completions", &first)));
+    soon(proxy.holds()).await;
+    let second = web.post("/v1/chat/completions", &chat(&"second".repeat(100))).await;
+    second.refused(503, "too_many_bodies");
+    proxy.let_through();
+    // Once it is there, its answer may take as long as it will.
+    web.until_metric("streams_open", 1.0).await;
+    soon(async {
+        while web.post("/v1/jobs", &chat(&"third".repeat(100))).await.status != 202 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    first.abort();
 }
 
 #[tokio::test]

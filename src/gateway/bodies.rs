@@ -77,12 +77,14 @@ impl Room {
 }
 
 impl Room {
-    fn give_back(&mut self) {
-        if self.bytes == 0 {
+    /// Gives back as much of what it has.
+    fn give_back(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        if bytes == 0 {
             return;
         }
+        self.bytes -= bytes;
         let mut taken = self.shared.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = std::mem::take(&mut self.bytes);
         taken.all = taken.all.saturating_sub(bytes);
         if let Some(mine) = taken.by_tenant.get_mut(&self.tenant) {
             *mine = mine.saturating_sub(bytes);
@@ -95,12 +97,12 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.give_back();
+        self.give_back(self.bytes);
     }
 }
 
-/// The room of a WebSocket's message that is not whole: taken where its bytes come in, and given back where the
-/// message goes out.
+/// The room of a WebSocket's messages: taken where their bytes come in, and given back for each message once it has
+/// been answered and is there no more.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Meter(Arc<Mutex<Option<Room>>>);
 
@@ -116,10 +118,16 @@ impl Meter {
         room.as_mut().map_or(Ok(()), |room| room.take(bytes))
     }
 
-    /// A message is whole.
-    pub(super) fn settle(&self) {
+    /// What is taken now.
+    pub(super) fn taken(&self) -> usize {
+        let room = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        room.as_ref().map_or(0, |room| room.bytes)
+    }
+
+    /// So many bytes are there no more.
+    pub(super) fn give_back(&self, bytes: usize) {
         if let Some(room) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            room.give_back();
+            room.give_back(bytes);
         }
     }
 }

@@ -62,7 +62,7 @@ pub fn event_id(bytes: &[u8]) {
 pub fn frame(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let refusals = match frame::read(text) {
-        Ok(request) => [
+        Ok((_, request)) => [
             request.payload().map(|payload| job(payload.as_bytes())).err(),
             request.job().err(),
             request.after().err(),

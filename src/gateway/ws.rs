@@ -16,7 +16,7 @@
 //! takes: a slow client falls behind its live messages and catches up from the log.
 //!
 //! Close codes: 1002 for what is no WebSocket frame, 1003 for a binary frame, 1007 for text that is not UTF-8, 1008 after [`FAULTS`] frames that are no requests, 1009 for one that is
-//! too large, 1012 when the gateway closes (come back at once), 1013 for an unfinished one without room, 4408 when nothing was said or heard for
+//! too large, 1012 when the gateway closes (come back at once), 1013 for one without room, 4408 when nothing was said or heard for
 //! `socket_idle`.
 
 mod end;
@@ -29,12 +29,12 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     extract::{
         State,
-        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
+        ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code},
     },
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use end::{End, Step};
+use end::{End, NO_ROOM, Step};
 use frame::{Op, Request};
 use futures_util::{
     StreamExt,
@@ -57,7 +57,7 @@ use super::{
     view,
 };
 use crate::{
-    event::{Codec, Event, EventId, Frame},
+    event::{Event, EventId},
     job::JobId,
     listener::{self, Room},
 };
@@ -80,6 +80,9 @@ const AT_ONCE: Duration = Duration::from_millis(1);
 /// What is read ahead of a socket, in bytes.
 const READ_AHEAD: usize = 8 * 1024;
 
+/// The bytes of a ping or pong of a client beside its content: the head and the mask.
+const BESIDE: usize = 6;
+
 /// What a subscription takes beside the events that wait, in bytes.
 const SUBSCRIPTION: usize = 4 * 1024;
 
@@ -95,6 +98,8 @@ struct Session {
     followed: StreamMap<JobId, Events>,
     /// What waits for the client, of all jobs that it follows.
     room: Room,
+    /// The largest message so far: the library keeps as much space for the next one.
+    largest: usize,
     faults: u32,
     /// When anything but a ping was last said or heard.
     active: Instant,
@@ -152,6 +157,7 @@ fn open(
             meter,
             followed,
             room,
+            largest: 0,
             faults: 0,
             active: now,
             heard: now,
@@ -224,9 +230,9 @@ impl Session {
         }
     }
 
-    async fn say(&mut self, content: &Value) -> Step {
+    async fn say(&mut self, text: String) -> Step {
         self.active = Instant::now();
-        self.send(Message::Text(content.to_string().into())).await
+        self.send(Message::Text(text.into())).await
     }
 
     /// A socket does not outlive its key.
@@ -254,13 +260,13 @@ impl Session {
 
     async fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Step {
         self.heard = Instant::now();
-        // A ping may stand between the parts of a message.
-        if !matches!(message, Some(Ok(Message::Ping(_) | Message::Pong(_)))) {
-            self.meter.settle();
-        }
         match message {
             None | Some(Ok(Message::Close(_))) => Err(End::Gone),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
+            // It may stand between the parts of a message, which keep their room.
+            Some(Ok(Message::Ping(content) | Message::Pong(content))) => {
+                self.meter.give_back(BESIDE + content.len());
+                Ok(())
+            }
             Some(Ok(Message::Binary(_))) => Err(End::Close(
                 close_code::UNSUPPORTED,
                 "binary frame; allowed: JSON text".to_owned(),
@@ -269,22 +275,16 @@ impl Session {
             Some(Ok(Message::Text(text))) => {
                 self.is_let_in()?;
                 self.active = Instant::now();
-                let (id, answer) = match frame::read(&text) {
-                    Ok(request) => {
-                        let answer = self.answer(&request).await;
-                        self.trail.frame(&request, &answer);
-                        (request.id.clone(), answer)
-                    }
-                    Err(fault) => {
-                        self.faults += 1;
-                        (fault.0, Err(fault.1))
-                    }
-                };
-                let reply = match answer {
-                    Ok(ok) => json!({"id": id, "ok": ok}),
-                    Err(refusal) => json!({"id": id, "error": refusal.error}),
-                };
-                self.say(&reply).await?;
+                let taken = self.meter.taken();
+                let answer = self.reply(&text).await;
+                self.largest = self.largest.max(text.len());
+                // The client may take its time for the answer.
+                drop(text);
+                self.meter.give_back(taken);
+                self.say(answer).await?;
+                if self.weigh(self.followed.len()).is_err() {
+                    return Err(End::Close(close_code::AGAIN, NO_ROOM.to_owned()));
+                }
                 if self.faults < FAULTS {
                     return Ok(());
                 }
@@ -292,6 +292,26 @@ impl Session {
                 Err(End::Close(close_code::POLICY, text))
             }
         }
+    }
+
+    /// What is said to a message.
+    async fn reply(&mut self, text: &Utf8Bytes) -> String {
+        match frame::read(text) {
+            Ok((id, request)) => {
+                let answer = self.answer(&request).await;
+                self.trail.frame(&request, &answer);
+                frame::answered(id, answer)
+            }
+            Err(fault) => {
+                self.faults += 1;
+                frame::answered(fault.0, Err::<(), _>(fault.1))
+            }
+        }
+    }
+
+    /// Counts the socket as what it takes when it follows so many jobs.
+    fn weigh(&mut self, followed: usize) -> Result<(), Refusal> {
+        self.slot.widen(self.largest + followed * SUBSCRIPTION)
     }
 
     async fn answer(&mut self, request: &Request<'_>) -> Result<Value, Refusal> {
@@ -335,7 +355,7 @@ impl Session {
             let status = StatusCode::TOO_MANY_REQUESTS;
             return Err(Refusal::new(status, "too_many_subscriptions", text));
         }
-        self.slot.widen((self.followed.len() + 1) * SUBSCRIPTION)?;
+        self.weigh(self.followed.len() + 1)?;
         let tenant = self.caller.tenant.clone();
         let listen = self.app.listener.listen(job).after(after).owned_by(tenant);
         let listen = listen.within(self.room.clone()).idle_timeout(None);
@@ -351,20 +371,14 @@ impl Session {
         self.is_let_in()?;
         let Some(event) = event else {
             self.followed.remove(&job);
-            return self.say(&json!({"job": job, "end": true})).await;
+            return self.say(json!({"job": job, "end": true}).to_string()).await;
         };
         match event {
-            Ok(event) => {
-                let frame = Frame::new(event.id.seq, &event.body, Codec::Json).ok();
-                let data: Option<Value> = frame.and_then(|f| serde_json::from_slice(&f.bytes).ok());
-                let (kind, id) = (event.body.kind(), event.id);
-                let data = data.unwrap_or_else(|| json!({}));
-                self.say(&json!({"job": job, "event": kind, "event_id": id, "data": data})).await
-            }
+            Ok(event) => self.say(frame::shown(job, &event)).await,
             Err(error) => {
                 self.followed.remove(&job);
                 let refusal = Refusal::from(error);
-                self.say(&json!({"job": job, "end": true, "error": refusal.error})).await
+                self.say(json!({"job": job, "end": true, "error": refusal.error}).to_string()).await
             }
         }
     }

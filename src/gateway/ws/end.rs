@@ -7,6 +7,10 @@ use tungstenite::error::ProtocolError;
 pub(super) const ILLEGIBLE: [u16; 4] =
     [close_code::SIZE, close_code::PROTOCOL, close_code::INVALID, close_code::AGAIN];
 
+/// What is said of a message for which there is no room beside the streams that are open.
+pub(super) const NO_ROOM: &str =
+    "no room for messages as large as these (gateway.limits.max_streams)";
+
 /// Why a socket ends.
 pub(super) enum End {
     /// With this code and these words.

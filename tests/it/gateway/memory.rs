@@ -159,6 +159,45 @@ async fn large_answers_that_nobody_reads_are_few() {
     }
 }
 
+/// A frame was read into values, which were kept until its client took the answer: 580 MB for one of 8 MB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_costs_no_more_than_its_bytes() {
+    const SOCKETS: usize = 4;
+    let server = Server::start().await;
+    let (gateway, addr) = start(&server);
+    let zeros = vec!["0"; 1 << 20].join(",");
+    let before = settled(&gateway).await;
+    let mut sockets = Vec::new();
+    for _ in 0..SOCKETS {
+        let (mut socket, _) =
+            client_async(format!("ws://{addr}/v1/ws"), narrow(addr).await).await.unwrap();
+        for frame in [
+            format!(r#"{{"id":[{zeros}],"op":"unsubscribe","job":"{}"}}"#, JobId::new()),
+            format!(r#"{{"id":1,"op":"unsubscribe","job":[{zeros}]}}"#),
+            format!(r#"{{"id":2,"op":"unsubscribe","then":[{zeros}]}}"#),
+        ] {
+            soon(socket.send(Message::text(frame))).await.unwrap();
+        }
+        sockets.push(socket);
+    }
+    let after = settled(&gateway).await;
+    let each = after.saturating_sub(before) / SOCKETS as u64;
+    println!("{before} before, {after} after: {each} bytes a socket");
+    assert!(each < 8 << 20, "{each} bytes a socket");
+    // They are told what was wrong once they read.
+    for mut socket in sockets {
+        for (id, word) in [("null", "id has"), ("1", "job is missing"), ("2", "then")] {
+            let text = loop {
+                if let Message::Text(text) = soon(socket.next()).await.unwrap().unwrap() {
+                    break text;
+                }
+            };
+            assert!(text.starts_with(&format!(r#"{{"id":{id},"error":"#)), "{text}");
+            assert!(text.contains(word) && text.len() < 1500, "{text}");
+        }
+    }
+}
+
 /// Twelve subscriptions of one socket that is not read took 800 MB.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_socket_is_one_reader_whatever_it_follows() {

@@ -3,6 +3,7 @@
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::support::proxy::Proxy;
 
 /// A frame of a client, whose mask is of zeros.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -187,4 +188,73 @@ async fn unfinished_messages_take_no_more_memory_than_allowed() {
     }
     drop(client);
     gate.is_clean().await;
+}
+
+/// Pings and answers to pings took the room of messages for ever: after a day of heartbeats there was none left.
+#[tokio::test]
+async fn what_keeps_a_socket_alive_takes_no_room() {
+    let limits = Limits { max_body: 8_000, max_bodies: 40_000, ..Limits::default() };
+    let gate = Gate::start(limited(limits)).await;
+    let mut client = open(&gate).await;
+    // Also between the parts of a message, which keep theirs.
+    soon(client.socket.get_mut().write_all(&frame(0x01, &[b'x'; 4_000]))).await.unwrap();
+    for _ in 0..200 {
+        for first in [0x89, 0x8a] {
+            soon(client.socket.get_mut().write_all(&frame(first, &[b'x'; 125]))).await.unwrap();
+        }
+    }
+    soon(client.socket.get_mut().write_all(&frame(0x80, b"x"))).await.unwrap();
+    let told = soon(async {
+        loop {
+            match client.frame().await {
+                Message::Text(text) => return text,
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    assert!(told.await.contains("invalid_frame"));
+    drop(client);
+    gate.is_clean().await;
+}
+
+/// A large message was forgotten once it was answered, and the library keeps its space for the next one.
+#[tokio::test]
+async fn a_socket_counts_as_many_streams_as_its_largest_message_takes() {
+    let limits = Limits { max_streams: 12, ..Limits::default() };
+    let gate = Gate::start(limited(limits)).await;
+    let (mut client, mut other) = (open(&gate).await, open(&gate).await);
+    let pad = "x".repeat(10 * 64 * 1024 - 100);
+    let padded = json!({"id": 1, "op": "unsubscribe", "job": pad});
+    assert_eq!(client.ask(padded.clone()).await["error"]["code"], "job_not_found");
+    gate.until("streams_open", 11).await;
+    // One for whom there is no room is answered, and closed.
+    assert_eq!(other.ask(padded).await["error"]["code"], "job_not_found");
+    assert_eq!(other.code().await, 1013);
+    gate.until("streams_open", 10).await;
+    drop((client, other));
+    gate.is_clean().await;
+}
+
+/// The room of a message was given back before it was answered: while the broker was slow, there was no bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_takes_room_until_it_is_answered() {
+    let server = Server::start().await;
+    let proxy = Proxy::start(server.port()).await;
+    let limits = Limits { max_body: 2_000, max_bodies: 3_000, ..Limits::default() };
+    let gate = Gate::before(connect(&proxy.url()).await, limited(limits)).await;
+    let enqueue = |id: &str, text: &str| {
+        let request = json!({"model": "m", "messages": [{"role": "user", "content": text}]});
+        json!({"id": id, "op": "enqueue", "job": request})
+    };
+    let (mut slow, mut other) = (open(&gate).await, open(&gate).await);
+    proxy.hold_behind("firstfirst".to_owned());
+    slow.send(&enqueue("a", &"first".repeat(200))).await;
+    soon(proxy.holds()).await;
+    other.send(&enqueue("b", &"second".repeat(150))).await;
+    assert_eq!(other.code().await, 1013);
+    proxy.let_through();
+    assert_eq!(slow.answer().await["ok"]["object"], "job");
+    let mut third = open(&gate).await;
+    assert_eq!(third.ask(enqueue("c", &"third".repeat(150))).await["ok"]["object"], "job");
 }

@@ -1,6 +1,7 @@
 //! Answers as endpoints really send them, byte for byte, read by a whole system.
 
 mod endpoint;
+mod families;
 
 use std::{fmt::Write as _, time::Duration};
 

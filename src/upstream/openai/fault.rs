@@ -49,13 +49,17 @@ struct Said {
 impl Said {
     /// Of an error as it stands under `error`, or of a whole body that is one.
     fn read(value: &Value) -> Self {
+        // Some endpoints put their one error into a list.
+        let value = value.as_array().and_then(|values| values.first()).unwrap_or(value);
         let inner = value.get("error").filter(|error| !error.is_null()).unwrap_or(value);
         let text = |name: &str| inner.get(name).and_then(Value::as_str).map(str::to_owned);
-        let detail = inner.get("detail").map(|detail| match detail {
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        });
-        let message = text("message").or_else(|| inner.as_str().map(str::to_owned)).or(detail);
+        let words = |name: &str| match inner.get(name)? {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        };
+        let own = || inner.as_str().map(str::to_owned);
+        let message = words("message").or_else(own).or_else(|| words("detail"));
         let name = |field: &str| text(field).filter(|name| (1..=NAME).contains(&name.len()));
         Self { message, kind: name("type"), reason: name("code"), param: name("param") }
     }

@@ -14,7 +14,6 @@ use tokio::time::Instant;
 
 use super::{
     Error, Listen,
-    doubt::Doubt,
     hub::{Heard, Link, Subscription},
     room::Taken,
 };
@@ -197,6 +196,7 @@ impl Follow {
                 tracing::debug!(%error, "log not read; trying again");
                 // Whether the record is there is asked anew: its writer has to come back, too.
                 self.missing = None;
+                self.doubt();
                 self.phase = Phase::Fallback;
                 Ok(())
             }
@@ -231,7 +231,7 @@ impl Follow {
         self.note(opened.record.as_ref());
         if is_empty {
             self.ended = self.known == Some(Known::Over);
-            self.cursor = (self.read_to != EventId::START).then(Claim::default);
+            self.doubt();
         }
         match taken {
             None if !is_empty => self.settle(true),
@@ -321,6 +321,7 @@ impl Follow {
             Link::Live(number) if number == self.synced => Phase::Live,
             Link::Live(number) => {
                 self.synced = number;
+                self.doubt();
                 Phase::Look
             }
             Link::Pending | Link::Down => Phase::Fallback,
@@ -350,13 +351,8 @@ impl Follow {
         if event.id <= self.read_to {
             // Read from the log already, unless the log does not reach up to the cursor.
             if let Some(claim) = &mut self.cursor {
-                if event.body.is_terminal() || event.id.fence < self.read_to.fence {
-                    let from = claim.doubt.map_or(event.id.before(), Doubt::from);
-                    self.go_back(from);
-                } else {
-                    claim.heard.get_or_insert(event.id);
-                    self.phase = Phase::Judge;
-                }
+                claim.hear(&event);
+                self.phase = Phase::Judge;
             }
         } else if first || self.read_to.precedes(event.id) {
             self.read_to = event.id;

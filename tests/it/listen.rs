@@ -18,7 +18,7 @@ use millstream::{
 use crate::support::{
     redis::Server,
     stack::{Stack, connect, expected, instant, paced},
-    subject::soon,
+    subject::{delta, soon},
     web::Hand,
 };
 
@@ -36,6 +36,14 @@ fn text(events: &[Event]) -> String {
         }
     }
     text
+}
+
+/// A listener that may not subscribe.
+async fn deaf(stack: &Stack) -> Listener {
+    let rules = ["ACL", "SETUSER", "reader", "on", ">pw", "~*", "&*", "+@all", "-subscribe"];
+    stack.server.command(&rules);
+    let url = stack.server.url().replace("://", "://reader:pw@");
+    Listener::new(connect(&url).await, listener::Options::default())
 }
 
 #[tokio::test]
@@ -226,11 +234,7 @@ async fn a_cursor_above_the_last_event_of_the_running_fence_is_told_what_comes()
 #[tokio::test]
 async fn a_cursor_above_the_last_event_is_told_the_end() {
     let stack = Stack::start(instant()).await;
-    let rules = ["ACL", "SETUSER", "reader", "on", ">pw", "~*", "&*", "+@all", "-subscribe"];
-    stack.server.command(&rules);
-    let url = stack.server.url().replace("://", "://reader:pw@");
-    let deaf = Listener::new(connect(&url).await, listener::Options::default());
-    for listener in [stack.listener(), deaf] {
+    for listener in [stack.listener(), deaf(&stack).await] {
         let id = stack.ask("m", "above").await;
         let mut hand = Hand::begin(&stack.broker).await;
         let after = EventId { fence: hand.attempt.fence, seq: 900 };
@@ -272,6 +276,48 @@ async fn what_is_written_again_is_not_told_again() {
     hand.done().await;
     let seen = soon(all(events)).await;
     assert_eq!(text(&seen), "d", "{seen:?}");
+}
+
+/// Guards against a reader that is told an attempt again: a worker that was frozen says its next words after
+/// another has taken its job over, the log refuses them, and the reader went back to where they would stand.
+#[tokio::test]
+async fn late_words_of_an_attempt_that_is_over_repeat_nothing() {
+    let stack = Stack::start(instant()).await;
+    let id = stack.ask("m", "late").await;
+    let mut hand = Hand::begin(&stack.broker).await;
+    hand.say("a").await;
+    let frozen = hand.attempt.clone();
+    hand.lose().await;
+    hand.say("a").await;
+    let cursor = EventId { fence: hand.attempt.fence, seq: 1 };
+    let events = stack.listener().listen(id).after(cursor).open().await.unwrap().events();
+    let late = [delta(2, "late", Codec::Json)];
+    assert_eq!(stack.broker.append(&frozen, &late).await.unwrap(), Written::Behind);
+    hand.say("b").await;
+    hand.done().await;
+    let seen = soon(all(events)).await;
+    let ids: Vec<_> = seen.iter().map(|event| event.id.seq).collect();
+    assert_eq!(ids, [2, 3, 4], "{seen:?}");
+}
+
+/// Guards against a text that no log holds: Redis has forgotten the attempt that the reader is at, and the one
+/// before it comes to an end, while nothing arrives live or as it does.
+#[tokio::test]
+async fn a_cursor_in_an_attempt_that_is_forgotten_is_told_the_one_that_ends_the_job() {
+    let stack = Stack::start(instant()).await;
+    for listener in [stack.listener(), deaf(&stack).await] {
+        let id = stack.ask("m", "another").await;
+        let mut hand = Hand::begin(&stack.broker).await;
+        hand.say("a").await;
+        let after = EventId { fence: hand.attempt.fence + 1, seq: 3 };
+        let events = listener.listen(id).after(after).open().await.unwrap().events();
+        hand.say("b").await;
+        hand.done().await;
+        let seen = soon(all(events)).await;
+        assert_eq!(text(&seen), "ab", "{seen:?}");
+        assert!(matches!(seen[0].body, Body::Started(_)), "{seen:?}");
+        assert!(seen.last().unwrap().body.is_terminal(), "{seen:?}");
+    }
 }
 
 /// A job whose record and log are gone with Redis: its reader waited for ever.
@@ -356,10 +402,7 @@ fn monitor(server: &Server) -> impl FnOnce() -> Vec<(f64, String)> + use<> {
 #[tokio::test]
 async fn without_pub_sub_reads_follow_the_backoff_and_deliver() {
     let stack = Stack::start(instant()).await;
-    let rules = ["ACL", "SETUSER", "reader", "on", ">pw", "~*", "&*", "+@all", "-subscribe"];
-    stack.server.command(&rules);
-    let url = stack.server.url().replace("://", "://reader:pw@");
-    let listener = Listener::new(connect(&url).await, listener::Options::default());
+    let listener = deaf(&stack).await;
     let id = stack.ask("m", "no pub/sub").await;
 
     let end = monitor(&stack.server);

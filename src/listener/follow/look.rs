@@ -5,21 +5,33 @@ use tokio::time::Instant;
 use super::{
     super::{
         Error, Listen,
-        doubt::{self, Doubt, Verdict},
+        doubt::{self, Doubt, Verdict, Word},
     },
     Follow, Phase,
 };
 use crate::{
     broker::{self, Record},
-    event::EventId,
+    event::{Event, EventId},
 };
 
 /// A cursor above the log's last event.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Claim {
-    pub(super) doubt: Option<Doubt>,
+    doubt: Option<Doubt>,
     /// The live event that is the reason to look.
-    pub(super) heard: Option<EventId>,
+    heard: Option<Word>,
+}
+
+impl Claim {
+    /// Notes a live event at the cursor or below it.
+    pub(super) fn hear(&mut self, event: &Event) {
+        let word = Word { id: event.id, ends: event.body.is_terminal() };
+        if word.ends {
+            self.heard = Some(word);
+        } else {
+            self.heard.get_or_insert(word);
+        }
+    }
 }
 
 /// A job that was there.
@@ -34,6 +46,13 @@ impl Follow {
         if let Some(record) = record {
             self.missing = None;
             self.known = Some(if record.state.is_terminal() { Known::Over } else { Known::Open });
+        }
+    }
+
+    /// Whatever the reader has seen, the broker may have forgotten.
+    pub(super) fn doubt(&mut self) {
+        if self.read_to != EventId::START {
+            self.cursor.get_or_insert_default();
         }
     }
 
@@ -69,10 +88,15 @@ impl Follow {
     }
 
     /// The job is over, and the log has nothing behind the cursor: its end, where the log still has it,
-    /// lies at the cursor or below. A broker may have forgotten what the reader saw of a later attempt.
+    /// lies at the cursor or below. Where the broker has forgotten the attempt that the reader saw, it is
+    /// given the one that has ended the job.
     async fn finish(&mut self) -> Result<(), Error> {
         let job = self.listen.job;
         if let Some(last) = self.listen.broker.last(job).await? {
+            if last.fence < self.read_to.fence {
+                self.go_back(doubt::attempt_of(last));
+                return Ok(());
+            }
             let events = self.listen.broker.read(job, last.before(), 1).await?;
             if let Some(end) = events.into_iter().find(|event| event.body.is_terminal()) {
                 self.ready = Some(end);
@@ -108,7 +132,7 @@ impl Follow {
     }
 
     /// The cursor is no event's: reads from there.
-    pub(super) fn go_back(&mut self, to: EventId) {
+    fn go_back(&mut self, to: EventId) {
         self.cursor = None;
         self.read_to = to;
         self.phase = Phase::Replay;

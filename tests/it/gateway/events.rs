@@ -59,14 +59,18 @@ async fn a_cursor_gives_the_rest_once_and_the_header_is_stronger() {
     let mut by_header = resumed("", &format!("{fence}-1")).await;
     let mut by_both = resumed(&format!("?after={fence}-0"), &format!("{fence}-2")).await;
     // Above what there is: nothing is replayed, and what comes is told.
-    let above = resumed("?after=9999999999999-5", "").await;
+    let above = resumed(&format!("?after={fence}-900"), "").await;
+    // Of a later attempt, which nobody knows of: the one that runs is told as a whole.
+    let later = resumed("?after=9999999999999-5", "").await;
     for stream in [&mut by_query, &mut by_header] {
         assert_eq!(stream.block().await.says(), "b");
     }
     assert_eq!(by_both.block().await.says(), "c");
     hand.say("d").await;
     hand.done().await;
-    for (stream, says) in [(by_query, "cd"), (by_header, "cd"), (by_both, "d"), (above, "d")] {
+    let streams =
+        [(by_query, "cd"), (by_header, "cd"), (by_both, "d"), (above, "d"), (later, "abcd")];
+    for (stream, says) in streams {
         let blocks = stream.rest().await;
         let text: String =
             blocks.iter().filter(|block| block.event == "delta").map(Block::says).collect();

@@ -199,8 +199,15 @@ pub trait Settle: Send + Sync {
     ) -> Result<bool>;
 
     /// Moves an entry to the dead letters, which count nothing, where the `session` is not over under
-    /// which its job was seen to have failed.
-    async fn bury(&self, entry: &Entry, letter: &DeadLetter, session: u64) -> Result<Settled>;
+    /// which its job was seen to have failed. Where the failure was `told` by the record, another entry of
+    /// the job may have been buried for it: then no second letter is written.
+    async fn bury(
+        &self,
+        entry: &Entry,
+        letter: &DeadLetter,
+        told: bool,
+        session: u64,
+    ) -> Result<Settled>;
 
     /// Drops dead letters of a partition that have outlived their time; how many, which are counted
     /// as dropped.

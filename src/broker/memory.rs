@@ -298,8 +298,14 @@ impl Settle for Memory {
         Ok(self.inner.lock().release(worker, place, attempt))
     }
 
-    async fn bury(&self, entry: &Entry, letter: &DeadLetter, _session: u64) -> Result<Settled> {
-        Ok(self.inner.lock().bury(entry, letter, Timestamp::now()).into())
+    async fn bury(
+        &self,
+        entry: &Entry,
+        letter: &DeadLetter,
+        told: bool,
+        _session: u64,
+    ) -> Result<Settled> {
+        Ok(self.inner.lock().bury(entry, letter, told, Timestamp::now()).into())
     }
 
     async fn expire(&self, partition: &Partition) -> Result<u64> {

@@ -292,7 +292,7 @@ async fn attempt_job(
         Outcome::Done { .. } | Outcome::Cancelled { .. } => Step::Remove { by_attempt: true },
         Outcome::Failed(error) => {
             tell(entry, number, &error);
-            Step::Bury { error, attempts: number, fence }
+            Step::Bury { error, attempts: number, fence, told: false }
         }
         Outcome::Retry { error, .. } => {
             tell(entry, number, &error);

@@ -28,14 +28,13 @@ pub(super) enum Step {
         by_attempt: bool,
     },
     /// Until then, or until the time that the record tells.
-    Park {
-        attempt: u32,
-        due: Option<Timestamp>,
-    },
+    Park { attempt: u32, due: Option<Timestamp> },
     Bury {
         error: Failure,
         attempts: u32,
         fence: u64,
+        /// Whether the record has told of it, and not an attempt of this worker's.
+        told: bool,
     },
 }
 
@@ -53,7 +52,9 @@ impl Owed {
             Begin::Late => return Self::Nothing,
             Begin::Remove => Step::Remove { by_attempt: false },
             Begin::Park { attempt, due } => Step::Park { attempt, due: Some(due) },
-            Begin::Bury { error, attempts, fence } => Step::Bury { error, attempts, fence },
+            Begin::Bury { error, attempts, fence } => {
+                Step::Bury { error, attempts, fence, told: true }
+            }
         };
         Self::Step(step, session)
     }
@@ -84,13 +85,13 @@ pub(super) async fn settle(context: &Context, entry: &Entry, step: Step, session
             };
             persist(context, "park", park).await
         }
-        Step::Bury { error, attempts, fence } => {
+        Step::Bury { error, attempts, fence, told } => {
             tracing::warn!(job = %entry.id, code = %error.code, attempts, "dead letter");
             let bury = async || {
                 let record = context.broker.job(entry.id).await?;
                 let mut letter = DeadLetter::new(entry, error.clone(), attempts, fence);
                 letter.history = record.map(|record| record.history).unwrap_or_default();
-                context.broker.bury(entry, &letter, session).await
+                context.broker.bury(entry, &letter, told, session).await
             };
             persist(context, "bury", bury).await
         }

@@ -290,6 +290,7 @@ behaviours! {
         two_entries_of_a_healed_job_share_no_fence,
         whatever_entry_is_left_of_a_healed_job_is_parked_for_its_retry,
         whatever_entry_is_left_of_a_healed_job_is_buried_for_its_failure,
+        whatever_entries_are_left_of_a_healed_job_its_failure_has_one_letter,
         whatever_entry_is_left_of_a_healed_job_runs_after_a_release,
         healing_gives_way_to_an_end_under_a_lower_fence,
         a_worker_that_has_begun_before_gets_a_new_fence,

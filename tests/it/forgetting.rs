@@ -7,10 +7,10 @@ use futures_util::StreamExt as _;
 use millstream::{
     admin::{Admin, Cancelled, Requeued},
     broker::{
-        Attempt, Begin, Cancel, Crashes, DeadLetter, Depth, Entry, Outcome, Reopened, Result, Run,
-        Settled, Spent, WorkerId, Written, redis::keys::Keys,
+        Attempt, Begin, Cancel, Crashes, DeadLetter, Depth, Entry, Outcome, Place, Reopened,
+        Result, Run, Settled, Spent, WorkerId, Written, redis::keys::Keys,
     },
-    event::{Body, Event},
+    event::{Body, Codec, Event},
     job::{ChatRequest, Job, JobId, Lane, Timestamp},
     retry::Schedule,
     state::State,
@@ -20,8 +20,9 @@ use millstream::{
 use crate::support::{
     dying::{Fate, Plan, Side},
     stack::{Stack, expected, instant},
-    subject::{begun, done, failed, failure, far, retrying, soon},
+    subject::{begun, delta, done, failed, failure, far, retrying, soon},
     victim::Victim,
+    web::Hand,
 };
 
 /// Redis dies and comes back as it was when it was last saved.
@@ -89,7 +90,7 @@ async fn settle(
     (
         through(async || broker.remove(&[Spent::from(spent)], session).await).await,
         through(async || broker.park(retried, 1, due, session).await).await,
-        through(async || broker.bury(dead, &letter, session).await).await,
+        through(async || broker.bury(dead, &letter, false, session).await).await,
     )
 }
 
@@ -139,7 +140,7 @@ async fn a_job_whose_entry_is_forgotten_is_parked_and_buried_without_it() {
     let known = Entry { session, ..entry.clone() };
     assert_eq!(broker.park(&known, 2, due, session).await.unwrap(), Settled::Gone);
     let letter = DeadLetter::new(entry, failure("no"), 1, attempt.fence);
-    assert_eq!(broker.bury(&known, &letter, session).await.unwrap(), Settled::Gone);
+    assert_eq!(broker.bury(&known, &letter, false, session).await.unwrap(), Settled::Gone);
 
     let before = Entry { session: session - 1, ..entry.clone() };
     assert_eq!(broker.park(&before, 2, due, session).await.unwrap(), Settled::Yes);
@@ -147,10 +148,18 @@ async fn a_job_whose_entry_is_forgotten_is_parked_and_buried_without_it() {
     assert_eq!(broker.park(&before, 2, due, session).await.unwrap(), Settled::Gone);
     assert_eq!(broker.park(&before, 1, due, session).await.unwrap(), Settled::Gone);
     assert_eq!(broker.park(&before, 3, due, session).await.unwrap(), Settled::Yes);
-    assert_eq!(broker.bury(&before, &letter, session).await.unwrap(), Settled::Yes);
-    assert_eq!(broker.bury(&before, &letter, session).await.unwrap(), Settled::Gone);
+    assert_eq!(broker.bury(&before, &letter, false, session).await.unwrap(), Settled::Yes);
+    assert_eq!(broker.bury(&before, &letter, false, session).await.unwrap(), Settled::Gone);
     let depth = broker.depth(&stack.partition).await.unwrap();
     assert_eq!((depth.parked, depth.dead), (1, 1));
+    // The entry that comes in its stead goes, and the letter stays one.
+    let fields = ["job", "{}", "id", &entry.id.to_string()];
+    let again = stack.server.command(&[&["XADD", &lane, "*"], &fields[..]].concat());
+    let place = Place { entry: again.trim().to_owned(), ..entry.place.clone() };
+    let again = Entry { place, session, ..entry.clone() };
+    assert_eq!(broker.bury(&again, &letter, true, session).await.unwrap(), Settled::Yes);
+    let depth = broker.depth(&stack.partition).await.unwrap();
+    assert_eq!((depth.lanes[1].waiting, depth.dead), (0, 1));
 }
 
 /// Guards against a look for a letter that reads through all of the last ones, whatever their size.
@@ -165,15 +174,15 @@ async fn a_letter_is_looked_for_behind_so_many_bytes() {
     let (entry, attempt) = &attempts[0];
     let letter = DeadLetter::new(entry, failure("no"), 1, attempt.fence);
     let before = Entry { session: session - 1, ..entry.clone() };
-    assert_eq!(broker.bury(&before, &letter, session).await.unwrap(), Settled::Yes);
+    assert_eq!(broker.bury(&before, &letter, false, session).await.unwrap(), Settled::Yes);
     let others = "for i = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'id', 'x', \
                   'entry:job', string.rep('x', ARGV[2])) end";
     let dead = keys.dead(&stack.partition);
     stack.server.command(&["EVAL", others, "1", &dead, "60", "100"]);
-    assert_eq!(broker.bury(&before, &letter, session).await.unwrap(), Settled::Gone);
+    assert_eq!(broker.bury(&before, &letter, false, session).await.unwrap(), Settled::Gone);
     stack.server.command(&["EVAL", others, "1", &dead, "2", "600000"]);
     stack.reset_counts();
-    assert_eq!(broker.bury(&before, &letter, session).await.unwrap(), Settled::Yes);
+    assert_eq!(broker.bury(&before, &letter, false, session).await.unwrap(), Settled::Yes);
     assert_eq!(stack.command_counts().get("xrevrange"), Some(&2), "it has read on");
 }
 
@@ -250,6 +259,44 @@ async fn a_silent_job_that_is_forgotten_is_written_again_at_the_next_renewal() {
         let log = stack.broker.read(id, millstream::event::EventId::START, 9).await.unwrap();
         assert_eq!(log.iter().map(|event| event.body.kind()).collect::<Vec<_>>(), ["started"]);
     }
+}
+
+/// Guards against a reader that waits in vain, or has words of two attempts: Redis has forgotten the takeover
+/// that the reader saw, and the first worker, of which nobody knew that it lived, goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_of_a_takeover_that_is_forgotten_is_told_the_attempt_that_goes_on() {
+    let mut stack = Stack::start(instant()).await;
+    let id = stack.ask("m", "taken over").await;
+    let mut hand = Hand::begin(&stack.broker).await;
+    hand.say("a").await;
+    let first = hand.attempt.clone();
+    stack.server.command(&["SAVE"]);
+    hand.lose().await;
+    hand.say("x").await;
+    let mut events = stack.listener().listen(id).idle_timeout(None).events();
+    for _ in 0..4 {
+        events.next().await.unwrap().unwrap();
+    }
+    fall_back(&mut stack).await;
+    let (attempt, broker) = (Attempt { session: u64::MAX, ..first }, &stack.broker);
+    let outcome = Outcome::Done { finish_reason: None, usage: None };
+    let appended =
+        through(async || broker.append(&attempt, &[delta(2, "b", Codec::Json)]).await).await;
+    let ended = through(async || broker.conclude(&attempt, &[done(3)], &outcome).await).await;
+    assert_eq!((appended, ended), (Written::Yes, Written::Yes));
+    let seen: Vec<Event> = soon(events.map(std::result::Result::unwrap).collect()).await;
+    let kinds: Vec<_> = seen.iter().map(|event| event.body.kind()).collect();
+    assert_eq!(kinds, ["started", "delta", "delta", "done"], "{seen:?}");
+    assert_eq!(words(&seen), "ab");
+}
+
+/// The words of the last attempt.
+fn words(events: &[Event]) -> String {
+    let texts = events.iter().filter_map(|event| match &event.body {
+        Body::Delta(chunk) => Some(chunk.text()),
+        _ => None,
+    });
+    texts.collect()
 }
 
 /// A worker whose job has begun when Redis is saved, and has ended when Redis dies; its end is

@@ -235,12 +235,20 @@ impl State {
         true
     }
 
-    pub(super) fn bury(&mut self, entry: &Entry, letter: &DeadLetter, now: Timestamp) -> bool {
+    pub(super) fn bury(
+        &mut self,
+        entry: &Entry,
+        letter: &DeadLetter,
+        told: bool,
+        now: Timestamp,
+    ) -> bool {
         let most = self.options.dead_max;
         let queue = self.queue(&entry.place.partition);
         let removed = queue.remove(&entry.place);
         if removed {
-            queue.bury(letter.clone(), most, now);
+            if !(told && queue.has_buried(letter)) {
+                queue.bury(letter.clone(), most, now);
+            }
             if let Some(load) = &entry.load {
                 queue.ledger.give_back(load);
             }

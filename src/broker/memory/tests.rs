@@ -113,7 +113,7 @@ async fn the_oldest_dead_letter_goes_first() {
     let entries = claimer.read(Lane::Normal, 3).await.unwrap();
     for entry in &entries {
         let letter = DeadLetter::new(entry, error.clone(), 0, 1);
-        assert_eq!(broker.bury(entry, &letter, 0).await.unwrap(), Settled::Yes);
+        assert_eq!(broker.bury(entry, &letter, false, 0).await.unwrap(), Settled::Yes);
     }
     let dead: Vec<JobId> =
         broker.dead_letters(&partition, None, 9).await.unwrap().iter().map(|d| d.id).collect();
@@ -131,10 +131,10 @@ async fn a_dead_letter_that_is_too_old_goes() {
     let mut claimer = broker.claimer(&partition, &WorkerId::new("w")).await.unwrap();
     let entries = claimer.read(Lane::Normal, 2).await.unwrap();
     let letter = DeadLetter::new(&entries[0], error, 0, 1);
-    assert_eq!(broker.bury(&entries[0], &letter, 0).await.unwrap(), Settled::Yes);
+    assert_eq!(broker.bury(&entries[0], &letter, false, 0).await.unwrap(), Settled::Yes);
     assert_eq!(broker.expire(&partition).await.unwrap(), 0, "it is young");
     tokio::time::sleep(Duration::from_millis(40)).await;
-    assert_eq!(broker.bury(&entries[1], &letter, 0).await.unwrap(), Settled::Yes);
+    assert_eq!(broker.bury(&entries[1], &letter, false, 0).await.unwrap(), Settled::Yes);
     assert_eq!(broker.depth(&partition).await.unwrap().dead, 2, "nobody has looked");
     assert_eq!(broker.expire(&partition).await.unwrap(), 1);
     let depth = broker.depth(&partition).await.unwrap();

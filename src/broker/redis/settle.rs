@@ -230,7 +230,13 @@ impl Settle for Redis {
         self.give_back(worker, place, attempt).await
     }
 
-    async fn bury(&self, entry: &Entry, letter: &DeadLetter, session: u64) -> Result<Settled> {
+    async fn bury(
+        &self,
+        entry: &Entry,
+        letter: &DeadLetter,
+        told: bool,
+        session: u64,
+    ) -> Result<Settled> {
         let Place { partition, lane, entry: entry_id } = &entry.place;
         let mut call = self.scripts.bury.prepare_invoke();
         call.key(self.keys.lane(partition, *lane))
@@ -241,6 +247,7 @@ impl Settle for Redis {
             .arg(entry.load.as_ref().map_or("", |load| load.tenant.as_str()))
             .arg(entry.load.as_ref().map_or(0, |load| load.bytes))
             .arg(u8::from(entry.session < session))
+            .arg(u8::from(told))
             .arg("id")
             .arg(letter.id.to_string())
             .arg("error")

@@ -87,6 +87,33 @@ pub async fn whatever_entry_is_left_of_a_healed_job_is_buried_for_its_failure(s:
     assert!(s.bury(&left, &DeadLetter::new(&left, error, 2, attempt.fence)).await.unwrap());
 }
 
+/// Guards against a second letter of a failure: its job was buried for the entry that was forgotten, or for
+/// another that is left, and then for each that came.
+pub async fn whatever_entries_are_left_of_a_healed_job_its_failure_has_one_letter(s: &Subject) {
+    let (attempt, left) = displaced(s).await;
+    let (error, frames) = (failure("no"), [failed(1, failure("no"))]);
+    let outcome = Outcome::Failed(error.clone());
+    assert_eq!(s.conclude(&attempt, &frames, &outcome).await.unwrap(), Written::Yes);
+    let id = left.id.to_string();
+    let fields = [("job", left.payload()), ("id", id.as_bytes()), ("attempt", b"1")];
+    s.add_raw(Lane::Normal, &fields);
+    let other = s.claim(&worker("c")).await;
+    let letter = DeadLetter::new(&left, error.clone(), 2, attempt.fence);
+    for entry in [&left, &other] {
+        let owed = Begin::Bury { error: error.clone(), attempts: 2, fence: attempt.fence };
+        assert_eq!(s.begin(entry, &worker("b")).await.unwrap(), owed);
+        assert!(s.bury_as_told(entry, &letter).await.unwrap());
+        assert!(!s.bury_as_told(entry, &letter).await.unwrap());
+        assert_eq!(s.depth(&s.partition).await.unwrap().dead, 1);
+    }
+    // Another failure of the job is another letter.
+    s.add_raw(Lane::Normal, &fields);
+    let next = s.claim(&worker("c")).await;
+    let letter = DeadLetter { fence: attempt.fence + 1, ..letter };
+    assert!(s.bury_as_told(&next, &letter).await.unwrap());
+    assert_eq!(s.depth(&s.partition).await.unwrap().dead, 2);
+}
+
 pub async fn whatever_entry_is_left_of_a_healed_job_runs_after_a_release(s: &Subject) {
     let (attempt, left) = displaced(s).await;
     assert!(!s.release(&attempt.worker, &attempt.place, Some(&attempt)).await.unwrap());

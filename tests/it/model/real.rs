@@ -191,7 +191,7 @@ impl Real {
                 let fence = self.fences[job][fence as usize - 1];
                 let error = Failure::new(Code::UpstreamError, "buried");
                 let letter = DeadLetter::new(&self.entries[&entry], error, attempts, fence);
-                let buried = broker.bury(&self.entries[&entry], &letter, u64::MAX).await?;
+                let buried = broker.bury(&self.entries[&entry], &letter, false, u64::MAX).await?;
                 Answer::Settled(subject::was_there(buried))
             }
             Call::Release { worker, entry, attempt } => {

@@ -303,8 +303,14 @@ impl Settle for Dying {
     ) -> Result<bool> {
         self.fate.step("release", self.inner.release(worker, place, attempt)).await
     }
-    async fn bury(&self, entry: &Entry, letter: &DeadLetter, session: u64) -> Result<Settled> {
-        self.fate.step("bury", self.inner.bury(entry, letter, session)).await
+    async fn bury(
+        &self,
+        entry: &Entry,
+        letter: &DeadLetter,
+        told: bool,
+        session: u64,
+    ) -> Result<Settled> {
+        self.fate.step("bury", self.inner.bury(entry, letter, told, session)).await
     }
     async fn expire(&self, partition: &Partition) -> Result<u64> {
         self.fate.beside("expire", self.inner.expire(partition)).await

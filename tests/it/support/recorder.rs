@@ -287,9 +287,15 @@ impl Settle for Recorder {
         Ok(released)
     }
 
-    async fn bury(&self, entry: &Entry, letter: &DeadLetter, session: u64) -> Result<Settled> {
+    async fn bury(
+        &self,
+        entry: &Entry,
+        letter: &DeadLetter,
+        told: bool,
+        session: u64,
+    ) -> Result<Settled> {
         self.seen.call("Settle::bury");
-        self.inner.bury(entry, letter, session).await
+        self.inner.bury(entry, letter, told, session).await
     }
 
     async fn expire(&self, partition: &Partition) -> Result<u64> {

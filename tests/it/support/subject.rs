@@ -163,7 +163,12 @@ impl Subject {
 
     /// Buries an entry in whatever session; whether it was there.
     pub async fn bury(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
-        Ok(was_there(self.broker.bury(entry, letter, u64::MAX).await?))
+        Ok(was_there(self.broker.bury(entry, letter, false, u64::MAX).await?))
+    }
+
+    /// The same of a failure that the record has told.
+    pub async fn bury_as_told(&self, entry: &Entry, letter: &DeadLetter) -> Result<bool> {
+        Ok(was_there(self.broker.bury(entry, letter, true, u64::MAX).await?))
     }
 
     /// Removes a parked job in whatever session; whether it was there.

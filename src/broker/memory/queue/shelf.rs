@@ -8,6 +8,9 @@ use crate::{
     job::{JobId, Lane, Tenant, Timestamp},
 };
 
+/// Letters that are looked at for one of the same failure.
+const LOOKED_AT: usize = 64;
+
 /// A job that waits for its time.
 #[derive(Debug)]
 pub(in crate::broker::memory) struct Parked {
@@ -91,6 +94,12 @@ impl Queue {
             self.ledger.give_back(&load);
         }
         true
+    }
+
+    /// Whether one of the last letters is that of the same failure.
+    pub(in crate::broker::memory) fn has_buried(&self, letter: &DeadLetter) -> bool {
+        let mut last = self.dead.iter().rev().take(LOOKED_AT);
+        last.any(|dead| (dead.id, dead.fence) == (letter.id, letter.fence))
     }
 
     /// Keeps a dead letter, up to `most` of them.

@@ -28,7 +28,7 @@ use crate::support::subject::{delta, done, failed, failure, retrying, started};
 enum Step {
     Remove,
     Park { attempt: u32, due: Timestamp },
-    Bury { error: Failure, attempts: u32, fence: u64 },
+    Bury { error: Failure, attempts: u32, fence: u64, told: bool },
 }
 
 /// An attempt that is under way.
@@ -79,9 +79,9 @@ async fn settle(redis: &Redis, entry: &Entry, step: &Step, session: u64) -> Verd
         Step::Park { attempt, due } => {
             through(async || redis.park(entry, *attempt, *due, session).await).await?
         }
-        Step::Bury { error, attempts, fence } => {
+        Step::Bury { error, attempts, fence, told } => {
             let letter = DeadLetter::new(entry, error.clone(), *attempts, *fence);
-            through(async || redis.bury(entry, &letter, session).await).await?
+            through(async || redis.bury(entry, &letter, *told, session).await).await?
         }
     };
     Ok(settled != Settled::Stale)
@@ -143,7 +143,9 @@ impl Hand {
             Begin::Late => return Ok(None),
             Begin::Remove => Step::Remove,
             Begin::Park { attempt, due } => Step::Park { attempt, due },
-            Begin::Bury { error, attempts, fence } => Step::Bury { error, attempts, fence },
+            Begin::Bury { error, attempts, fence } => {
+                Step::Bury { error, attempts, fence, told: true }
+            }
             Begin::Alone | Begin::Foreign | Begin::Stale | Begin::Refuse { .. } => {
                 return Err(format!("begin: {answer:?}"));
             }
@@ -206,6 +208,7 @@ impl Hand {
                         error: failure("no"),
                         attempts: attempt.number,
                         fence: attempt.fence,
+                        told: false,
                     },
                     End::Retry => {
                         let record = through(async || redis.job(attempt.job).await).await?;

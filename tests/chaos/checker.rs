@@ -61,6 +61,8 @@ pub enum Breach {
     ReaderSkipped,
     /// A reader saw what the log does not hold, or otherwise.
     ReaderDiffers,
+    /// A reader was shown the job's end, and its text is not the model's.
+    ReaderMisread,
     /// A reader's stream ended before the terminal event.
     ReaderCutShort,
     /// A reader still waits for events that the log has.
@@ -163,6 +165,7 @@ impl Checker {
         let log = all.first().and_then(|id| finals.jobs.get(id)).map_or(&[][..], |kept| &kept.log);
         for reader in &job.readers {
             self.reader(name, reader, log);
+            self.text(job, reader);
         }
     }
 
@@ -227,7 +230,7 @@ impl Checker {
 
     /// A reader saw what the log holds from its start on, each event once, up to the end of a run.
     fn reader(&mut self, name: &str, reader: &Reader, log: &[Step]) {
-        if reader.not_found {
+        if reader.not_found.is_some() {
             self.report(Breach::ReaderNotFound, name);
         }
         let Some(first) = reader.sessions.first() else { return };
@@ -240,16 +243,28 @@ impl Checker {
         let mut at = begin;
         // Each kind once: where a log is lost everything seen of it is wrong.
         let mut told = BTreeSet::new();
-        for step in reader.sessions.iter().flat_map(|session| &session.seen) {
+        let mut least = begin;
+        for (lost, step) in reader.steps() {
             if log.get(at) == Some(step) {
                 at += 1;
                 continue;
             }
             let place = log.iter().position(|kept| kept.id == step.id);
-            if place
-                .is_some_and(|place| place > at && log[place] == *step && hidden(&log[at..place]))
+            let sound = place.filter(|place| log[*place] == *step);
+            if let Some(place) = sound
+                && place > at
+                && hidden(&log[at..place])
             {
-                at = place.map_or(at, |place| place + 1);
+                at = place + 1;
+                continue;
+            }
+            let goes_back =
+                lost.last().is_some_and(|lost| is_set_back(&log[place.unwrap_or(0)..], lost));
+            let is_undone =
+                reader.undone && step.kind.is_terminal() && step.id.fence == first.after.fence;
+            if let Some(place) = sound.filter(|_| goes_back || is_undone) {
+                least = least.min(place);
+                at = place + 1;
                 continue;
             }
             let breach = match place {
@@ -264,15 +279,34 @@ impl Checker {
             }
             at = place.map_or(at, |place| place + 1);
         }
-        let last = at.checked_sub(1).filter(|at| *at >= begin).and_then(|at| log.get(at));
+        let last = at.checked_sub(1).filter(|at| *at >= least).and_then(|at| log.get(at));
         let finished = last.is_some_and(|step| step.kind.is_terminal());
         if reader.misled || log.get(at..).is_none_or(hidden) {
             return;
         }
         if reader.ended && !finished && at < log.len() {
             self.report(Breach::ReaderCutShort, format!("{name}: after {last:?}"));
-        } else if !reader.ended && !reader.not_found && at < log.len() {
+        } else if !reader.ended && reader.not_found.is_none() && at < log.len() {
             self.report(Breach::ReaderStuck, format!("{name}: after {last:?}"));
+        }
+    }
+
+    /// A reader that is shown the end of a job has the text that the model gives, whatever else it was shown:
+    /// it discards what it has where an attempt begins, and nowhere else.
+    fn text(&mut self, asked: &Asked, reader: &Reader) {
+        let mut text: Option<String> = None;
+        for (lost, step) in reader.steps() {
+            for step in lost.iter().chain([step]) {
+                match (step.kind, &mut text) {
+                    (Kind::Started, text) => *text = Some(String::new()),
+                    (Kind::Delta, Some(text)) => text.push_str(&step.says),
+                    _ => {}
+                }
+            }
+            let is_whole = text.as_ref().is_none_or(|text| *text == asked.text);
+            if step.kind == Kind::Done && !is_whole {
+                self.report(Breach::ReaderMisread, format!("{}: `{text:?}`", asked.name));
+            }
         }
     }
 
@@ -307,6 +341,15 @@ impl Checker {
             self.report(Breach::DeadLetterUnfounded, format!("job {id} does not exist"));
         }
     }
+}
+
+/// Whether a log, from the place where a reader of an event that the server forgot reads on, begins with the
+/// last attempt, or end, that was there before it.
+fn is_set_back(log: &[Step], lost: &Step) -> bool {
+    let mut before = log.iter().take_while(|step| step.id.fence < lost.id.fence);
+    before.next().is_some_and(|first| {
+        first.id.seq == 0 && before.all(|step| step.id.fence == first.id.fence)
+    })
 }
 
 impl Walk<'_> {

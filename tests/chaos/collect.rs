@@ -27,9 +27,9 @@ const STILL: Duration = Duration::from_secs(60);
 /// Records read in one round trip.
 const PAGE: usize = 200;
 
-/// Waits until every entry is settled and every reader has come to its end, or until nothing moves.
-/// Whether it was the former.
-pub async fn settle(world: &Arc<World>) -> bool {
+/// Waits until every entry is settled and every reader has come to its end, or until nothing moves. How
+/// many readers still wait; none where it is not the readers alone that have not come to rest.
+pub async fn settle(world: &Arc<World>) -> Option<usize> {
     let mut before = (0, 0, 0, 0);
     let mut moved = Instant::now();
     loop {
@@ -44,14 +44,14 @@ pub async fn settle(world: &Arc<World>) -> bool {
             Err(_) => (before.0, before.1.max(1), world.tasks.len(), seen),
         };
         if (now.0, now.1, now.2) == (0, 0, 0) {
-            return true;
+            return Some(0);
         }
         if now != before {
             (before, moved) = (now, Instant::now());
         }
         if moved.elapsed() > STILL {
             println!("nothing moves: waiting, in flight, tasks, seen = {now:?}");
-            return false;
+            return ((now.0, now.1) == (0, 0)).then_some(now.2);
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

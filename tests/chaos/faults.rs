@@ -36,8 +36,7 @@ pub struct Victims {
 }
 
 /// Does one fault after the other until `end`.
-pub async fn run(victims: &mut Victims, seed: u64, end: Instant) -> Vec<Done> {
-    let mut faults = Faults::new(seed);
+pub async fn run(victims: &mut Victims, mut faults: Faults, end: Instant) -> Vec<Done> {
     let mut done = Vec::new();
     loop {
         let fault = faults.draw();

@@ -8,9 +8,10 @@ use std::{collections::BTreeSet, fmt};
 
 use millstream::{event::EventId, job::JobId};
 
-use crate::history::{Asked, Fate, Finals, Reader, Repeats, Span};
+use crate::history::{Asked, Fate, Finals, Reader, Repeats, Session, Span};
 
-/// Longest time for an event to reach its reader, through a link that is held still.
+/// Longest time for an event to reach its reader, through a link that is held still, and for a worker to
+/// write a job again after the server has come back without it.
 const ON_ITS_WAY: u64 = 15_000;
 
 /// How much was taken from the history.
@@ -19,7 +20,9 @@ pub struct Excused {
     spans: usize,
     enqueues: usize,
     missing: usize,
-    pub unfinished: usize,
+    unfinished: usize,
+    /// Readers that wait for a job which nothing carries on.
+    pub waiting: usize,
     operations: usize,
     events: usize,
     ends: usize,
@@ -27,11 +30,11 @@ pub struct Excused {
 
 impl fmt::Display for Excused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { spans, enqueues, missing, unfinished, operations, events, ends } = self;
+        let Self { spans, enqueues, missing, unfinished, waiting, operations, events, ends } = self;
         write!(
             f,
             "{spans} spans; in them {enqueues} enqueues acknowledged, of which {missing} are missing \
-             and {unfinished} have no entry and no end; {operations} cancels and requeues; {events} events shown that are in no log, {ends} of \
+             and {unfinished} have no entry and no end; {waiting} readers wait for these; {operations} cancels and requeues; {events} events shown that are in no log, {ends} of \
              them ends"
         )
     }
@@ -51,18 +54,23 @@ pub fn excuse(asked: &mut [Asked], finals: &mut Finals, spans: &[Span]) -> Excus
             let log = ids.first().and_then(|id| finals.jobs.get(id)).map(|kept| &kept.log);
             let kept = log.into_iter().flatten().map(|step| step.id).collect();
             excused.read(reader, &kept, &spans);
+            if reader.not_found.is_some_and(|when| was_gone(&job.promised, when, &spans)) {
+                reader.not_found = None;
+                reader.misled = true;
+            }
         }
-        for operations in [&mut job.cancels, &mut job.requeues] {
-            excused.operations += take_back(operations, touched);
+        excused.operations += take_back(&mut job.cancels, touched);
+        let undone = take_back(&mut job.requeues, touched);
+        excused.operations += undone;
+        for reader in &mut job.readers {
+            let follows = |session: &Session| session.after.seq == u64::MAX;
+            reader.undone = undone > 0 && reader.sessions.first().is_some_and(follows);
         }
         if ids.is_empty() || !job.promised.iter().all(touched) {
             continue;
         }
         excused.enqueues += 1;
         job.fate = Fate::Unknown;
-        for reader in &mut job.readers {
-            reader.not_found = false;
-        }
         // An idempotent enqueue writes the record before the entry: the entry is what was forgotten.
         // A worker may have run the job all the same and died; nothing carries it to an end then.
         let log = |id: &JobId| finals.jobs.get(id).map_or(&[][..], |kept| &kept.log);
@@ -70,6 +78,9 @@ pub fn excuse(asked: &mut [Asked], finals: &mut Finals, spans: &[Span]) -> Excus
         if !ids.iter().any(ended) {
             let begun = ids.iter().any(|id| !log(id).is_empty());
             *(if begun { &mut excused.unfinished } else { &mut excused.missing }) += 1;
+            let waits =
+                |reader: &&Reader| !reader.ended && !reader.misled && reader.not_found.is_none();
+            excused.waiting += job.readers.iter().filter(waits).count();
             job.readers.clear();
             for id in &ids {
                 finals.jobs.remove(id);
@@ -77,6 +88,15 @@ pub fn excuse(asked: &mut [Asked], finals: &mut Finals, spans: &[Span]) -> Excus
         }
     }
     excused
+}
+
+/// Whether a reader could find no job at this time: all that was promised by then is forgotten, and whoever
+/// remembers the job may not have written it again.
+fn was_gone(promised: &[Span], when: u64, spans: &[Span]) -> bool {
+    let recent = |span: &&Span| span.from <= when && when <= span.until + ON_ITS_WAY;
+    let recent: Vec<&Span> = spans.iter().filter(recent).collect();
+    let mut before = promised.iter().filter(|promise| promise.until <= when);
+    !recent.is_empty() && before.all(|promise| recent.iter().any(|span| span.meets(promise)))
 }
 
 /// An operation that may have been undone is one of which nobody knows whether it was done.
@@ -96,10 +116,14 @@ impl Excused {
             };
             !kept.contains(&id) && spans.iter().any(explains)
         };
+        let mut lost = Vec::new();
         for session in &mut reader.sessions {
             let seen = std::mem::take(&mut session.seen).into_iter().zip(session.when.clone());
             for (step, when) in seen {
                 if !gone(step.id, when) {
+                    if !lost.is_empty() {
+                        session.lost.insert(session.seen.len(), std::mem::take(&mut lost));
+                    }
                     session.seen.push(step);
                     continue;
                 }
@@ -109,6 +133,7 @@ impl Excused {
                     self.ends += 1;
                     reader.misled = true;
                 }
+                lost.push(step);
             }
         }
     }
@@ -119,7 +144,7 @@ mod tests {
     use super::*;
     use crate::{
         checker::{self, Breach},
-        history::{Kept, Kind, Session, Step},
+        history::{Kept, Kind, Step},
     };
 
     const SPAN: Span = Span { from: 100, until: 200 };
@@ -145,7 +170,7 @@ mod tests {
                     step(fence, 2, Kind::Done, ""),
                 ]
             };
-            let session = Session { after: EventId::START, seen: words(120), when: vec![150; 3] };
+            let session = Session { seen: words(120), when: vec![150; 3], ..Session::default() };
             let reader = Reader { sessions: vec![session], ended: true, ..Reader::default() };
             let kept = Kept {
                 name: "job".to_owned(),
@@ -194,7 +219,85 @@ mod tests {
         log[1].says = "two".into();
         case.asked.readers[0].sessions[0].seen = log;
         case.asked.readers[0].sessions[0].when = vec![150; 3];
-        assert_eq!(case.breaches(&[SPAN]), [Breach::ReaderDiffers].into());
+        assert_eq!(case.breaches(&[SPAN]), [Breach::ReaderDiffers, Breach::ReaderMisread].into());
+    }
+
+    /// A job whose reader has seen the attempt under 110 and the one under 120, which the server has
+    /// forgotten, and that goes on under 110; then the reader sees what `later` takes from the log.
+    fn set_back(later: impl FnOnce(&[Step]) -> Vec<Step>) -> Case {
+        let mut case = Case::new();
+        let kept = case.finals.jobs.get_mut(&case.id).unwrap();
+        for (seq, step) in kept.log.iter_mut().enumerate() {
+            step.id = EventId { fence: 110, seq: seq as u64 };
+        }
+        let mut before = kept.log.clone();
+        before.splice(0..0, [step(105, 0, Kind::Started, "w")]);
+        kept.log.clone_from(&before);
+        kept.fence = 110;
+        let lost = [step(120, 0, Kind::Started, "w"), step(120, 1, Kind::Delta, "two")];
+        let later = later(&before);
+        let seen: Vec<Step> = before[..3].iter().chain(&lost).chain(&later).cloned().collect();
+        case.asked.readers[0].sessions[0].when = vec![150; seen.len()];
+        case.asked.readers[0].sessions[0].seen = seen;
+        case
+    }
+
+    #[test]
+    fn a_reader_of_a_forgotten_attempt_is_shown_the_one_before_it_from_its_start() {
+        assert_eq!(set_back(|log| log[1..].to_vec()).breaches(&[SPAN]), [].into());
+        // Neither its middle, nor that of an attempt before it, nor twice.
+        let repeated = [Breach::ReaderRepeated].into();
+        assert_eq!(
+            set_back(|log| log[2..].to_vec()).breaches(&[SPAN]).remove(&Breach::ReaderRepeated),
+            true
+        );
+        assert_eq!(set_back(|log| log.to_vec()).breaches(&[SPAN]), repeated);
+        let twice = set_back(|log| [&log[1..3], &log[1..]].concat());
+        assert_eq!(twice.breaches(&[SPAN]), repeated);
+        // What follows without a beginning is mixed with what was forgotten.
+        let mixed = set_back(|log| log[3..].to_vec());
+        assert_eq!(mixed.breaches(&[SPAN]), [Breach::ReaderMisread].into());
+        // At another time it is no excuse.
+        assert!(set_back(|log| log[1..].to_vec()).breaches(&[]).contains(&Breach::ReaderRepeated));
+    }
+
+    /// A reader of a requeue, which was under way at that time, that is told the end of the run before.
+    fn told_the_end_again(when: Span, seen: Step) -> BTreeSet<Breach> {
+        let mut case = Case::new();
+        let after = EventId { fence: 300, seq: u64::MAX };
+        case.asked.readers[0].sessions =
+            vec![Session { after, seen: vec![seen], when: vec![150], ..Session::default() }];
+        case.asked.requeues = Repeats { acknowledged: 1, when: vec![when], ..Repeats::default() };
+        let mut breaches = case.breaches(&[SPAN]);
+        breaches.remove(&Breach::RequeueLost);
+        breaches
+    }
+
+    #[test]
+    fn a_reader_of_a_requeue_that_is_undone_is_told_the_end_that_stands() {
+        let inside = Span { from: 150, until: 160 };
+        let done = step(300, 2, Kind::Done, "");
+        assert_eq!(told_the_end_again(inside, done.clone()), [].into());
+        let outside = Span { from: 250, until: 260 };
+        assert!(told_the_end_again(outside, done).contains(&Breach::ReaderRepeated));
+        let word = step(300, 1, Kind::Delta, "one");
+        assert!(told_the_end_again(inside, word).contains(&Breach::ReaderRepeated));
+    }
+
+    #[test]
+    fn a_reader_is_told_of_no_job_while_it_is_forgotten_and_at_no_other_time() {
+        let told = |when, promised| {
+            let mut case = Case::new();
+            case.asked.promised = vec![promised];
+            case.asked.readers[0] = Reader { not_found: Some(when), ..Reader::default() };
+            case.breaches(&[SPAN])
+        };
+        let inside = Span { from: 150, until: 160 };
+        assert_eq!(told(SPAN.until + ON_ITS_WAY, inside), [].into());
+        let breach: BTreeSet<_> = [Breach::ReaderNotFound].into();
+        assert_eq!(told(SPAN.until + ON_ITS_WAY + 1, inside), breach);
+        assert_eq!(told(170, Span { from: 90, until: 99 }), breach);
+        assert_eq!(told(99, inside), breach);
     }
 
     #[test]

@@ -140,22 +140,37 @@ pub struct Reader {
     pub sessions: Vec<Session>,
     /// Whether its last stream came to its end.
     pub ended: bool,
-    /// Whether it was told that there is no such job.
-    pub not_found: bool,
+    /// When it was told that there is no such job, in milliseconds since the epoch.
+    pub not_found: Option<u64>,
     /// The highest event that it saw and the server forgot. No event up to it is shown to it later.
     pub forgotten: Option<EventId>,
-    /// Whether it came to an end that the server forgot.
+    /// Whether it came to an end that the server forgot, or was told that there is no such job while the
+    /// server had forgotten it.
     pub misled: bool,
+    /// Whether it follows a requeue that the server forgot.
+    pub undone: bool,
+}
+
+impl Reader {
+    /// All that it saw and the server did not forget, each with what it saw before it and the server did.
+    pub fn steps(&self) -> impl Iterator<Item = (&[Step], &Step)> {
+        self.sessions.iter().flat_map(|session| {
+            let lost = |at| session.lost.get(&at).map_or(&[][..], Vec::as_slice);
+            session.seen.iter().enumerate().map(move |(at, step)| (lost(at), step))
+        })
+    }
 }
 
 /// What a reader saw on one connection.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Session {
     /// The last event that it had seen when it connected.
     pub after: EventId,
     pub seen: Vec<Step>,
     /// When it saw each of them, in milliseconds since the epoch.
     pub when: Vec<u64>,
+    /// What it saw and the server forgot, by the place in `seen` before which it saw it.
+    pub lost: BTreeMap<usize, Vec<Step>>,
 }
 
 /// A job as Redis holds it.

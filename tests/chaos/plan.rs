@@ -218,20 +218,23 @@ pub struct Fault {
 /// Faults in the order in which they come: every kind once, in a random order, again and again.
 pub struct Faults {
     random: Random,
+    /// How much more often than any other the server forgets its last moments.
+    forgets: u64,
     deck: Vec<FaultKind>,
     /// The next one is long in coming.
     calm: bool,
 }
 
 impl Faults {
-    pub fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed, 2), deck: Vec::new(), calm: false }
+    pub fn new(seed: u64, forgets: u64) -> Self {
+        Self { random: Random::new(seed, 2), forgets, deck: Vec::new(), calm: false }
     }
 
     pub fn draw(&mut self) -> Fault {
         let random = &mut self.random;
         if self.deck.is_empty() {
             self.deck = FaultKind::ALL.to_vec();
+            self.deck.extend((0..self.forgets).map(|_| FaultKind::RedisForget));
             random.shuffle(&mut self.deck);
         }
         let kind = self.deck.pop().unwrap();
@@ -260,7 +263,7 @@ impl Faults {
 #[test]
 fn a_seed_gives_its_plan_again() {
     let plan = |seed| -> String {
-        let (mut jobs, mut faults) = (Jobs::new(seed), Faults::new(seed));
+        let (mut jobs, mut faults) = (Jobs::new(seed), Faults::new(seed, 0));
         (0..50).map(|_| format!("{:?} {:?}", jobs.draw(), faults.draw())).collect()
     };
     assert_eq!(plan(3), plan(3));
@@ -269,7 +272,7 @@ fn a_seed_gives_its_plan_again() {
 
 #[test]
 fn at_least_half_of_the_jobs_are_long_and_every_kind_of_fault_comes_evenly() {
-    let (mut jobs, mut faults) = (Jobs::new(1), Faults::new(1));
+    let (mut jobs, mut faults) = (Jobs::new(1), Faults::new(1, 0));
     let long = (0..2000).filter(|_| jobs.draw().long).count();
     assert!(long >= 1000, "{long}");
     let drawn: Vec<Fault> = (0..100).map(|_| faults.draw()).collect();

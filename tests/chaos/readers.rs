@@ -95,7 +95,7 @@ impl Following {
         loop {
             match self.connect().await {
                 Break::End => self.reader.ended = true,
-                Break::NotFound => self.reader.not_found = true,
+                Break::NotFound => self.reader.not_found = Some(support::now()),
                 Break::Over => {}
                 Break::Lost => continue,
             }
@@ -109,7 +109,7 @@ impl Following {
         let listener = self.house.borrow_and_update().clone();
         let listen = listener.listen(self.id).after(self.last).idle_timeout(SILENCE);
         let mut events = if self.expected { listen.expected() } else { listen }.events();
-        let mut session = Session { after: self.last, seen: Vec::new(), when: Vec::new() };
+        let mut session = Session { after: self.last, ..Session::default() };
         let ended = loop {
             let event = tokio::select! {
                 () = self.world.over.cancelled() => break Break::Over,

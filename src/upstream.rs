@@ -1,8 +1,5 @@
 //! The upstream's port: a model endpoint that answers chat requests.
 
-#[cfg(any(fuzzing, test))]
-#[doc(hidden)]
-pub mod fuzzing;
 mod json;
 pub mod openai;
 mod sse;

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| millstream::upstream::fuzzing::body(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| millstream::upstream::openai::fuzzing::body(bytes));

@@ -10,6 +10,9 @@ mod call;
 mod chunk;
 mod endpoint;
 mod fault;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod redirect;
 
 use std::{
@@ -30,8 +33,6 @@ use self::{call::OneCall, endpoint::Endpoint};
 use super::{Model, Parts, Upstream};
 use crate::{error::Failure, job::ChatRequest};
 
-#[cfg(any(fuzzing, test))]
-pub(super) use answer::parts;
 pub(crate) use endpoint::is_address;
 
 /// Where the model is.

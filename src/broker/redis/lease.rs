@@ -150,12 +150,26 @@ impl Redis {
         if swept.in_flight != Some(false) {
             swept.lost += self.begin_anew(partition).await?;
         }
+        self.take_found(partition, worker, found, &terms, sweep.most, &mut swept).await?;
+        Ok(swept)
+    }
+
+    /// Takes what was found of each lane, as much as there is room for.
+    async fn take_found(
+        &self,
+        partition: &Partition,
+        worker: &WorkerId,
+        found: Vec<(Lane, Vec<Value>)>,
+        terms: &Terms,
+        most: usize,
+        swept: &mut Swept,
+    ) -> Result<()> {
         for (lane, expired) in found {
-            let room = sweep.most - swept.entries.len();
+            let room = most - swept.entries.len();
             if room == 0 || expired.is_empty() {
                 continue;
             }
-            match self.claim_expired(partition, lane, worker, &expired, (room, &terms)).await {
+            match self.claim_expired(partition, lane, worker, &expired, (room, terms)).await {
                 Ok((entries, lost)) => {
                     swept.entries.extend(entries);
                     swept.lost += lost;
@@ -167,7 +181,7 @@ impl Redis {
                 Err(error) => return Err(error),
             }
         }
-        Ok(swept)
+        Ok(())
     }
 
     /// Whether the server's clock was set, as its reply to TIME tells.

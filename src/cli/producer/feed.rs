@@ -17,7 +17,7 @@ use tokio::{
 use self::retry::Retries;
 use super::{
     Args, LineSet, OnError,
-    input::{Item, Source},
+    input::{self, Item, Source},
     progress::Progress,
     report::{Enqueued, Tally, counted},
     unfinished::{Unfinished, Why},
@@ -252,7 +252,7 @@ impl Feed<'_> {
                 Some(Some(Ok(Some(item)))) => item,
                 Some(Some(Err(error))) => {
                     let cause = format!("cannot read the input: {error}");
-                    return Err(Error::new(unread(&error), cause, self.left()));
+                    return Err(Error::new(input::unread(&error), cause, self.left()));
                 }
             };
             let (offset, begin) = (item.offset, *first.get_or_insert(item.offset));
@@ -344,7 +344,7 @@ pub(super) async fn dry(
     let mut keys = Keys::default();
     loop {
         let item = cx.unless_interrupted(source.next(), "nothing is enqueued").await?;
-        let item = item.map_err(|e| Error::new(unread(&e), e, "nothing is enqueued"))?;
+        let item = item.map_err(|e| Error::new(input::unread(&e), e, "nothing is enqueued"))?;
         let Some(Item { line, job, .. }) = item else { break };
         let checked = job.map_err(Into::into).and_then(|j| producer.check(j, Timestamp::now()));
         match checked.map_err(Error::from).and_then(|job| keys.check(line, job)) {
@@ -390,13 +390,5 @@ impl Keys {
             }
         }
         Ok(submission)
-    }
-}
-
-/// The exit code of an input that cannot be read, or is in a format that is not taken.
-fn unread(error: &std::io::Error) -> Exit {
-    match error.kind() {
-        std::io::ErrorKind::InvalidData => Exit::Usage,
-        _ => Exit::Unexpected,
     }
 }

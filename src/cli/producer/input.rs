@@ -92,7 +92,7 @@ impl Source {
                 let Line { number, offset, mut bytes } = line;
                 if !std::mem::replace(&mut file.begun, true) {
                     bytes = match bytes {
-                        Ok(line) => Ok(first(line)?),
+                        Ok(line) => Ok(first(line, number)?),
                         refused => refused,
                     };
                 }
@@ -144,15 +144,12 @@ fn key(prefix: &str, custom_id: Option<&str>, line: u64) -> String {
 }
 
 /// The first line without a byte order mark; an error that names the format, where the file is of another.
-fn first(mut line: Vec<u8>) -> io::Result<Vec<u8>> {
+fn first(mut line: Vec<u8>, number: u64) -> io::Result<Vec<u8>> {
     if line.starts_with(b"\xEF\xBB\xBF") {
         line.drain(..3);
     }
     let begins = line.trim_ascii_start();
-    let other = if line.starts_with(b"\xFF\xFE")
-        || line.starts_with(b"\xFE\xFF")
-        || line.contains(&0)
-    {
+    let other = if is_utf16(&line) {
         "it is UTF-16; allowed: JSON Lines in UTF-8, such as `iconv -f UTF-16 -t UTF-8 FILE` makes"
     } else if begins.starts_with(b"[") {
         "it is a JSON array; allowed: JSON Lines, one object a line, such as `jq -c '.[]' FILE` makes"
@@ -163,7 +160,21 @@ fn first(mut line: Vec<u8>) -> io::Result<Vec<u8>> {
     } else {
         return Ok(line);
     };
-    Err(io::Error::new(io::ErrorKind::InvalidData, other))
+    Err(io::Error::new(io::ErrorKind::InvalidData, format!("line {number}: {other}")))
+}
+
+/// Whether a line begins as UTF-16 does: by its byte order mark, or by a brace or bracket of two bytes.
+fn is_utf16(line: &[u8]) -> bool {
+    let begins: [&[u8]; 6] = [b"\xFF\xFE", b"\xFE\xFF", b"{\0", b"\0{", b"[\0", b"\0["];
+    begins.iter().any(|begin| line.starts_with(begin))
+}
+
+/// The exit code of an input that cannot be read, or is in a format that is not taken.
+pub(super) fn unread(error: &io::Error) -> Exit {
+    match error.kind() {
+        io::ErrorKind::InvalidData => Exit::Usage,
+        _ => Exit::Unexpected,
+    }
 }
 
 /// One line of the input that is not empty.
@@ -274,8 +285,8 @@ mod tests {
     #[test]
     fn other_formats_are_known_by_their_first_line() {
         let line = br#"{"messages":[]}"#.to_vec();
-        assert_eq!(first([b"\xEF\xBB\xBF", &line[..]].concat()).unwrap(), line);
-        assert_eq!(first(b"no JSON".to_vec()).unwrap(), b"no JSON");
+        assert_eq!(first([b"\xEF\xBB\xBF", &line[..]].concat(), 1).unwrap(), line);
+        assert_eq!(first(b"no JSON".to_vec(), 1).unwrap(), b"no JSON");
         let utf16: Vec<u8> = "{\"a\":1}".encode_utf16().flat_map(u16::to_le_bytes).collect();
         for (line, format) in [
             (&b"prompt,model"[..], "CSV"),
@@ -285,8 +296,8 @@ mod tests {
             (&[b"\xFF\xFE", &utf16[..]].concat(), "UTF-16"),
             (b"\x1F\x8B\x08", "gzip"),
         ] {
-            let text = first(line.to_vec()).unwrap_err().to_string();
-            assert!(text.contains(format) && text.contains("allowed: JSON Lines"), "{text}");
+            let text = first(line.to_vec(), 7).unwrap_err().to_string();
+            assert!(text.contains(format) && text.starts_with("line 7: it "), "{text}");
         }
     }
 

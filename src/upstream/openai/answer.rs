@@ -24,7 +24,7 @@ const DONE: &str = "[DONE]";
 type Pieces = Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>;
 
 /// The parts of a response's body. Neither a whole body of JSON nor one event may have more than `most` bytes.
-pub(in crate::upstream) fn parts(response: Response, most: usize) -> Parts {
+pub(super) fn parts(response: Response, most: usize) -> Parts {
     let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     // What the HTTP client unpacks has lost this header.
     let coding = response.headers().get(header::CONTENT_ENCODING);

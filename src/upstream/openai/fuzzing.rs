@@ -6,8 +6,8 @@ use std::convert::Infallible;
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 
-use super::{Part, openai};
-use crate::error::Failure;
+use super::answer;
+use crate::{error::Failure, upstream::Part};
 
 /// Most bytes of an event: no body here is larger.
 const MOST: usize = 64 * 1024 * 1024;
@@ -49,7 +49,7 @@ fn read(kind: &str, sized: bool, pieces: Vec<&[u8]>) -> Vec<Result<Part, Failure
     let Ok(response) = response.body(reqwest::Body::wrap_stream(stream::iter(pieces))) else {
         return Vec::new();
     };
-    let parts = openai::parts(response.into(), MOST).collect::<Vec<_>>().now_or_never();
+    let parts = answer::parts(response.into(), MOST).collect::<Vec<_>>().now_or_never();
     let parts = parts.unwrap_or_default().into_iter();
     parts.filter(|part| part.as_ref().map_or(true, |part| *part != Part::default())).collect()
 }

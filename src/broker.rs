@@ -18,6 +18,7 @@ mod entry;
 mod error;
 mod limits;
 pub mod memory;
+mod proof;
 pub mod redis;
 mod tenancy;
 mod topic;

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Entry, LOAD};
+use super::{
+    entry::{Entry, LOAD},
+    proof::LETTER,
+};
 use crate::{
     error::Failure,
     job::{Job, JobId, Lane, Timestamp},
@@ -75,15 +78,20 @@ impl DeadLetter {
 
     /// The job, where it can be read.
     pub fn job(&self) -> Option<Job> {
+        Job::read(self.payload()?).ok()
+    }
+
+    /// The bytes of the job, where there are any.
+    pub(super) fn payload(&self) -> Option<&[u8]> {
         let (_, bytes) = self.fields.iter().find(|(field, _)| field == b"job")?;
-        Job::read(bytes).ok()
+        Some(bytes)
     }
 
     /// The fields of an entry that carries its job again, as the entry of `run`: the same bytes, and
     /// what else an entry says. Of very many fields only the job is left: an entry is added by a script,
     /// which takes only so many arguments.
     pub(crate) fn entry(&self, run: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let own = ["id", "at", "attempt", "run"];
+        let own = ["id", "at", "attempt", "run", LETTER];
         let many = self.fields.len() > 1000;
         let others = self.fields.iter().filter(|(name, _)| {
             if many { name == b"job" } else { !own.iter().any(|o| o.as_bytes() == name) }
@@ -96,6 +104,7 @@ impl DeadLetter {
                 field("at", self.at.0.to_string()),
                 field("attempt", 0.to_string()),
                 field("run", run.to_string()),
+                field(LETTER, format!("{} {}", self.letter, self.fence)),
             ])
             .collect()
     }

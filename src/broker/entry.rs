@@ -272,10 +272,17 @@ impl Entry {
         }
     }
 
-    /// Makes it an entry that cannot be read, under its own ID: the job that it names is another's, and is
-    /// not to be touched by it.
+    /// Makes it an entry that cannot be read, under its own ID: the job that it names is another's, or the run of
+    /// it nobody has opened, and neither is to be touched by it.
     pub fn disown(&mut self) {
-        let text = format!("the entry names job {}, which is another's", self.id);
+        let (id, run) = (self.id, self.run);
+        let text = if self.is_plain() {
+            format!("its idempotency_key is that of job {id}, which has another request")
+        } else if run > 1 {
+            format!("the entry names run {run} of job {id}, which is another's, or has no such run")
+        } else {
+            format!("the entry names job {id}, which is another's")
+        };
         self.job = Err(Failure::new(Code::InvalidJob, text));
         (self.id, self.attempt, self.run) = (self.derived, 0, 1);
     }

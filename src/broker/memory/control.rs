@@ -4,6 +4,7 @@ use super::state::State;
 use crate::{
     broker::{
         Cancel, DeadLetter, Error, Order, Partition, Reopened, Result, Run, Topic, Wake, WorkerId,
+        proof,
     },
     event::{Body, Cancelled, Codec, Frame, Requeued},
     job::{JobId, Timestamp},
@@ -73,6 +74,7 @@ impl State {
         }
         if !self.runs.contains_key(&letter.id) {
             let mut run = super::run::Run::new(letter.id, letter.at);
+            run.sum = Some(proof::sum(letter.payload().unwrap_or_default()));
             if let Some(job) = letter.job() {
                 run.describe(&job, partition);
             }

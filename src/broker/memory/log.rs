@@ -83,10 +83,7 @@ impl State {
             return Written::Fenced;
         }
         if run.is_none() {
-            let mut run = Run::of_entry(entry);
-            let keyed = entry.job.as_ref().ok().filter(|job| job.idempotency_key.is_some());
-            run.fingerprint = keyed.map(|job| job.request.fingerprint());
-            self.keep(run);
+            self.keep(Run::of_entry(entry));
         }
         if known < attempt.fence
             && let Some(run) = self.runs.get_mut(&attempt.job)

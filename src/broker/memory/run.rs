@@ -4,7 +4,7 @@ use crate::{
     broker::{Attempt, DeadLetter, Entry, Partition, Place, Record, Setback, WorkerId},
     error::{Code, Failure},
     event::{EventId, Frame},
-    job::{Job, JobId, Labels, Lane, Timestamp},
+    job::{Job, JobId, Labels, Lane, Tenant, Timestamp},
     state::State,
 };
 
@@ -26,6 +26,8 @@ pub(super) struct Run {
     pub(super) letter: Option<String>,
     /// When its tenant has noted it.
     pub(super) noted: Option<Timestamp>,
+    /// What tells its job from others; see [`Entry::sum`](crate::broker::Entry).
+    pub(super) sum: Option<String>,
     /// The request's fingerprint, where an idempotency key asks for one.
     pub(super) fingerprint: Option<String>,
     /// The events in order; `None` until the first is written.
@@ -67,6 +69,7 @@ impl Run {
             cancel: false,
             letter: None,
             noted: None,
+            sum: None,
             fingerprint: None,
             log: None,
         }
@@ -87,9 +90,8 @@ impl Run {
         let mut run = Self::new(entry.id, entry.at);
         if let Ok(job) = &entry.job {
             run.describe(job, &entry.place.partition);
-            let keyed = job.idempotency_key.is_some();
-            run.fingerprint = keyed.then(|| job.request.fingerprint());
         }
+        (run.sum, run.fingerprint) = (Some(entry.sum()), entry.fingerprint());
         run.carry(&entry.place);
         run
     }
@@ -153,14 +155,19 @@ impl Run {
         self.record.history.push(Setback { attempt: self.record.attempt, at: now, error });
     }
 
-    /// Whether an entry names this job that is not its own: one of another tenant, or one that cannot be
-    /// read and does not know when the job was enqueued. Anybody who may add an entry may write any ID
-    /// into it: the record is believed.
+    /// Whether an entry names this job, or a run of it, that is not its own. Anybody who may add an entry may write
+    /// any ID, run and time into it: the record is believed. The same bytes are the same job, and of a key the same
+    /// request.
     pub(super) fn is_strange_to(&self, entry: &Entry) -> bool {
-        match &entry.job {
-            Ok(job) => self.record.tenant.as_ref().is_some_and(|tenant| *tenant != job.tenant),
-            Err(_) => self.record.enqueued_at.is_some_and(|at| at != entry.at),
+        let tenant = entry.job.as_ref().ok().map(|job| &job.tenant);
+        let is_other = |own: &Tenant| tenant.is_some_and(|tenant| tenant != own);
+        if self.record.tenant.as_ref().is_some_and(is_other) || entry.run > self.record.run {
+            return true;
         }
+        if self.sum.as_ref() == Some(&entry.sum()) {
+            return false;
+        }
+        self.fingerprint.is_none() || self.fingerprint != entry.fingerprint()
     }
 
     /// Notes that the job's time has not come.

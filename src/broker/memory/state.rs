@@ -15,7 +15,7 @@ use super::{
 use crate::{
     broker::{
         Attempt, DeadLetter, Depth, Entry, Error, Load, Next, Partition, Place, Promoted, Receipt,
-        Record, Result, Spent, Submission, Topic, Wake, WorkerId, WorkerSeen,
+        Record, Result, Spent, Submission, Topic, Wake, WorkerId, WorkerSeen, proof,
     },
     job::{JobId, Lane, Timestamp},
     state::State as JobState,
@@ -84,7 +84,7 @@ impl State {
         if fingerprint.is_some()
             && let Some(run) = self.runs.get(id)
         {
-            if run.fingerprint != fingerprint && run.fingerprint.is_some() {
+            if run.fingerprint != fingerprint {
                 return Err(Error::Conflict { id: *id });
             }
             let parked = run.shown(now) == JobState::Parked;
@@ -103,7 +103,7 @@ impl State {
         }
         let mut run = Run::new(*id, now);
         run.describe(job, partition);
-        run.fingerprint = fingerprint;
+        (run.sum, run.fingerprint) = (Some(proof::sum(payload)), fingerprint);
         run.record.due = due;
         if let Some(due) = due {
             run.record.state = JobState::Parked;

@@ -23,12 +23,13 @@ pub(super) fn place_text(place: &Place) -> String {
     format!("{} {}", place.lane, place.entry)
 }
 
-/// What a record says of its job for ever, as far as the entry tells it; on demand with what makes an
-/// idempotency key known again, which takes as long as the request is large.
-pub(super) fn described(entry: &Entry, with_key: bool) -> Vec<short::Field> {
+/// What a record says of its job for ever, as far as the entry tells it; with the fingerprint of its request, which
+/// makes an idempotency key known again.
+pub(super) fn described(entry: &Entry, fingerprint: Option<&str>) -> Vec<short::Field> {
     let Place { partition, lane, entry: entry_id } = &entry.place;
     let Ok(job) = &entry.job else {
         let mut fields = vec![
+            ("sum".into(), entry.sum()),
             ("queue".into(), partition.to_string()),
             ("lane".into(), lane.to_string()),
             ("at".into(), entry.at.0.to_string()),
@@ -37,9 +38,9 @@ pub(super) fn described(entry: &Entry, with_key: bool) -> Vec<short::Field> {
         fields.extend(entry.load.as_ref().map(|load| ("tenant".into(), load.tenant.to_string())));
         return fields;
     };
-    let mut fields = record_fields(partition, *lane, entry.at, job);
-    if with_key && job.idempotency_key.is_some() {
-        fields.push(("fp".into(), job.request.fingerprint()));
+    let mut fields = record_fields(partition, *lane, entry.at, job, entry.payload());
+    if let Some(fingerprint) = fingerprint {
+        fields.push(("fp".into(), fingerprint.to_owned()));
         fields.push(("added".into(), entry_id.clone()));
     }
     fields
@@ -65,9 +66,38 @@ impl Redis {
     pub(super) async fn open_fence(
         &self,
         entry: &Entry,
+        event: (&str, &[u8]),
+        by: (&str, Crashes),
+        failure: &str,
+    ) -> Result<Option<Verdict>> {
+        let parked = entry.was_parked() && self.has_promoted(&entry.place).await?;
+        // Of a plain entry nobody has looked at the key before; and a worker may be quicker than whoever writes the
+        // record of a job that has just been added.
+        let small = entry.attempt == 0 && entry.payload().len() <= SMALL;
+        let fingerprint = if small || entry.is_plain() { entry.fingerprint() } else { None };
+        let shown = Shown { parked, fingerprint };
+        let told = self.ask_fence(entry, event, by, failure, &shown).await?;
+        if !told.as_ref().is_some_and(|(verdict, ..)| verdict == PROVE) {
+            return Ok(told);
+        }
+        let shown = Shown { fingerprint: entry.fingerprint(), ..shown };
+        self.ask_fence(entry, event, by, failure, &shown).await
+    }
+
+    /// Whether a parked job that cannot be read has become this entry.
+    async fn has_promoted(&self, place: &Place) -> Result<bool> {
+        let mut command = redis::cmd("HEXISTS");
+        command.arg(self.keys.unread(&place.partition)).arg(place_text(place));
+        codec::read(self.pool.command(&command).await?, "HEXISTS")
+    }
+
+    async fn ask_fence(
+        &self,
+        entry: &Entry,
         (event, payload): (&str, &[u8]),
         (worker, crashes): (&str, Crashes),
         failure: &str,
+        shown: &Shown,
     ) -> Result<Option<Verdict>> {
         // A job that has begun once, or was put back by an operator, does not expire.
         let fresh = entry.attempt == 0 && entry.run == 1;
@@ -92,9 +122,14 @@ impl Redis {
             .arg(failure)
             .arg(begins)
             .arg(entry.job.as_ref().map_or("", |job| job.tenant.as_str()))
-            .arg(if entry.was_parked() { String::new() } else { entry.at.0.to_string() })
-            .arg(entry.taking);
-        for (field, value) in described(entry, entry.is_plain()) {
+            .arg(if shown.parked { String::new() } else { entry.at.0.to_string() })
+            .arg(entry.taking)
+            .arg(entry.sum())
+            .arg(shown.fingerprint.as_deref().unwrap_or_default())
+            .arg(u8::from(entry.is_keyed()));
+        let (letter, after) = entry.opened_by();
+        call.arg(letter).arg(after);
+        for (field, value) in described(entry, shown.fingerprint.as_deref()) {
             call.arg(&*field).arg(value);
         }
         let Some(reply) = self.pool.script_within(entry.session, &call).await? else {
@@ -105,6 +140,20 @@ impl Redis {
         let (fence, due) = (number(&fence, "begin")?, number(&due, "begin")?);
         Ok(Some((verdict, fence, attempt, failures, due, error)))
     }
+}
+
+/// Most bytes of a job whose fingerprint is found out before it is asked for.
+const SMALL: usize = 16 * 1024;
+
+/// The verdict of `begin.lua` on an entry whose fingerprint it needs.
+const PROVE: &str = "prove";
+
+/// What an entry shows for itself beside its fields.
+struct Shown {
+    /// Whether it stands for a parked job that could not be read, and came of that.
+    parked: bool,
+    /// The fingerprint of a key's request.
+    fingerprint: Option<String>,
 }
 
 /// What `begin.lua` returns: verdict, fence, attempt, failures, due or crashes, error.

@@ -109,7 +109,10 @@ impl Control for Redis {
             .arg(self.run_of(letter.id).await?.map_or(String::new(), |run| run.to_string()));
         match letter.job() {
             Some(job) => {
-                for (field, value) in record_fields(partition, letter.lane, letter.at, &job) {
+                let payload = letter.payload().unwrap_or_default();
+                for (field, value) in
+                    record_fields(partition, letter.lane, letter.at, &job, payload)
+                {
                     call.arg(&*field).arg(value);
                 }
             }

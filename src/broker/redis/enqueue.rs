@@ -16,7 +16,7 @@ use redis::{RedisError, Value};
 
 use super::{Redis, codec, millis, reconcile::STEP, short};
 use crate::{
-    broker::{Enqueue, Error, Partition, Receipt, Result, Submission, Wake},
+    broker::{Enqueue, Error, Partition, Receipt, Result, Submission, Wake, proof},
     job::{Job, JobId, Lane, Timestamp},
 };
 
@@ -36,8 +36,10 @@ pub(super) fn record_fields(
     lane: Lane,
     at: Timestamp,
     job: &Job,
+    payload: &[u8],
 ) -> Vec<short::Field> {
     let mut fields = vec![
+        ("sum".into(), proof::sum(payload)),
         ("queue".into(), partition.to_string()),
         ("lane".into(), lane.to_string()),
         ("tenant".into(), job.tenant.to_string()),
@@ -159,10 +161,10 @@ impl Redis {
         submission: &Submission,
         now: Timestamp,
     ) {
-        let Submission { id, job, partition, .. } = submission;
+        let Submission { id, job, payload, partition } = submission;
         let key = self.keys.job(*id);
         let record = pipe.cmd("HSET").arg(&key);
-        for (field, value) in record_fields(partition, job.lane, now, job) {
+        for (field, value) in record_fields(partition, job.lane, now, job, payload) {
             record.arg(&*field).arg(value);
         }
         record.ignore();
@@ -250,10 +252,10 @@ impl Redis {
         place: &str,
         now: Timestamp,
     ) -> Result<()> {
-        let Submission { id, job, partition, .. } = submission;
+        let Submission { id, job, payload, partition } = submission;
         let mut call = self.scripts.accept.key(self.keys.job(*id));
         call.arg(self.ttl(job, now)).arg(place).arg(job.request.fingerprint());
-        for (field, value) in record_fields(partition, job.lane, now, job) {
+        for (field, value) in record_fields(partition, job.lane, now, job, payload) {
             call.arg(&*field).arg(value);
         }
         self.pool.script(&call).await.map(drop)

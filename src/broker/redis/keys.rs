@@ -62,6 +62,11 @@ impl Keys {
         self.partition(partition, "parked:jobs")
     }
 
+    /// Entries that came of parked jobs which cannot be read.
+    pub fn unread(&self, partition: &Partition) -> String {
+        self.partition(partition, "parked:unread")
+    }
+
     /// Counters of a partition: what counts against the queue's limits, and what was lost.
     pub fn load(&self, partition: &Partition) -> String {
         self.partition(partition, "load")

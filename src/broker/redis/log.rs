@@ -104,7 +104,7 @@ impl Log for Redis {
             .arg(attempt.worker.as_str())
             .arg(millis(self.options.job_ttl))
             .arg(attempt.run);
-        let about = described(entry, true);
+        let about = described(entry, entry.fingerprint().as_deref());
         call.arg(about.len() * 2);
         for (field, value) in about {
             call.arg(&*field).arg(value);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Redis, codec};
+use super::{Redis, codec, millis};
 use crate::broker::{Partition, Promoted, Result};
 
 /// Most bytes moved by one script, which takes about 3 ms for them; a larger job moves alone.
@@ -16,7 +16,9 @@ impl Redis {
         for lane in self.keys.lanes(partition) {
             call.key(lane);
         }
+        call.key(self.keys.unread(partition));
         call.arg(most).arg(self.keys.wake(partition)).arg(BYTES);
+        call.arg(millis(self.options.job_ttl));
         let (count, next): (usize, i64) = codec::read(self.pool.script(&call).await?, "promote")?;
         Ok(Promoted { count, next_in: u64::try_from(next).ok().map(Duration::from_millis) })
     }

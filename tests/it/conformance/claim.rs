@@ -224,7 +224,7 @@ pub async fn a_second_entry_of_a_job_is_removed(s: &Subject) {
     let me = worker("a");
     let (entry, attempt) = s.running(&me).await;
     let id = attempt.job.to_string();
-    s.add_raw(Lane::Normal, &[("job", JOB), ("id", id.as_bytes())]);
+    s.add_raw(Lane::Normal, &[("job", entry.payload()), ("id", id.as_bytes())]);
     let duplicate = s.claim(&me).await;
     assert_eq!((duplicate.id, duplicate.place == entry.place), (attempt.job, false));
     assert_eq!(s.begin(&duplicate, &me).await.unwrap(), Begin::Remove);
@@ -238,7 +238,7 @@ pub async fn a_second_entry_stays_nobodys_when_the_job_is_given_back(s: &Subject
     let (me, other) = (worker("a"), worker("b"));
     let (entry, attempt) = s.running(&me).await;
     let id = attempt.job.to_string();
-    s.add_raw(Lane::Normal, &[("job", JOB), ("id", id.as_bytes())]);
+    s.add_raw(Lane::Normal, &[("job", entry.payload()), ("id", id.as_bytes())]);
     let duplicate = s.claim(&other).await;
     // This worker is about to remove it: would another begin it, the job would lose its entry.
     assert_eq!(s.begin(&duplicate, &other).await.unwrap(), Begin::Remove);
@@ -261,9 +261,9 @@ pub async fn an_entry_whose_retry_was_promoted_is_not_run(s: &Subject) {
 
 pub async fn a_running_job_has_one_entry_whatever_another_claims(s: &Subject) {
     let me = worker("a");
-    let (_, attempt) = s.running(&me).await;
+    let (entry, attempt) = s.running(&me).await;
     let id = attempt.job.to_string();
-    s.add_raw(Lane::Normal, &[("job", JOB), ("id", id.as_bytes()), ("attempt", b"7")]);
+    s.add_raw(Lane::Normal, &[("job", entry.payload()), ("id", id.as_bytes()), ("attempt", b"7")]);
     let second = s.claim(&me).await;
     assert_eq!((second.id, second.attempt), (attempt.job, 7));
     for worker in [&me, &worker("b")] {
@@ -276,7 +276,7 @@ pub async fn an_entry_older_than_the_last_attempt_is_removed(s: &Subject) {
     let me = worker("a");
     let (entry, attempt) = s.running(&me).await;
     let id = attempt.job.to_string();
-    s.add_raw(Lane::Normal, &[("job", JOB), ("id", id.as_bytes()), ("attempt", b"0")]);
+    s.add_raw(Lane::Normal, &[("job", entry.payload()), ("id", id.as_bytes()), ("attempt", b"0")]);
     let stale = s.claim(&me).await;
     s.retry(&attempt, Duration::from_millis(20)).await;
     assert_eq!(s.begin(&stale, &me).await.unwrap(), Begin::Remove);
@@ -410,6 +410,176 @@ pub async fn an_entry_that_names_another_tenants_job_touches_nothing_of_it(s: &S
     forged.disown();
     assert_ne!(forged.id, id);
     assert_eq!(forged.job.unwrap_err().code, Code::InvalidJob);
+}
+
+/// Guards against an entry that takes the place of a job of its own tenant by naming its ID: whichever came first was
+/// run, and the other removed.
+pub async fn an_entry_that_names_another_job_of_its_tenant_is_refused(s: &Subject) {
+    let me = worker("a");
+    let keyed = Job { idempotency_key: Some("their-own".to_owned()), ..job("keyed") };
+    for theirs in [job("plain"), keyed] {
+        let id = s.add(theirs.clone()).await.id;
+        let own = s.claim(&me).await;
+        let other = Job { request: job("another").request, ..theirs.clone() };
+        let keyless = Job { idempotency_key: None, ..theirs.clone() };
+        let forged = [other, Job { custom_id: Some("x".to_owned()), ..keyless }];
+        let at = own.at.0.to_string();
+        let forge = async |job: &Job| {
+            let (name, bytes) = (id.to_string(), serde_json::to_vec(job).unwrap());
+            let fields = [("job", &*bytes), ("id", name.as_bytes()), ("at", at.as_bytes())];
+            s.add_raw(Lane::Normal, &fields);
+            s.claim(&me).await
+        };
+        let mut entries = Vec::new();
+        for job in &forged {
+            entries.push(forge(job).await);
+        }
+        let are_refused = async || {
+            for entry in &entries {
+                assert_eq!(s.begin(entry, &me).await.unwrap(), Begin::Foreign);
+            }
+        };
+        are_refused().await;
+        let attempt = begun(s.begin(&own, &me).await.unwrap());
+        are_refused().await;
+        assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+        are_refused().await;
+        // The same job once more is a repetition.
+        assert_eq!(s.begin(&forge(&theirs).await, &me).await.unwrap(), Begin::Remove);
+        let record = s.job(id).await.unwrap().unwrap();
+        assert_eq!((record.state, record.attempt), (State::Done, 1));
+        let error = {
+            entries[0].disown();
+            entries[0].job.clone().unwrap_err()
+        };
+        assert_eq!(error.code, Code::InvalidJob);
+        assert!(error.message.contains(&id.to_string()), "{error}");
+    }
+}
+
+/// Guards against an entry that revives a job that is over, or replaces one that runs, by naming a later run.
+pub async fn an_entry_opens_no_run_by_saying_so(s: &Subject) {
+    let me = worker("a");
+    let again = async |own: &Entry, run: &str| {
+        let name = own.id.to_string();
+        let fields = [("job", own.payload()), ("id", name.as_bytes()), ("run", run.as_bytes())];
+        s.add_raw(Lane::Normal, &fields);
+        s.claim(&me).await
+    };
+    for run in ["2", "4294967295"] {
+        for end in ["waits", "runs", "done", "cancelled"] {
+            let id = s.add(job(end)).await.id;
+            let own = s.claim(&me).await;
+            let mut attempt = None;
+            match end {
+                "waits" => {}
+                "cancelled" => drop(s.cancel(id).await.unwrap()),
+                _ => attempt = Some(begun(s.begin(&own, &me).await.unwrap())),
+            }
+            if end == "done" {
+                assert_eq!(s.finish(attempt.as_ref().unwrap(), 1).await, Written::Yes);
+            }
+            let before = (s.job(id).await.unwrap(), s.log(id).await);
+            let forged = again(&own, run).await;
+            assert_eq!(s.begin(&forged, &me).await.unwrap(), Begin::Foreign, "{end}");
+            assert_eq!((s.job(id).await.unwrap(), s.log(id).await), before, "{end}");
+            if end == "waits" {
+                begun(s.begin(&own, &me).await.unwrap());
+            }
+        }
+    }
+}
+
+/// Guards against a second plain entry of a key that vanishes although it asks for something else.
+pub async fn a_plain_entry_of_a_key_with_another_request_is_refused_by_name(s: &Subject) {
+    let me = worker("a");
+    let keyed = Job { idempotency_key: Some("one-request".to_owned()), ..job("once") };
+    let other = Job { request: job("another").request, ..keyed.clone() };
+    let add = async |job: &Job| {
+        s.add_raw(Lane::Normal, &[("job", &serde_json::to_vec(job).unwrap())]);
+        s.claim(&me).await
+    };
+    let first = add(&keyed).await;
+    let mut second = add(&other).await;
+    let attempt = begun(s.begin(&first, &me).await.unwrap());
+    assert_eq!(s.begin(&second, &me).await.unwrap(), Begin::Foreign);
+    // The same request in other bytes is the same job.
+    let same = add(&Job { custom_id: Some("x".to_owned()), ..keyed.clone() }).await;
+    assert_eq!(s.begin(&same, &me).await.unwrap(), Begin::Remove);
+    assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+    second.disown();
+    let error = second.job.clone().unwrap_err();
+    assert!(error.message.contains("idempotency_key"), "{error}");
+    let answer = s.refuse(&second, &error, &failed(0, error.clone())).await.unwrap();
+    assert!(matches!(answer, Begin::Bury { .. }), "{answer:?}");
+    assert_ne!(second.id, attempt.job);
+}
+
+/// Guards against a key whose fingerprint was that of another request than the one that ran, or of none: its next
+/// request was answered by an answer to something else.
+pub async fn what_runs_under_a_key_keeps_its_fingerprint(s: &Subject) {
+    let me = worker("a");
+    for (key, names_key) in [("named", true), ("squatted", false)] {
+        let ran = Job { idempotency_key: Some(key.to_owned()), ..job("ran") };
+        let id = ran.assign_id();
+        let written = if names_key { ran.clone() } else { job("ran") };
+        let (name, bytes) = (id.to_string(), serde_json::to_vec(&written).unwrap());
+        s.add_raw(Lane::Normal, &[("job", &bytes), ("id", name.as_bytes())]);
+        let entry = s.claim(&me).await;
+        begun(s.begin(&entry, &me).await.unwrap());
+        let other = Job { request: job("another").request, ..ran.clone() };
+        let refused = s.enqueue(&[s.submission(other)]).await.remove(0).unwrap_err();
+        assert!(matches!(refused, Error::Conflict { .. }), "{refused}");
+        let repeated = s.enqueue(&[s.submission(ran)]).await.remove(0);
+        assert_eq!(repeated.is_ok_and(|receipt| receipt.duplicate), names_key, "{key}");
+    }
+    // A key that is reserved for one request is not taken by another.
+    let reserved = Job { idempotency_key: Some("reserved".to_owned()), ..job("reserved") };
+    let id = s.add(reserved.clone()).await.id;
+    let other = Job { request: job("another").request, ..reserved.clone() };
+    s.add_raw(Lane::Normal, &[("job", &serde_json::to_vec(&other).unwrap())]);
+    let entries = s.claim_all(Lane::Normal, &me).await;
+    assert_eq!(s.begin(&entries[1], &me).await.unwrap(), Begin::Foreign);
+    assert_eq!(begun(s.begin(&entries[0], &me).await.unwrap()).job, id);
+}
+
+/// Guards against a job that an earlier version has enqueued, whose record does not tell its jobs apart, and that
+/// nobody runs any more.
+pub async fn a_record_of_an_earlier_version_believes_its_entry(s: &Subject) {
+    let me = worker("a");
+    let keyed = Job { idempotency_key: Some("of-an-earlier-version".to_owned()), ..job("keyed") };
+    for theirs in [job("plain"), keyed] {
+        let id = s.add(theirs.clone()).await.id;
+        s.ask("HDEL KEY sum", |keys| keys.job(id));
+        let own = s.claim(&me).await;
+        let attempt = begun(s.begin(&own, &me).await.unwrap());
+        assert_eq!(s.finish(&attempt, 1).await, Written::Yes);
+        let (name, bytes) = (id.to_string(), serde_json::to_vec(&theirs).unwrap());
+        s.add_raw(Lane::Normal, &[("job", &bytes), ("id", name.as_bytes())]);
+        assert_eq!(s.begin(&s.claim(&me).await, &me).await.unwrap(), Begin::Remove);
+    }
+}
+
+/// Guards against an entry that says of another tenant's parked job that it cannot be read, and fails it so.
+pub async fn an_entry_that_forges_a_broken_parked_job_fails_none(s: &Subject) {
+    let me = worker("a");
+    let theirs = Job { tenant: "acme".parse().unwrap(), not_before: Some(far()), ..job("theirs") };
+    let id = s.add(theirs).await.id;
+    let retried = s.add(Job { tenant: "acme".parse().unwrap(), ..job("retried") }).await.id;
+    let own = s.claim(&me).await;
+    let attempt = begun(s.begin(&own, &me).await.unwrap());
+    assert_eq!(s.retry(&attempt, Duration::from_hours(1)).await, Written::Yes);
+    for id in [id, retried] {
+        let before = s.job(id).await.unwrap();
+        let name = id.to_string();
+        let fields = [("id", name.as_bytes()), ("parked", b"torn"), ("attempt", b"4294967295")];
+        s.add_raw(Lane::Normal, &fields);
+        let forged = s.claim(&me).await;
+        let error = forged.job.clone().unwrap_err();
+        let answer = s.refuse(&forged, &error, &failed(0, error.clone())).await.unwrap();
+        assert_eq!(answer, Begin::Foreign);
+        assert_eq!(s.job(id).await.unwrap(), before);
+    }
 }
 
 /// Guards against bounds that are narrower than those under which a job was accepted: it must not become

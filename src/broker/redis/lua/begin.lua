@@ -11,8 +11,10 @@
 -- ARGV[14] the tenant that the entry names, or '' where it cannot be read   ARGV[15] when it says that its
 -- job was enqueued, or '' of a parked job that could not be read
 -- ARGV[16] number of this taking: it rises with each time that the entry is given to a worker, and with
--- each attempt that this worker asks for   ARGV[17…] field, value, …: immutable fields, written where the
--- record does not tell them
+-- each attempt that this worker asks for   ARGV[17] the sum of the entry's job
+-- ARGV[18] fingerprint of its request, or '' where it was not found out   ARGV[19] `1` where its ID is of a key
+-- ARGV[20] the letter that has opened its run   ARGV[21] the fence of that letter; or ''
+-- ARGV[22…] field, value, …: immutable fields, written where the record does not tell them
 --
 -- Returns {verdict, fence, attempt, failures, due or crashes, error}; the verdict is
 --   begun    the fence is open and its first event written
@@ -20,8 +22,8 @@
 --   park     the last attempt asked for a retry, and this is its entry: park it until `due`; or its time has
 --            not come, and then no more was written than the immutable fields
 --   bury     the job has failed, and this is its entry
---   foreign  nothing was written: the record is that of another tenant's job, or of one that an entry which cannot be
---            read does not know
+--   foreign  nothing was written: the record is that of another job, or the run was opened by nobody
+--   prove    nothing was written: the fingerprint is asked for
 --   late     nothing was written: the entry was taken again since, or this taking's attempt is over
 --   alone    nothing was written: the job may be lost only once more, and has to run alone
 --   cancel, expired, poison   nothing was written: the job is to be ended without an attempt
@@ -33,10 +35,11 @@ local record, log = KEYS[1], KEYS[2]
 local event, payload, worker, place = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local r = redis.call('HMGET', record, 'state', 'fence', 'attempt', 'failures', 'place', 'worker',
   'due', 'error', 'queue', 'crashes', 'run', 'cancel', 'began', 'history', 'tenant', 'at', 'not_before',
-  'fp', 'added', 'taking')
+  'fp', 'added', 'taking', 'sum', 'letter', 'ran')
 local state = r[1] or 'waiting'
 local fence, attempt, failures = tonumber(r[2]) or 0, tonumber(r[3]) or 0, tonumber(r[4]) or 0
 local entry_run, crashes = tonumber(ARGV[6]), tonumber(r[10]) or 0
+local run = tonumber(r[11]) or 1
 -- Of a record that has a state and no place (just reopened, or healed) any entry is the one.
 local same = r[5] == place or (r[1] and not r[5])
 
@@ -48,20 +51,41 @@ local set = {}
 local function put(field, value) set[#set + 1] = field; set[#set + 1] = value end
 local function describe()
   if r[9] then return end
-  for i = 17, #ARGV, 2 do
+  for i = 22, #ARGV, 2 do
     put(ARGV[i], ARGV[i + 1])
   end
 end
 
--- Anybody who may add an entry may write any ID into it: the record is believed.
-local stranger = ARGV[14] ~= '' and r[15] and r[15] ~= ARGV[14]
-if ARGV[14] == '' and r[16] then
-  stranger = r[16] ~= ARGV[15]
-  if ARGV[15] == '' then stranger = r[1] ~= 'parked' and (r[1] or not r[17]) end
+-- Anybody who may add an entry may write any ID, run and time into it: the record is believed. The same bytes are
+-- the same job.
+local function is_strange()
+  local readable = ARGV[14] ~= ''
+  -- Of a parked job that could not be read nothing else is left.
+  if ARGV[15] == '' then
+    return r[16] and r[1] ~= 'parked' and (r[1] or not r[17]) and r[5] ~= place
+  end
+  if readable and r[15] and r[15] ~= ARGV[14] then return true end
+  -- A run that the server has forgotten is known by its letter, or by the failure of the run before it, which readers
+  -- know as well: that of a cancelled run opens nothing.
+  local ended = state == 'done' or state == 'cancelled'
+  local opened = r[22] and r[22] == ARGV[20] or r[2] == ARGV[21] and not ended
+  if entry_run > run and (r[1] or r[9]) and not opened then return true end
+  -- Whoever enqueues an ID again may have written another sum since: the job that has begun is the one.
+  local sum = r[23] or r[21]
+  if sum == ARGV[17] then return false end
+  if r[18] and readable then return ARGV[19] ~= '1' or r[18] ~= ARGV[18] end
+  if sum then return true end
+  -- The record is of an earlier version.
+  return not readable and r[16] and r[16] ~= ARGV[15]
 end
-if stranger then return answer('foreign') end
-if entry_run < (tonumber(r[11]) or 1) then return answer('remove') end
-if entry_run > (tonumber(r[11]) or 1) and r[1] then
+if is_strange() then
+  local can_prove = ARGV[19] == '1' and ARGV[18] == ''
+  return answer(can_prove and r[18] and 'prove' or 'foreign')
+end
+-- What runs under a key keeps its fingerprint.
+if not r[9] and ARGV[19] == '1' and ARGV[18] == '' then return answer('prove') end
+if entry_run < run then return answer('remove') end
+if entry_run > run and r[1] then
   -- The server has forgotten that this run was opened: what it knows is of the run before.
   redis.call('HDEL', record, 'state', 'attempt', 'failures', 'crashes', 'history', 'error', 'due',
     'began', 'ended', 'worker', 'place', 'taking', 'cancel', 'usage', 'used', 'finish_reason')
@@ -128,14 +152,14 @@ else
   redis.call('XADD', log, id, event, payload)
 end
 put('fence', string.format('%.0f', fence)); put('attempt', attempt); put('place', place)
-put('taking', ARGV[16])
+put('taking', ARGV[16]); put('ran', ARGV[17])
 if event == 'started' then
   put('state', 'running'); put('worker', worker); put('began', now)
 else
   put('state', event); put('ended', now)
   if event == 'failed' then r[8] = ARGV[12]; put('error', ARGV[12]) end
 end
-if entry_run > (tonumber(r[11]) or 1) then put('run', ARGV[6]) end
+if entry_run > run then put('run', ARGV[6]) end
 if lost then
   put('crashes', crashes)
   -- At most 32 setbacks are kept; each is a line.

@@ -1,11 +1,15 @@
 -- Moves parked jobs whose time has come to their lanes, in the order of their times.
 --
 -- KEYS[1] parked   KEYS[2] parked jobs   KEYS[3] high   KEYS[4] normal   KEYS[5] low
+-- KEYS[6] places of entries that came of jobs which cannot be read
 -- ARGV[1] most jobs to move   ARGV[2] wake channel   ARGV[3] most bytes to move; one job always moves
+-- ARGV[4] how long such a place is kept, in ms
 --
 -- A parked job is `LANE AT ATTEMPT[,FIELD=VALUE…] JOB`; the fields go into its entry. One that cannot be
 -- read becomes an entry that cannot be read, which ends its job: an entry without a field `job`, with
--- the bytes in `parked` where there are any, and goes on counting what it counted. A lane that this version does not know is the normal one.
+-- the bytes in `parked` where there are any, and goes on counting what it counted. Its place is noted: anybody may
+-- add such an entry, and only one that came of a parked job ends that. A lane that this version does not know is the
+-- normal one.
 -- In a field `%` and two hexadecimal digits stand for a byte.
 -- Returns {moved, ms until the next is due or -1 when none is parked}.
 -- Replay: a job is removed from the parked ones as it is added to its lane, so it moves once.
@@ -27,7 +31,7 @@ local function entry(id, stored)
     if run then put('run', run) end
     if tenant then put('load', tenant) end
     if stored then put('parked', stored) end
-    return KEYS[4], fields
+    return KEYS[4], fields, true
   end
   local fields = {'job', job, 'id', id, 'at', at, 'attempt', attempt}
   for name, value in string.gmatch(more, ',([^=,]*)=([^,]*)') do
@@ -41,8 +45,12 @@ local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1
 for _, id in ipairs(due) do
   local size = redis.call('HSTRLEN', KEYS[2], id)
   if moved > 0 and bytes + size > most_bytes then break end
-  local lane, fields = entry(id, redis.call('HGET', KEYS[2], id))
-  redis.call('XADD', lane, '*', unpack(fields))
+  local lane, fields, unread = entry(id, redis.call('HGET', KEYS[2], id))
+  local added = redis.call('XADD', lane, '*', unpack(fields))
+  if unread then
+    redis.call('HSET', KEYS[6], 'normal ' .. added, id)
+    redis.call('PEXPIRE', KEYS[6], ARGV[4])
+  end
   redis.call('HDEL', KEYS[2], id)
   redis.call('ZREM', KEYS[1], id)
   moved, bytes = moved + 1, bytes + size

@@ -77,7 +77,7 @@ impl Redis {
         let fingerprint = if small || entry.is_plain() { entry.fingerprint() } else { None };
         let shown = Shown { parked, fingerprint };
         let told = self.ask_fence(entry, event, by, failure, &shown).await?;
-        if !told.as_ref().is_some_and(|(verdict, ..)| verdict == PROVE) {
+        if told.as_ref().is_none_or(|(verdict, ..)| verdict != PROVE) {
             return Ok(told);
         }
         let shown = Shown { fingerprint: entry.fingerprint(), ..shown };

@@ -75,15 +75,20 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Response, Refu
 }
 
 /// Asks the broker whether it takes jobs.
-async fn takes_jobs(app: &App) -> Result<(), Refusal> {
-    let asked = tokio::time::timeout(READY, app.broker.ready()).await.unwrap_or_else(|_| {
-        let message = format!("no answer within {} s", READY.as_secs());
-        Err(broker::Error::Unavailable { message, source: None })
-    });
-    let Err(error) = asked else { return Ok(()) };
-    let code = error.code();
-    let refusal = app.noticed::<(), _>(Err(error)).err().unwrap_or_else(Refusal::away);
-    Err(refusal.reading(format!("the broker takes no jobs now: {code}")))
+fn takes_jobs(app: &Arc<App>) -> impl Future<Output = Result<(), Refusal>> + Send + use<> {
+    // The question, which the gateway keeps, does not keep the gateway.
+    let (broker, app) = (app.broker.clone(), Arc::downgrade(app));
+    async move {
+        let asked = tokio::time::timeout(READY, broker.ready()).await.unwrap_or_else(|_| {
+            let message = format!("no answer within {} s", READY.as_secs());
+            Err(broker::Error::Unavailable { message, source: None })
+        });
+        let Err(error) = asked else { return Ok(()) };
+        let code = error.code();
+        let refusal = app.upgrade().and_then(|app| app.noticed::<(), _>(Err(error)).err());
+        let refusal = refusal.unwrap_or_else(Refusal::away);
+        Err(refusal.reading(format!("the broker takes no jobs now: {code}")))
+    }
 }
 
 /// Somebody whose key is good; the broker is not asked.

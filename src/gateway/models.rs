@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -15,12 +15,12 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use futures_util::future::BoxFuture;
-use serde::Serialize;
-use tokio::{
-    sync::Mutex,
-    time::{Instant, timeout},
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
 };
+use serde::Serialize;
+use tokio::time::{Instant, timeout};
 use utoipa::ToSchema;
 
 use super::{
@@ -66,7 +66,7 @@ pub type ModelSource =
 #[derive(Default)]
 pub(super) struct Catalogue {
     source: OnceLock<ModelSource>,
-    told: Mutex<Option<Told>>,
+    told: Mutex<Option<(Instant, Question)>>,
 }
 
 /// What the source told, and until when that counts.
@@ -75,6 +75,9 @@ struct Told {
     models: Option<Arc<[Model]>>,
     until: Instant,
 }
+
+/// A question to the source.
+type Question = Shared<BoxFuture<'static, Told>>;
 
 impl fmt::Debug for Catalogue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -94,23 +97,40 @@ impl Catalogue {
         let Some(source) = source else {
             return Ok((configured.iter().map(Model::named).collect(), LIFETIME));
         };
-        let told = timeout(PATIENCE, self.told(source)).await.ok();
-        let known = told.and_then(|told| Some((told.models?, told.until)));
-        known.map(|(models, until)| (models, until - Instant::now())).ok_or_else(|| {
+        let Told { models, until } = self.told(source).await;
+        models.map(|models| (models, until - Instant::now())).ok_or_else(|| {
             let text = "the model's endpoint does not tell its models now; set gateway.models to name them";
             Refusal::new(StatusCode::BAD_GATEWAY, "models_unknown", text)
         })
     }
 
-    /// One asks, the others wait for its answer.
+    /// What the source tells: one question for all who wait, which they drive together. Those who leave, or wait no
+    /// more, take nothing from the others.
     async fn told(&self, source: &ModelSource) -> Told {
-        let mut last = self.told.lock().await;
-        if let Some(told) = last.clone().filter(|told| told.until > Instant::now()) {
-            return told;
-        }
-        // Kept before it is known: whoever waits behind a source that hangs is not to wait as long again.
-        *last = Some(Told { models: None, until: Instant::now() + PATIENCE + RESPITE });
-        let models = match source().await {
+        let question = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*told {
+                Some((since, question)) if counts(*since, question) => question.clone(),
+                _ => told.insert((Instant::now(), ask(source).boxed().shared())).1.clone(),
+            }
+        };
+        question.await
+    }
+}
+
+/// Whether a question is under way, or its answer still holds.
+fn counts(since: Instant, question: &Question) -> bool {
+    match question.peek() {
+        Some(told) => told.until > Instant::now(),
+        None => since.elapsed() < PATIENCE,
+    }
+}
+
+/// Asks the source, for so long.
+fn ask(source: &ModelSource) -> impl Future<Output = Told> + Send + use<> {
+    let asked = timeout(PATIENCE, source());
+    async move {
+        let models = match asked.await.unwrap_or_else(|_| Err("no answer".to_owned())) {
             Ok(models) => Some(models.into()),
             Err(error) => {
                 tracing::warn!(error, "models not known");
@@ -118,7 +138,7 @@ impl Catalogue {
             }
         };
         let lifetime = if models.is_some() { LIFETIME } else { RESPITE };
-        last.insert(Told { models, until: Instant::now() + lifetime }).clone()
+        Told { models, until: Instant::now() + lifetime }
     }
 }
 
@@ -223,6 +243,22 @@ mod tests {
         tokio::time::advance(RESPITE).await;
         assert_eq!(ask().await, "models_unknown");
         assert_eq!((began.elapsed(), asked.load(Ordering::Relaxed)), (PATIENCE * 2 + RESPITE, 2));
+    }
+
+    /// Whoever asked and left made the models unknown for everybody, for as long as a source that hangs does.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_asks_and_leaves_takes_nothing_from_the_others() {
+        let catalogue = Catalogue::default();
+        catalogue.ask_at(Arc::new(|| {
+            Box::pin(async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Ok(vec![Model::named("a")])
+            })
+        }));
+        assert!(catalogue.models(&[]).now_or_never().is_none());
+        let mut still = Box::pin(catalogue.models(&[]));
+        assert!(still.as_mut().now_or_never().is_none());
+        assert_eq!(catalogue.models(&[]).await.unwrap().0[0], Model::named("a"));
     }
 
     /// Each request for one model asked the endpoint again.

@@ -14,7 +14,7 @@ use axum::{
 use futures_util::{Stream, StreamExt as _, stream};
 
 use super::{app::App, latest::Latest};
-use crate::job::QueueName;
+use crate::{broker::Partition, job::QueueName};
 
 /// Says what the client of a good request should know.
 pub(super) const WARNING_HEADER: HeaderName = HeaderName::from_static("x-millstream-warning");
@@ -49,9 +49,11 @@ impl Presence {
 /// A warning where no worker serves the queue. What is not known is not warned of.
 pub(super) async fn warning(app: &App, queue: &QueueName) -> Option<String> {
     let count = app.presence.of(queue)?;
-    let find = async {
-        let count = app.producer.live_workers(queue);
-        tokio::time::timeout(PATIENCE, count).await.ok()?.ok()
+    let (broker, partition) = (app.broker.clone(), Partition::first(queue.clone()));
+    let find = async move {
+        let workers =
+            tokio::time::timeout(PATIENCE, broker.workers(&partition)).await.ok()?.ok()?;
+        Some(workers.iter().filter(|worker| worker.is_live()).count())
     };
     (count.get(find).await? == 0).then(|| {
         format!(

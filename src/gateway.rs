@@ -55,6 +55,7 @@ mod schemas;
 mod serve;
 mod slots;
 pub mod sse;
+mod turns;
 mod view;
 pub mod ws;
 

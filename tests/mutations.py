@@ -25,7 +25,8 @@ COPY = PLACE / "copy"
 TARGET = PLACE / "target"
 LUA = "src/broker/redis/lua/"
 
-# Mechanism, file, what stands there, what stands there instead, tests that may notice.
+# Mechanism, file, what stands there, what stands there instead, tests that may notice: of tests/it, or
+# behind `unit: ` those within the library.
 MUTATIONS = [
     ("fence: an end under a stale fence", LUA + "conclude.lua",
      "if r[1] ~= fence then return 'fenced' end", "", "a_stale_fence or model"),
@@ -640,6 +641,15 @@ MUTATIONS = [
     ("gateway: a head has its own time", "src/gateway/serve/wire.rs",
      "sleep.as_mut().poll(cx).is_ready(),", "{ let _ = (sleep, cx); false }",
      "an_idle_connection_is_kept"),
+    ("gateway: a tenant has a share of the answers that are put together", "src/gateway/app.rs",
+     "const ASSEMBLING_EACH: usize = 4;", "const ASSEMBLING_EACH: usize = 16;",
+     "unit: while_another_tenant_has_all_its_turns"),
+    ("gateway: a client that has not asked yet hears of the end", "src/gateway/serve/talk.rs",
+     "timeout(LAST_CALL, step).await.ok()", "timeout_at(deadline, step).await.ok()",
+     "does_not_hold_up_the_end"),
+    ("gateway: the preface of HTTP/2 may come in parts", "src/gateway/serve/talk.rs",
+     "while http2::PREFACE.starts_with(self.bytes())", "while self.bytes() == http2::PREFACE",
+     "http2_by_prior_knowledge"),
     ("gateway: connections that wait at the end are taken", "src/gateway/serve.rs",
      "        served.take_waiting(listener);\n", "        drop(listener);\n", "connections_that_wait_when"),
     ("gateway: requests are refused at once while the broker is away", "src/gateway/breaker.rs",
@@ -672,13 +682,15 @@ def copy_sources():
 
 def run(words):
     """Runs the tests whose names contain all words of one group, groups separated by `or`."""
+    place = ["--lib"] if words.startswith("unit: ") else ["--test", "it"]
+    words = words.removeprefix("unit: ")
     groups = [group.split(" and ") for group in words.split(" or ")]
     expression = " | ".join(
         "(" + " & ".join(f"test({word.strip()})" for word in group) + ")" for group in groups)
     env = dict(os.environ, CARGO_TARGET_DIR=str(TARGET), CARGO_TERM_COLOR="never",
                PATH=f"{ROOT}/target/venv/bin:{os.environ['PATH']}")
     return subprocess.run(
-        ["cargo", "nextest", "run", "--test", "it", "--no-fail-fast", "-E", expression],
+        ["cargo", "nextest", "run", *place, "--no-fail-fast", "-E", expression],
         cwd=COPY, env=env, capture_output=True, text=True)
 
 

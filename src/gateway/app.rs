@@ -2,13 +2,13 @@
 
 use std::{fmt, time::Duration};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Error, Options, auth::Keys, bodies::Bodies, breaker::Breaker, cache::Cache, counters::Counters,
     error::Refusal, latest::Latest, models::Catalogue, presence::Presence, rates::Rates,
-    slots::Slots,
+    slots::Slots, turns::Turns,
 };
 use crate::{
     admin::Admin,
@@ -23,6 +23,9 @@ const READY: Duration = Duration::from_secs(1);
 
 /// Most answers that are put together at a time: each may be as large as a log, many times over.
 const ASSEMBLING: usize = 16;
+
+/// How many of them may be one tenant's.
+const ASSEMBLING_EACH: usize = 4;
 
 pub(super) struct App {
     pub(super) options: Options,
@@ -40,7 +43,7 @@ pub(super) struct App {
     pub(super) rates: Rates,
     pub(super) bodies: Bodies,
     /// Answers that are put together from their logs at a time.
-    pub(super) assembling: Semaphore,
+    pub(super) assembling: Turns,
     pub(super) counters: Counters,
     pub(super) models: Catalogue,
     /// The gateway is about to close: whoever chooses among gateways is to choose another one.
@@ -80,7 +83,7 @@ impl App {
             cache: Cache::new(options.cache_bytes),
             slots: Slots::new(&options.limits),
             rates: Rates::default(),
-            assembling: Semaphore::new(ASSEMBLING),
+            assembling: Turns::new(ASSEMBLING, ASSEMBLING_EACH),
             counters: Counters::default(),
             models: Catalogue::default(),
             bodies: Bodies::new(options.limits.max_bodies),

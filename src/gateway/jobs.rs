@@ -293,7 +293,7 @@ async fn look(app: &App, tenant: &Tenant, id: JobId) -> Result<Answer, Refusal> 
         lifetime = app.noticed(app.broker.ttl(id).await)?.unwrap_or_default();
     }
     // Values take many times the bytes of their text: few answers are put together at a time.
-    let assembling = app.assembling.acquire().await;
+    let assembling = app.assembling.take(tenant).await;
     let (mut answer, mut done) = (Assembly::default(), None);
     loop {
         let after = answer.last_event_id().unwrap_or(EventId::START);

@@ -99,7 +99,10 @@ impl Bound {
         let leave = async {
             shutdown.cancelled().await;
             app.leaving.cancel();
-            tokio::time::sleep(app.options.notice).await;
+            // Without a notice nobody else is let in, not even for the least time that a sleep takes.
+            if !app.options.notice.is_zero() {
+                tokio::time::sleep(app.options.notice).await;
+            }
         };
         tokio::pin!(leave);
         loop {

@@ -4,13 +4,12 @@
 //! reads as far as the client's first request, answers it by 505 with the error object, and ends the connection by
 //! a GOAWAY with the code `HTTP_1_1_REQUIRED`. No header of the client is decoded: its request is not looked at.
 
-use std::{io, time::Duration};
+use std::io;
 
 use axum::http::StatusCode;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-    time::timeout,
 };
 
 use super::super::error::Refusal;
@@ -20,6 +19,9 @@ pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The longest frame that a server must bear as long as it has not said otherwise.
 const LONGEST: usize = 16_384;
+
+/// What is read at once of what is not looked at, in bytes.
+const SCRATCH: usize = 512;
 
 /// Frames of a client that are read before its first request.
 const FRAMES: usize = 64;
@@ -33,28 +35,18 @@ const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 const HTTP_1_1_REQUIRED: u32 = 13;
 
-/// Refuses the client's first request in words. The preface has been seen, and is still to be read.
-pub(super) async fn refuse(mut stream: TcpStream, patience: Duration) {
-    match timeout(patience, told(&mut stream)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "client of HTTP/2 broke off"),
-        Err(_) => tracing::debug!("client of HTTP/2 asked for nothing"),
-    }
-}
-
-async fn told(stream: &mut TcpStream) -> io::Result<()> {
-    let mut scratch = vec![0; LONGEST];
-    stream.read_exact(&mut scratch[..PREFACE.len()]).await?;
+/// Refuses the client's first request in words. The preface has been read.
+pub(super) async fn refuse(stream: &mut TcpStream) -> io::Result<()> {
     stream.write_all(&frame(SETTINGS, 0, 0, &[])).await?;
     for _ in 0..FRAMES {
         let mut head = [0; 9];
         stream.read_exact(&mut head).await?;
         let [high, middle, low, kind, flags, id @ ..] = head;
         let length = u32::from_be_bytes([0, high, middle, low]) as usize;
-        let Some(payload) = scratch.get_mut(..length) else {
+        if length > LONGEST {
             return Err(io::Error::other("a frame longer than allowed"));
-        };
-        stream.read_exact(payload).await?;
+        }
+        pass_over(stream, length).await?;
         match kind {
             SETTINGS if flags & ACK == 0 => {
                 stream.write_all(&frame(SETTINGS, ACK, 0, &[])).await?;
@@ -63,11 +55,24 @@ async fn told(stream: &mut TcpStream) -> io::Result<()> {
                 stream.write_all(&refusal(u32::from_be_bytes(id) & (u32::MAX >> 1))).await?;
                 stream.shutdown().await?;
                 // A close with something unread would take back what has been said.
-                while stream.read(&mut scratch).await? > 0 {}
+                while stream.read(&mut [0; SCRATCH]).await? > 0 {}
                 return Ok(());
             }
             _ => {}
         }
+    }
+    Ok(())
+}
+
+/// Reads what is not looked at, in small pieces: there may be as many such clients as connections.
+async fn pass_over(stream: &mut TcpStream, mut length: usize) -> io::Result<()> {
+    let mut scratch = [0; SCRATCH];
+    while length > 0 {
+        let count = stream.read(&mut scratch[..length.min(SCRATCH)]).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        length -= count;
     }
     Ok(())
 }

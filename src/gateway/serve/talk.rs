@@ -17,7 +17,12 @@ use hyper::{
     server::conn::http1,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::{
@@ -58,25 +63,29 @@ impl Talk {
     }
 
     /// Serves a connection to its end; once the gateway closes, to the end of the answer in progress.
-    pub(super) async fn serve(self: Arc<Self>, stream: TcpStream) {
-        let limits = &self.app.options.limits;
-        let mut first = [0; http2::PREFACE.len()];
-        let met = tokio::select! {
-            biased;
-            met = timeout(limits.keep_alive, stream.peek(&mut first)) => met,
-            // A request that is on its way is answered.
-            () = self.app.closing.cancelled() => timeout(LAST_CALL, stream.peek(&mut first)).await,
-        };
-        match met {
-            Ok(Ok(count)) if count > 0 => {}
-            _ => return,
+    pub(super) async fn serve(self: Arc<Self>, mut stream: TcpStream) {
+        let (limits, closing) = (&self.app.options.limits, &self.app.closing);
+        let mut opening = Opening::default();
+        let deadline = Instant::now() + limits.keep_alive;
+        if within(deadline, closing, opening.begin(&mut stream)).await != Some(true) {
+            return;
         }
-        if first == *http2::PREFACE {
-            return http2::refuse(stream, limits.read_timeout).await;
+        let deadline = Instant::now() + limits.read_timeout;
+        let Some(is_http2) = within(deadline, closing, opening.tell(&mut stream)).await else {
+            return;
+        };
+        if is_http2 {
+            match within(deadline, closing, http2::refuse(&mut stream)).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => tracing::debug!(%error, "client of HTTP/2 broke off"),
+                None => tracing::debug!("client of HTTP/2 asked for nothing"),
+            }
+            return;
         }
         let progress = Arc::new(Progress::default());
         let meter = Meter::default();
-        let wire = Wire::new(stream, Arc::clone(&progress), meter.clone(), limits.read_timeout);
+        let wire = Wire::new(stream, Arc::clone(&progress), meter.clone(), limits.read_timeout)
+            .after(opening.bytes(), deadline);
         let talk = (Arc::clone(&self), Arc::clone(&progress));
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             let (talk, progress) = talk.clone();
@@ -87,11 +96,15 @@ impl Talk {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.app.closing.cancelled() => {
+            () = closing.cancelled() => {
                 // The library would close a connection whose first head is on its way.
-                if progress.asked() > 0 {
-                    connection.as_mut().graceful_shutdown();
+                if progress.asked() == 0 {
+                    let ended = timeout(LAST_CALL, connection.as_mut()).await;
+                    if ended.is_ok() || progress.asked() == 0 {
+                        return;
+                    }
                 }
+                connection.as_mut().graceful_shutdown();
                 connection.await
             }
         };
@@ -123,6 +136,54 @@ impl Talk {
             headers.extend(self.kept.clone().map(|kept| (KEEP_ALIVE, kept)));
         }
         response.map(|body| Counted { body, _end: Some(End(progress)) })
+    }
+}
+
+/// The first bytes of a connection, as many as tell HTTP/2 from HTTP/1.1.
+#[derive(Debug, Default)]
+struct Opening {
+    bytes: [u8; http2::PREFACE.len()],
+    count: usize,
+}
+
+impl Opening {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.count]
+    }
+
+    /// Waits for the first byte; false where none comes.
+    async fn begin(&mut self, stream: &mut TcpStream) -> bool {
+        self.count += stream.read(&mut self.bytes[self.count..]).await.unwrap_or_default();
+        self.count > 0
+    }
+
+    /// Whether the client speaks HTTP/2. Its preface may come in parts.
+    async fn tell(&mut self, stream: &mut TcpStream) -> bool {
+        while http2::PREFACE.starts_with(self.bytes()) {
+            if self.count == http2::PREFACE.len() {
+                return true;
+            }
+            let before = self.count;
+            if !self.begin(stream).await || self.count == before {
+                break;
+            }
+        }
+        false
+    }
+}
+
+/// What a client does until the deadline, and within a moment once the gateway closes: what is on its way is
+/// answered. `None` where it takes longer.
+async fn within<T>(
+    deadline: Instant,
+    closing: &CancellationToken,
+    step: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::pin!(step);
+    tokio::select! {
+        biased;
+        done = timeout_at(deadline, step.as_mut()) => done.ok(),
+        () = closing.cancelled() => timeout(LAST_CALL, step).await.ok(),
     }
 }
 

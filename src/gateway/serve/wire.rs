@@ -75,6 +75,8 @@ impl Progress {
 #[derive(Debug)]
 pub(super) struct Wire {
     stream: TcpStream,
+    /// What has been read already.
+    read: Vec<u8>,
     progress: Arc<Progress>,
     /// Counts what comes in, once it is a WebSocket.
     meter: Meter,
@@ -95,7 +97,40 @@ impl Wire {
         meter: Meter,
         patience: Duration,
     ) -> Self {
-        Self { stream, progress, meter, patience, head: None, instead: None, lingering: None }
+        Self {
+            stream,
+            read: Vec::new(),
+            progress,
+            meter,
+            patience,
+            head: None,
+            instead: None,
+            lingering: None,
+        }
+    }
+
+    /// One whose first bytes have been read already; the head that they begin must be there by then.
+    pub(super) fn after(mut self, bytes: &[u8], deadline: Instant) -> Self {
+        self.read = bytes.to_vec();
+        self.head = Some((Box::pin(tokio::time::sleep_until(deadline)), 0));
+        self
+    }
+
+    fn poll_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let count = self.read.len().min(buffer.remaining());
+        buffer.put_slice(&self.read[..count]);
+        self.read.drain(..count);
+        if self.read.is_empty() {
+            self.read = Vec::new();
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// A head has begun, or goes on.
@@ -173,7 +208,7 @@ impl AsyncRead for Wire {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let read = self.poll_bytes(cx, buffer);
         match read {
             Poll::Ready(Ok(())) if buffer.filled().len() > before => {
                 self.heard();

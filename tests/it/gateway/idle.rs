@@ -115,3 +115,21 @@ async fn a_gateway_that_is_stopped_is_not_ready_before_it_listens_no_more() {
     assert!(began.elapsed() >= notice, "{:?}", began.elapsed());
     web.end().await;
 }
+
+/// SIGTERM took as long as a whole drain where a client of HTTP/2 was silent, or a head was not whole.
+#[tokio::test]
+async fn a_client_that_has_not_asked_yet_does_not_hold_up_the_end() {
+    let limits = Limits { read_timeout: Duration::from_secs(60), ..Limits::default() };
+    let drain = Duration::from_secs(60);
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for (sent, told) in [(preface, 9), (&preface[..3], 0), ("GET /hea", 0), ("", 0)] {
+        let web = Web::start(&embedded(), Options { limits: limits.clone(), drain, ..options() });
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        soon(stream.read_exact(&mut vec![0; told])).await.unwrap();
+        web.until_metric("connections_open", 2.0).await;
+        let began = Instant::now();
+        assert_eq!(web.end().await.unfinished, 0);
+        assert!(began.elapsed() < Duration::from_secs(10), "{sent:?}: {:?}", began.elapsed());
+    }
+}

@@ -165,6 +165,18 @@ async fn http2_by_prior_knowledge_is_refused_in_words() {
     let bytes =
         [&preface[..], &frame(4, 0, 0, &[]), &frame(8, 0, 0, &[0, 0, 0, 9]), &asked].concat();
     let answer = exchange(gate.addr, &bytes).await;
+    // The preface arrived in parts, and was met by 400.
+    for cut in [1, 3, 23] {
+        let mut stream = TcpStream::connect(gate.addr).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.write_all(&bytes[..cut]).await.unwrap();
+        // Time for the gateway to look at the first part alone; the answer is the same in any case.
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        stream.write_all(&bytes[cut..]).await.unwrap();
+        let mut parted = Vec::new();
+        soon(stream.read_to_end(&mut parted)).await.unwrap();
+        assert_eq!(parted.len(), answer.len(), "{cut}: {}", String::from_utf8_lossy(&parted));
+    }
     let mut rest = &answer[..];
     let mut frames = Vec::new();
     while let [_, high, low, kind, flags, _, _, _, stream, after @ ..] = rest {

@@ -76,7 +76,7 @@ pub enum Error {
          it again; enqueue the job once more"
     )]
     Forgotten(JobId),
-    /// The job has ended, and its events are gone before this reader has read them all.
+    /// The job has ended, and its events are gone before this reader has read them all, as far as can be told.
     #[error("the events of job {0} have expired before they were read to the end")]
     Expired(JobId),
     /// No event came for that long.
@@ -218,7 +218,8 @@ impl Listen {
     }
 
     /// The job's events. The stream ends after the terminal event; it is empty when `after` is at
-    /// or above that one.
+    /// or above that one. Where the job is over and its log is gone, nobody can tell what the reader has
+    /// missed: the stream is [`Error::Expired`].
     pub fn events(self) -> impl Stream<Item = Result<Event, Error>> + Send + Unpin {
         follow::Follow::new(self).into_stream()
     }
@@ -252,6 +253,12 @@ impl Following {
     /// Whether nothing is left to read: the job was over, and the cursor at or above its end.
     pub fn is_over(&self) -> bool {
         self.follow.is_over()
+    }
+
+    /// Whether the job was over, and its log is gone: the reader may have missed the end, and the events are
+    /// nothing but [`Error::Expired`].
+    pub fn is_expired(&self) -> bool {
+        self.follow.is_expired()
     }
 
     /// The events, as from [`Listen::events`].

@@ -85,7 +85,7 @@ impl Ended {
     pub(super) async fn wait(mut self, listen: Listen) -> Self {
         match self.follow(listen).await {
             Ok(Some(outcome)) => self.with(outcome),
-            Ok(None) => self.expired(),
+            Ok(None) | Err(listener::Error::Expired(_)) => self.expired(),
             Err(listener::Error::NotFound(id)) if self.was_there => {
                 self.broken(listener::Error::Forgotten(id))
             }

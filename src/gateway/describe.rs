@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{any::Any, sync::Arc};
+use std::{any::Any, collections::BTreeSet, sync::Arc};
 
 use axum::{
     Extension, Router,
@@ -20,14 +20,14 @@ use tower_http::{
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::common::Common;
+use self::common::{Common, headers};
 use super::{
     absent,
     app::App,
     audit::{Operations, Trail},
-    auth::{Known, RATE_LIMIT, RATE_REMAINING, RATE_RESET},
+    auth::Known,
     console,
-    error::{ErrorBody, JOB_HEADER, Refusal, SHOULD_RETRY},
+    error::{ErrorBody, Refusal},
     events, health, host, jobs, models, openai, queues, schemas, ws,
 };
 
@@ -134,6 +134,7 @@ pub(super) fn router(app: &Arc<App>, tasks: Arc<dyn Any + Send + Sync>) -> Route
         .routes(routes!(health::metrics))
         .split_for_parts();
     common::complete(&mut document);
+    let told = headers(&document);
     let json = serde_json::to_vec(&document).unwrap_or_default().into();
     let operations = Operations::of(&document);
     let document = Document { json, _tasks: tasks };
@@ -154,7 +155,7 @@ pub(super) fn router(app: &Arc<App>, tasks: Arc<dyn Any + Send + Sync>) -> Route
     // The layer answers every OPTIONS, even where it allows nothing.
     match &app.options.cors_origins[..] {
         [] => router,
-        origins => router.layer(cors(origins)),
+        origins => router.layer(cors(origins, told)),
     }
 }
 
@@ -222,17 +223,16 @@ fn transferable(headers: &HeaderMap) -> Result<(), Refusal> {
     Err(refusal.with(header::CONNECTION, close))
 }
 
-/// Lets pages of these origins in.
-fn cors(origins: &[String]) -> CorsLayer {
+/// Lets pages of these origins in. Their scripts may read every header that the routes are said to have.
+fn cors(origins: &[String], told: BTreeSet<String>) -> CorsLayer {
     let allowed = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {
         AllowOrigin::list(origins.iter().filter_map(|origin| origin.parse().ok()))
     };
-    let common = [header::RETRY_AFTER, header::LOCATION, header::ETAG];
-    let ours = [JOB_HEADER, REQUEST_ID, SHOULD_RETRY, RATE_LIMIT, RATE_REMAINING, RATE_RESET];
-    let exposed = ours.into_iter().chain(common);
-    let exposed: Vec<HeaderName> = exposed.collect();
+    let told = told.into_iter().filter_map(|name| HeaderName::try_from(name).ok());
+    // No route has this one: it goes with a method that the path does not have.
+    let exposed: Vec<HeaderName> = told.chain([header::ALLOW]).collect();
     CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST, Method::DELETE])

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     body::Bytes,
     extract::State,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use futures_util::StreamExt;
@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     accept,
     app::App,
-    error::{JOB_HEADER, Refusal},
+    error::{ErrorBody, JOB_HEADER, Refusal},
     params::{Asked, JobAt, JobReader, Params},
     presence::{self, with_warning},
     schemas, sse,
@@ -88,7 +88,8 @@ pub(super) struct Page {
         pattern = "^([0-9]{1,19}-[0-9]{1,19})?$", description = "The last event that was seen")),
     responses((status = 200, description = "The events behind the cursor", content(
         (schemas::EventBlock = "text/event-stream"), (Page = "application/json"))),
-        (status = 204, description = "The job is over, and the cursor at its end")))]
+        (status = 204, description = "The job is over, and the cursor at its end"),
+        (status = 410, description = "The job is over, and its events are not kept any more", body = ErrorBody)))]
 pub(super) async fn events(
     State(app): State<Arc<App>>,
     JobReader { id, caller, token }: JobReader,
@@ -113,6 +114,9 @@ pub(super) async fn events(
     }
     let listen = app.listener.listen(id).after(after).owned_by(tenant).idle_timeout(None);
     let following = app.noticed(listen.open().await)?;
+    if following.is_expired() {
+        return Err(expired(id));
+    }
     if following.is_over() {
         return Ok((StatusCode::NO_CONTENT, named).into_response());
     }
@@ -172,6 +176,15 @@ fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<EventId, Refusal> 
     read(name, text)
 }
 
+/// The refusal of whoever asks for events that are not kept any more.
+fn expired(id: JobId) -> Refusal {
+    let refusal = Refusal::from(listener::Error::Expired(id));
+    match HeaderValue::from_str(&id.to_string()) {
+        Ok(job) => refusal.with(JOB_HEADER, job),
+        Err(_) => refusal,
+    }
+}
+
 async fn page(
     app: &App,
     tenant: &Tenant,
@@ -184,11 +197,19 @@ async fn page(
     let Some(Opened { record: Some(record), page }) = opened else {
         return Err(Refusal::no_job(id));
     };
+    let is_over = record.state.is_terminal();
+    if is_over && page.events.is_empty() {
+        // At its end the log still has the cursor's event.
+        let log = app.noticed(app.broker.last(id).await)?;
+        if log.is_none() {
+            return Err(expired(id));
+        }
+    }
     let has_more = page.more;
     let mut data = page.decode();
     data.truncate(limit);
     let place = (after != EventId::START).then_some(after);
     let next_after = data.last().map(|event| event.id).or(place);
-    let over = record.state.is_terminal() && !has_more;
+    let over = is_over && !has_more;
     Ok(Page { object: "list", data, has_more, next_after, over })
 }

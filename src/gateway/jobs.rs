@@ -9,7 +9,6 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json as Reply,
-    body::Bytes,
     extract::{OriginalUri, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -21,10 +20,10 @@ use utoipa::ToSchema;
 use super::{
     app::App,
     audit::Trail,
-    auth::{self, Known, Right},
+    auth::{Known, Right},
     body::Sent,
     cache::{Answer, Guard, Key},
-    error::{ErrorObject, JOB_HEADER, Refusal},
+    error::{JOB_HEADER, Refusal},
     openai::assemble::Assembly,
     params::{JobAt, JobReader},
     presence::{self, with_warning},
@@ -41,32 +40,6 @@ use crate::{
 /// How much of a log is read at once.
 const PAGE: Window = Window { events: 256, bytes: 64 * 1024 };
 
-/// What became of several jobs.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Bulk {
-    /// `list`.
-    object: &'static str,
-    /// One result for each job, in order.
-    data: Vec<Item>,
-    /// Jobs that were taken.
-    accepted: usize,
-    /// Jobs that were refused.
-    refused: usize,
-}
-
-/// What became of one of several jobs: either is there.
-#[derive(Debug, Serialize, ToSchema)]
-struct Item {
-    /// Its place in the request, from 0.
-    index: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    job: Option<view::Accepted>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    error: Option<ErrorObject>,
-}
-
 /// Enqueue one job, or an array of jobs
 ///
 /// A job is a chat request, an envelope around one (`{"request": …, "queue": …, "lane": …}`), or a line of
@@ -77,14 +50,13 @@ struct Item {
     request_body(content = schemas::Submitted, content_type = "application/json"),
     responses(
         (status = 202, description = "One job was taken", body = view::Accepted,
-            headers(("location" = String, description = "The job"),
-                ("x-millstream-warning" = String, description = "No worker serves the queue, where that is so")),
+            headers(("location" = String, description = "The job")),
             links(
                 ("show" = (operation_id = "show_job", parameters(("id" = "$response.body#/id")))),
                 ("events" = (operation_id = "job_events", parameters(("id" = "$response.body#/id")))),
                 ("cancel" = (operation_id = "cancel_job", parameters(("id" = "$response.body#/id")))),
                 ("token" = (operation_id = "job_token", parameters(("id" = "$response.body#/id")))))),
-        (status = 200, description = "Of an array: what became of each job", body = Bulk),
+        (status = 200, description = "Of an array: what became of each job", body = array::Bulk),
         (status = 404, description = "There is no such model", body = super::error::ErrorBody),
         (status = 409, description = "The idempotency key belongs to another request", body = super::error::ErrorBody)))]
 pub(super) async fn enqueue(
@@ -100,13 +72,7 @@ pub(super) async fn enqueue(
             let text = "Idempotency-Key names one job; give each job of an array its own `idempotency_key`";
             return Err(Refusal::param("Idempotency-Key", text));
         }
-        // What became of many jobs takes memory until it is read.
-        let mut slot = app.slots.take(&caller.tenant)?;
-        let bulk = many(&app, &caller.tenant, &body, &trail).await?;
-        let answer = Bytes::from(serde_json::to_vec(&bulk).unwrap_or_default());
-        slot.count(answer.len());
-        let kind = [(header::CONTENT_TYPE, "application/json")];
-        return Ok((kind, slot.body(answer)).into_response());
+        return array::enqueue(&app, &caller.tenant, &body, &trail).await;
     }
     let submission = submission(&app, &caller.tenant, &body, key)?;
     let queue = submission.partition.queue.clone();
@@ -196,65 +162,6 @@ pub(super) async fn submit(
         tracing::debug!(%error, "job not noted among its tenant's");
     }
     app.noticed(result)
-}
-
-async fn many(app: &App, tenant: &Tenant, body: &[u8], trail: &Trail) -> Result<Bulk, Refusal> {
-    let most = app.options.limits.max_bulk;
-    let (jobs, count) = array::first(body, most)
-        .map_err(|error| Refusal::bad("invalid_job", format!("not JSON: {error}")))?;
-    if count == 0 || count > most {
-        let text = format!("{count} jobs; allowed: 1 to {most} (gateway.limits.max_bulk)");
-        return Err(Refusal::bad("too_many_jobs", text));
-    }
-    let jobs_as_requests = u32::try_from(count).unwrap_or(u32::MAX);
-    let burst = app.options.limits.rate().map_or(u32::MAX, |rate| rate.burst);
-    if jobs_as_requests > burst {
-        let text = format!(
-            "{count} jobs; allowed: 1 to {burst}, as many as your tenant may ask for at once \
-             (gateway.limits.burst)"
-        );
-        return Err(Refusal::bad("too_many_jobs", text));
-    }
-    // The request itself has been counted as the first of them.
-    auth::admit_many(app, tenant, jobs_as_requests - 1).await?;
-    let verdicts: Vec<_> =
-        jobs.iter().map(|job| submission(app, tenant, job.get().as_bytes(), None)).collect();
-    let mut refusals = Vec::new();
-    let mut good = Vec::new();
-    for (index, verdict) in verdicts.into_iter().enumerate() {
-        match verdict {
-            Ok(submission) => good.push((index, submission)),
-            Err(refusal) => refusals.push((index, Err(refusal))),
-        }
-    }
-    let (places, batch): (Vec<usize>, Vec<Submission>) = good.into_iter().unzip();
-    let mut results = Vec::new();
-    for part in batch.chunks(256) {
-        let submitted = app.producer.submit(part).await;
-        submitted.iter().flatten().for_each(|receipt| trail.did(receipt.id));
-        results.extend(submitted.into_iter().map(|result| app.noticed(result)));
-    }
-    let now = Timestamp::now();
-    let noted: Vec<_> = results
-        .iter()
-        .flatten()
-        .filter(|receipt| !receipt.duplicate)
-        .map(|receipt| (receipt.id, now))
-        .collect();
-    if let Err(error) = app.broker.note(tenant, &noted).await {
-        tracing::debug!(%error, "jobs not noted among their tenant's");
-    }
-    refusals.extend(places.into_iter().zip(results));
-    refusals.sort_by_key(|(index, _)| *index);
-    let accepted = refusals.iter().filter(|(_, result)| result.is_ok()).count();
-    let data: Vec<Item> = refusals
-        .into_iter()
-        .map(|(index, result)| match result {
-            Ok(receipt) => Item { index, job: Some((&receipt).into()), error: None },
-            Err(refusal) => Item { index, job: None, error: Some(refusal.error) },
-        })
-        .collect();
-    Ok(Bulk { object: "list", refused: data.len() - accepted, accepted, data })
 }
 
 /// Where a job stands, and what it has said so far

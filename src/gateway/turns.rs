@@ -96,11 +96,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        broker::{Shared, memory::Memory},
+        broker::{
+            Shared,
+            memory::{self, Memory},
+        },
         gateway::{Caller, Gateway, Options, Right},
         job::{ChatRequest, Job},
-        listener::Listener,
-        producer::Producer,
+        listener::{self, Listener},
+        producer::{self, Producer},
     };
 
     /// One tenant's requests took every turn, and the others waited behind all of them.
@@ -109,7 +112,8 @@ mod tests {
         let turns = Turns::new(3, 2);
         let [a, b, c]: [Tenant; 3] = ["a", "b", "c"].map(|name| name.parse().unwrap());
         let mut crowd: Vec<_> = (0..1000).map(|_| Box::pin(turns.take(&a))).collect();
-        let mut held: Vec<_> = crowd.iter_mut().filter_map(|turn| turn.now_or_never()).collect();
+        let mut held: Vec<_> =
+            crowd.iter_mut().filter_map(futures_util::FutureExt::now_or_never).collect();
         assert_eq!(held.len(), 2);
         let other = turns.take(&b).now_or_never().expect("a turn is left");
         // All are taken: whoever comes next waits for one of them, and not for the crowd.
@@ -124,17 +128,18 @@ mod tests {
     /// Guards against an answer that is not given because another tenant's answers are put together.
     #[tokio::test]
     async fn an_answer_is_given_while_another_tenant_has_all_its_turns() {
-        let broker: Shared = Arc::new(Memory::new(Default::default()));
-        let listener = Listener::new(broker.clone(), Default::default());
+        let broker: Shared = Arc::new(Memory::new(memory::Options::default()));
+        let listener = Listener::new(broker.clone(), listener::Options::default());
         let options = Options::default();
-        let gateway = Gateway::new(broker.clone(), listener, Default::default(), options).unwrap();
+        let gateway =
+            Gateway::new(broker.clone(), listener, producer::Options::default(), options).unwrap();
         let [busy, other]: [Tenant; 2] = ["busy", "other"].map(|name| name.parse().unwrap());
         let turns = &gateway.app.assembling;
         let mut held = Vec::new();
         while let Some(turn) = turns.take(&busy).now_or_never() {
             held.push(turn);
         }
-        let producer = Producer::new(broker, Default::default());
+        let producer = Producer::new(broker, producer::Options::default());
         for (tenant, is_answered) in [(busy, false), (other, true)] {
             let job = Job { tenant: tenant.clone(), ..Job::new(ChatRequest::ask("m", "a")) };
             let id = producer.enqueue(job).await.unwrap().id;

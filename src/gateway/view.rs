@@ -26,12 +26,17 @@ pub(super) struct Accepted {
     pub(super) state: State,
     /// Whether it was there already, under the same idempotency key; then the state is that of a new one.
     pub(super) duplicate: bool,
+    /// Over a WebSocket, which has no headers: that no live worker serves the queue, where that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) warning: Option<String>,
 }
 
 impl From<&Receipt> for Accepted {
     fn from(receipt: &Receipt) -> Self {
         let state = if receipt.parked { State::Parked } else { State::Waiting };
-        Self { id: receipt.id, object: "job", state, duplicate: receipt.duplicate }
+        let (id, duplicate) = (receipt.id, receipt.duplicate);
+        Self { id, object: "job", state, duplicate, warning: None }
     }
 }
 

@@ -52,7 +52,7 @@ use super::{
     auth::{self, Caller, Known, Right},
     bodies::Meter,
     error::Refusal,
-    jobs,
+    jobs, presence,
     slots::Slot,
     view,
 };
@@ -326,8 +326,10 @@ impl Session {
                 self.caller.needs(Right::Enqueue)?;
                 let submission =
                     jobs::submission(&app, tenant, request.payload()?.as_bytes(), None)?;
+                let queue = submission.partition.queue.clone();
                 let receipt = jobs::submit(&app, tenant, submission).await?;
-                Ok(json!(view::Accepted::from(&receipt)))
+                let warning = presence::warning(&app, &queue).await;
+                Ok(json!(view::Accepted { warning, ..(&receipt).into() }))
             }
             Op::Cancel => {
                 self.caller.needs(Right::Enqueue)?;

@@ -70,6 +70,8 @@ pub(super) struct Follow {
     /// Since when its record is missing.
     missing: Option<Instant>,
     backoff: Backoff,
+    /// The job was over at the first look, and its log gone.
+    is_expired: bool,
     /// The last event handed out ended a run.
     over: bool,
     ended: bool,
@@ -95,6 +97,7 @@ impl Follow {
             known: None,
             missing: None,
             backoff: Backoff::reading(),
+            is_expired: false,
             over: false,
             ended: false,
             began: now,
@@ -118,6 +121,10 @@ impl Follow {
                 return Some(Ok(event));
             }
             // The page may have ended just there, with a new run of the job behind it.
+            if std::mem::take(&mut self.is_expired) {
+                self.ended = true;
+                return Some(Err(Error::Expired(self.listen.job)));
+            }
             if self.ended || (self.over && self.phase != Phase::Replay) {
                 return None;
             }
@@ -230,7 +237,10 @@ impl Follow {
         }
         self.note(opened.record.as_ref());
         if is_empty {
-            self.ended = self.known == Some(Known::Over);
+            if self.known == Some(Known::Over) {
+                self.is_expired = self.lacks_its_end().await?;
+                self.ended = !self.is_expired;
+            }
             self.doubt();
         }
         match taken {
@@ -246,6 +256,11 @@ impl Follow {
     /// Whether no event will come any more.
     pub(super) fn is_over(&self) -> bool {
         self.ended && self.queue.is_empty() && self.ready.is_none()
+    }
+
+    /// Whether nothing will come because the log is gone.
+    pub(super) fn is_expired(&self) -> bool {
+        self.is_expired
     }
 
     /// Reads a page of the log.
@@ -362,29 +377,5 @@ impl Follow {
         } else {
             self.phase = Phase::Replay;
         }
-    }
-
-    /// Waits longer and longer between reads, until data or the connection comes back.
-    async fn poll(&mut self) -> Result<(), Error> {
-        let mut delay = self.backoff.next_delay();
-        if let Some(since) = self.missing {
-            delay = delay.min(self.listen.forgotten_after.saturating_sub(since.elapsed()));
-        }
-        let Some(subscription) = &mut self.subscription else { return Ok(()) };
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {
-                // Only a read had failed, perhaps, and messages arrive all the same.
-                let look = self.look().await;
-                self.tried(look)?;
-                if !self.queue.is_empty() || self.ready.is_some() {
-                    self.backoff.reset();
-                }
-            }
-            _ = subscription.next_link() => {
-                self.backoff.reset();
-                self.settle(false);
-            }
-        }
-        Ok(())
     }
 }

@@ -378,6 +378,24 @@ async fn a_silent_socket_is_closed_with_a_code_that_says_so() {
     gate.is_clean().await;
 }
 
+/// Guards against a job that is taken over a socket without a word about a queue that nobody serves.
+#[tokio::test]
+async fn a_job_that_nobody_serves_is_taken_over_a_socket_with_a_warning() {
+    let queues = vec!["batch".parse().unwrap()];
+    let gate = Gate::start(Options { queues, ..brisk() }).await;
+    let mut client = open(&gate).await;
+    let request = json!({"model": "m?tokens=1", "messages": [{"role": "user", "content": "a"}]});
+    for (queue, is_served) in [("default", true), ("batch", false)] {
+        let job = json!({"request": request, "queue": queue});
+        let ok = client.ask(json!({"id": 1, "op": "enqueue", "job": job})).await["ok"].take();
+        let warning = ok["warning"].as_str().unwrap_or_default();
+        assert_eq!(warning.contains("no live worker serves queue `batch`"), !is_served, "{ok}");
+        assert_eq!(ok.get("warning").is_none(), is_served, "{ok}");
+    }
+    drop(client);
+    gate.is_clean().await;
+}
+
 #[tokio::test]
 async fn a_socket_follows_no_more_jobs_than_allowed() {
     let limits = Limits { max_subscriptions: 2, max_streams: 3, ..Limits::default() };

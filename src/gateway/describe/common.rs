@@ -1,5 +1,7 @@
 //! What the routes have in common, said once: errors, headers, who may ask.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use utoipa::{
     Modify,
@@ -117,6 +119,7 @@ fn add_headers(path: &str, operation: &mut Operation) {
             .schema(Some(ObjectBuilder::new().schema_type(Type::String)));
         operation.parameters.get_or_insert_default().push(known.build().into());
     }
+    let sends = operation.request_body.is_some() || path.ends_with("/events");
     let about_a_job = path.starts_with("/v1/jobs/{id}") || path == "/v1/chat/completions";
     for (status, response) in &mut operation.responses.responses {
         let RefOr::T(response) = response else { continue };
@@ -124,6 +127,13 @@ fn add_headers(path: &str, operation: &mut Operation) {
         header(response, "x-request-id", "Names the request: yours, or one of ours");
         if about_a_job && good || path == "/v1/jobs" && status == "202" {
             header(response, "x-millstream-job", "The job that the answer is about");
+        }
+        if may_wait(path, status) && sends {
+            header(
+                response,
+                "x-millstream-warning",
+                "No live worker serves the queue, where that is so",
+            );
         }
         if cached && good {
             header(response, "etag", "Names this very answer");
@@ -149,6 +159,28 @@ fn add_headers(path: &str, operation: &mut Operation) {
             events.item_schema = events.schema.take();
         }
     }
+}
+
+/// Whether an answer of this status may be about a job that waits.
+fn may_wait(path: &str, status: &str) -> bool {
+    match path {
+        "/v1/jobs" => ["200", "202"].contains(&status),
+        "/v1/jobs/{id}/events" => status == "200",
+        "/v1/chat/completions" => true,
+        _ => false,
+    }
+}
+
+/// The names of all headers that answers are said to have, in small letters.
+pub(super) fn headers(document: &Document) -> BTreeSet<String> {
+    let items = document.paths.paths.values();
+    let operations = items.flat_map(|item| [&item.get, &item.post, &item.delete]).flatten();
+    let responses = operations.flat_map(|operation| operation.responses.responses.values());
+    let told = responses.filter_map(|response| match response {
+        RefOr::T(response) => Some(response.headers.keys()),
+        RefOr::Ref(_) => None,
+    });
+    told.flatten().map(|name| name.to_ascii_lowercase()).collect()
 }
 
 fn header(response: &mut Response, name: &str, text: &str) {

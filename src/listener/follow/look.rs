@@ -87,6 +87,15 @@ impl Follow {
         Ok(())
     }
 
+    /// The job is over, and the log has nothing behind the cursor: whether the reader may have missed the end,
+    /// because the log is gone.
+    pub(super) async fn lacks_its_end(&self) -> broker::Result<bool> {
+        if self.read_to == EventId::START {
+            return Ok(true);
+        }
+        Ok(self.listen.broker.last(self.listen.job).await?.is_none())
+    }
+
     /// The job is over, and the log has nothing behind the cursor: its end, where the log still has it,
     /// lies at the cursor or below. Where the broker has forgotten the attempt that the reader saw, it is
     /// given the one that has ended the job.
@@ -136,5 +145,29 @@ impl Follow {
         self.cursor = None;
         self.read_to = to;
         self.phase = Phase::Replay;
+    }
+
+    /// Waits longer and longer between reads, until data or the connection comes back.
+    pub(super) async fn poll(&mut self) -> Result<(), Error> {
+        let mut delay = self.backoff.next_delay();
+        if let Some(since) = self.missing {
+            delay = delay.min(self.listen.forgotten_after.saturating_sub(since.elapsed()));
+        }
+        let Some(subscription) = &mut self.subscription else { return Ok(()) };
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {
+                // Only a read had failed, perhaps, and messages arrive all the same.
+                let look = self.look().await;
+                self.tried(look)?;
+                if !self.queue.is_empty() || self.ready.is_some() {
+                    self.backoff.reset();
+                }
+            }
+            _ = subscription.next_link() => {
+                self.backoff.reset();
+                self.settle(false);
+            }
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Who may do what: keys, rights, browser tokens, hosts and origins.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use millstream::{
     broker::Shared,
@@ -546,9 +546,70 @@ async fn pages_of_other_origins_are_served_where_they_are_named() {
     let simple = Reply::of(on.ask(Method::GET, "/v1/jobs/x").header("origin", origin)).await;
     simple.refused(404, "job_not_found");
     assert_eq!(simple.header("access-control-allow-origin"), origin);
-    assert!(simple.header("access-control-expose-headers").contains("x-millstream-job"));
     let any = Web::start(&broker, Options { cors_origins: vec!["*".to_owned()], ..options() });
     let allowed =
         Reply::of(any.ask(Method::GET, "/healthz").header("origin", "https://b.example")).await;
     assert_eq!(allowed.header("access-control-allow-origin"), "*");
+}
+
+/// Headers that a client sends, or that are for no script.
+const OTHERS: &[&str] = &[
+    "Accept",
+    "Authorization",
+    "Host",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Keep-Alive",
+    "Last-Event-ID",
+    "Sec-WebSocket-Version",
+    "X-Content-Type-Options",
+    "X-Forwarded-For",
+    "X-Forwarded-Proto",
+    "content-encoding",
+    "content-type",
+    "millstream-gateway",
+    "no-store",
+    "x-api-key",
+];
+
+/// Guards against a header that the documentation tells and a page's script cannot read.
+#[tokio::test]
+async fn a_page_of_another_origin_may_read_every_header_that_is_told() {
+    let cors_origins = vec!["https://app.example".to_owned()];
+    let web = Web::start(&embedded(), Options { cors_origins, ..options() });
+    let request = web.posted("/v1/jobs", &chat("a")).header("origin", "https://app.example");
+    let reply = Reply::of(request).await;
+    let exposed = reply.header("access-control-expose-headers");
+    let exposed: BTreeSet<&str> = exposed.split(',').map(str::trim).collect();
+    let document = web.get("/openapi.json").await.json();
+    let items = document["paths"].as_object().unwrap().values();
+    let operations = items.flat_map(|item| item.as_object().unwrap().values());
+    let responses = operations.filter_map(|operation| operation["responses"].as_object());
+    let described: BTreeSet<String> = responses
+        .flat_map(|responses| responses.values())
+        .filter_map(|response| response["headers"].as_object())
+        .flat_map(|headers| headers.keys().map(|name| name.to_ascii_lowercase()))
+        .collect();
+    let document = include_str!("../../../docs/HTTP.md");
+    let spans = document.split('`').skip(1).step_by(2).map(|span| span.split(':').next().unwrap());
+    let is_name = |name: &&str| {
+        let parts: Vec<&str> = name.split('-').collect();
+        let is_word =
+            |part: &&str| part.bytes().all(|b| b.is_ascii_alphabetic()) && !part.is_empty();
+        parts.iter().all(is_word)
+            && (parts.len() > 1 || ["Allow", "ETag", "Location"].contains(name))
+    };
+    let told: BTreeSet<String> = spans
+        .filter(is_name)
+        .filter(|name| !OTHERS.contains(name))
+        .map(str::to_ascii_lowercase)
+        .collect();
+    let sent: BTreeSet<String> = reply.headers.keys().map(ToString::to_string).collect();
+    let sent = sent.into_iter().filter(|name| name.starts_with("x-") && !name.contains("content"));
+    for name in described.iter().chain(&told).cloned().chain(sent) {
+        assert!(exposed.contains(name.as_str()), "{name} is not among {exposed:?}");
+    }
+    for name in ["x-millstream-warning", "x-millstream-job", "retry-after", "x-request-id"] {
+        assert!(described.contains(name) && told.contains(name), "{name}: {described:?}, {told:?}");
+    }
 }

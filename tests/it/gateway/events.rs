@@ -6,7 +6,11 @@ use millstream::{gateway::Options, job::JobId};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::web::{Block, Hand, Reply, Sse, Web, embedded, options};
+use crate::support::{
+    redis::Server,
+    stack::connect,
+    web::{Block, Hand, Reply, Sse, Web, embedded, options},
+};
 
 fn ids(blocks: &[Block]) -> Vec<&str> {
     blocks.iter().map(|block| block.id.as_str()).collect()
@@ -238,4 +242,62 @@ async fn a_slow_reader_misses_nothing() {
         assert_eq!(said.split_once(' ').unwrap().0, n.to_string());
     }
     assert_eq!(stream.rest().await.len(), 2);
+}
+
+/// Guards against a reader who is told that it has read all (204), of a job whose events have expired.
+#[tokio::test]
+async fn events_that_are_not_kept_any_more_are_not_read_to_the_end() {
+    let server = Server::start().await;
+    let broker = connect(&server.url()).await;
+    let web = Web::start(&broker, options());
+    let id = web.enqueue("a").await;
+    let mut hand = Hand::begin(&broker).await;
+    hand.say("a").await;
+    hand.done().await;
+    let blocks = web.events(&id, "").await.rest().await;
+    let (path, end) = (format!("/v1/jobs/{id}/events"), &blocks.last().unwrap().id);
+    assert_eq!(web.get(&format!("{path}?after={end}")).await.status, 204);
+    assert_eq!(server.command(&["DEL", &format!("ms:{{job:{id}}}:log")]), "1");
+    for after in ["", &blocks[1].id, end] {
+        for accept in ["text/event-stream", "application/json"] {
+            let asked = web.ask(Method::GET, &format!("{path}?after={after}"));
+            let gone = Reply::of(asked.header("accept", accept)).await;
+            gone.refused(410, "events_expired");
+            assert_eq!(gone.header("x-millstream-job"), id, "{accept}");
+        }
+    }
+    let job = web.get(&format!("/v1/jobs/{id}")).await.json();
+    assert_eq!((&job["state"], &job["text"]), (&json!("done"), &json!("")));
+    assert_eq!(
+        job["last_event_id"],
+        json!(null),
+        "by which a client knows that it is not the answer"
+    );
+}
+
+/// Guards against a reader who is told the address of Redis, or the name of its user.
+#[tokio::test]
+async fn an_interrupted_stream_tells_nothing_of_redis() {
+    let server = Server::start().await;
+    let broker = connect(&server.url()).await;
+    let web = Web::start(&broker, options());
+    let id = web.enqueue("a").await;
+    let mut hand = Hand::begin(&broker).await;
+    hand.say("a").await;
+    let mut events = web.events(&id, "").await;
+    assert_eq!(
+        (events.block().await.event, events.block().await.says()),
+        ("started".into(), "a".into())
+    );
+    server.command(&["ACL", "SETUSER", "default", "-xrange"]);
+    server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    let last = events.block().await;
+    assert_eq!(
+        (last.event.as_str(), &last.json()["code"]),
+        ("interrupted", &json!("broker_forbidden"))
+    );
+    let port = server.url().rsplit(':').next().unwrap().trim_end_matches('/').to_owned();
+    for word in ["redis:", "127.0.0.1", &port, "NOPERM", "xrange", "user"] {
+        assert!(!last.data.contains(word), "{word}: {}", last.data);
+    }
 }

@@ -6,6 +6,7 @@ use millstream::{
     admin::{Admin, Requeued},
     broker::redis::{Options as RedisOptions, Redis},
     broker::{Limits, Partition, Shared},
+    error::{Code, Failure},
     gateway::{Options, Right},
     job::{ChatRequest, Tenant, Timestamp},
     retry::Schedule,
@@ -176,4 +177,32 @@ async fn a_broker_that_refuses_a_command_serves_the_others() {
     }
     server.command(&["CONFIG", "SET", "maxmemory", "0"]);
     web.enqueue("second").await;
+}
+
+/// Guards against a failure that is still the answer after the operator has mended what it came from.
+#[tokio::test]
+async fn a_failure_that_an_operator_mends_is_asked_again_after_a_minute() {
+    let server = Server::start().await;
+    let broker = connect(&server.url()).await;
+    let dedupe = Duration::from_secs(3600);
+    let web = Web::start(&broker, Options { dedupe, ..options() });
+    for code in [Code::UpstreamAuth, Code::Expired, Code::UpstreamError] {
+        let question = chat(&format!("{code:?}"));
+        let first = tokio::spawn(Reply::of(web.posted(PATH, &question)));
+        let mut hand = Hand::begin(&broker).await;
+        hand.fail(Failure::new(code, "not now")).await;
+        let first = first.await.unwrap();
+        let job = first.header("x-millstream-job");
+        assert!(first.status.is_server_error(), "{}", first.text);
+        assert_eq!(web.post(PATH, &question).await.header("x-millstream-job"), job);
+        let record = format!("ms:{{job:{job}}}");
+        let minute_ago = Timestamp::now().0 - 60_001;
+        assert_eq!(server.command(&["HSET", &record, "ended", &minute_ago.to_string()]), "0");
+        let again = tokio::spawn(Reply::of(web.posted(PATH, &question)));
+        let mut hand = Hand::begin(&broker).await;
+        hand.done().await;
+        let again = again.await.unwrap();
+        assert_eq!(again.status, 200, "{}", again.text);
+        assert_ne!(again.header("x-millstream-job"), job);
+    }
 }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use millstream::{gateway::Limits, worker};
 
+use serde_json::json;
+
 use crate::support::{
     stack::{Stack, instant},
     subject::soon,
@@ -74,4 +76,19 @@ async fn readiness_names_a_queue_without_workers_and_only_that() {
     assert!(served.status == 200 && served.headers.get(HEADER).is_none(), "{:?}", served.headers);
     let mut stream = Sse::open(web.posted("/v1/chat/completions", &streamed("m"))).await;
     assert_eq!(stream.any().await.unwrap().comment, "");
+}
+
+/// Guards against an array of jobs that is taken without a word about the queues that nobody serves.
+#[tokio::test]
+async fn an_array_of_jobs_that_nobody_serves_is_taken_with_a_warning() {
+    let queues = ["batch", "unused"].map(|name| name.parse().unwrap()).to_vec();
+    let web = Web::start(&embedded(), millstream::gateway::Options { queues, ..options() });
+    let elsewhere = json!({"request": chat("b"), "queue": "batch"});
+    let taken = web.post("/v1/jobs", &json!([chat("a"), elsewhere, chat("c"), {}])).await;
+    assert_eq!((taken.status.as_u16(), &taken.json()["accepted"]), (200, &json!(3)));
+    let warning = taken.header(HEADER);
+    assert_eq!(warning.matches(WORDS).count(), 1, "{warning}");
+    assert!(warning.contains("queue `batch`") && !warning.contains("unused"), "{warning}");
+    let refused = web.post("/v1/jobs", &json!([{}])).await;
+    assert_eq!((&refused.json()["accepted"], refused.header(HEADER)), (&json!(0), ""));
 }

@@ -166,7 +166,7 @@ impl Client {
         loop {
             match self.frame().await {
                 Message::Close(Some(close)) => return close.code.into(),
-                Message::Ping(_) => {}
+                Message::Ping(_) | Message::Pong(_) => {}
                 other => panic!("{other:?}"),
             }
         }

@@ -17,6 +17,9 @@ use crate::{
 /// The model of a question that names none.
 pub(super) const MODEL: &str = "gpt-4o-mini";
 
+/// The least time between two lines for people.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
+
 /// Where the configuration comes from.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Configuration")]
@@ -136,6 +139,15 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text)
         .map_err(|_| format!("`{text}` is no duration; allowed: such as 100ms, 30s, 5m, 2h, 7d"))
+}
+
+/// A duration between two lines for people: more often than that nobody reads them.
+pub(super) fn pause(text: &str) -> Result<Duration, String> {
+    let pause = duration(text)?;
+    if pause < LEAST_PAUSE {
+        return Err(format!("`{text}` is too short; allowed: 100ms or longer"));
+    }
+    Ok(pause)
 }
 
 /// A duration as the configuration takes it.

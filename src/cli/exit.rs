@@ -22,7 +22,7 @@ pub enum Exit {
     Broker = 4,
     /// The model's endpoint cannot be reached or refuses the key.
     Upstream = 5,
-    /// A job failed, or was not over in time.
+    /// A job failed, was not over in time, or its answer is not kept any more.
     Job = 6,
     /// A benchmark that was to be checked missed a budget.
     Missed = 7,
@@ -65,7 +65,7 @@ Exit codes:
     3  configuration wrong or missing
     4  broker unavailable, queue full, or no worker serves it
     5  model's endpoint unavailable, or it refuses the key
-    6  a job failed, or was not over in time
+    6  a job failed, was not over in time, or its answer is not kept any more
     7  a budget was missed (bench --check)
     8  Redis is out of memory
     9  Redis is a replica, and takes no writes
@@ -259,7 +259,7 @@ impl From<listener::Error> for Error {
             }
             listener::Error::Forgotten(_) => (Exit::Forgotten, ""),
             listener::Error::Expired(_) => (
-                Exit::Usage,
+                Exit::Job,
                 "`millstream jobs show` tells how it ended, if its record is still there",
             ),
             listener::Error::Idle(_) => {

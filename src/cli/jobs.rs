@@ -1,17 +1,17 @@
 //! `millstream jobs`: one job's record, its events, its end.
 
-use std::{path::PathBuf, time::Duration};
+mod wait;
+
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
 use serde_json::json;
-use tokio::time::{Instant, timeout_at};
 
 use super::{
     Context, Error, Exit, answer,
-    args::{self, Common, Output},
+    args::{Common, Output},
     audit,
-    ended::Ended,
     logging::{self, Level},
     parts::Broker,
     tables,
@@ -21,11 +21,8 @@ use crate::{
     config::Config,
     event::{Body, Event, EventId, Failed},
     job::JobId,
-    listener::{self, Listen, Listener},
+    listener::{self, Listener},
 };
-
-/// Most jobs that are awaited at once.
-const AT_ONCE: usize = 256;
 
 /// What to learn of jobs.
 #[derive(Debug, Subcommand)]
@@ -35,7 +32,7 @@ pub(super) enum Jobs {
     /// Follow a job's events, from the first or after a given one
     Tail(Tail),
     /// Wait until jobs are over; the exit code is 6 where one failed
-    Wait(Wait),
+    Wait(wait::Wait),
     /// Cancel jobs, whether they wait, are parked or run
     ///
     /// What was written by then stays readable. The exit code is 6 where a job was over already, and
@@ -81,27 +78,6 @@ pub(super) struct Cancel {
     output: Output,
 }
 
-/// Which ends.
-#[derive(Debug, Args)]
-pub(super) struct Wait {
-    /// The jobs
-    #[arg(required_unless_present = "file")]
-    ids: Vec<JobId>,
-
-    /// A file of jobs, or - for standard input: on each line an ID, or an object with an "id", as
-    /// `millstream-producer --output json` writes it
-    #[arg(long, value_name = "PATH")]
-    file: Option<PathBuf>,
-
-    /// Give up after this long; the exit code is then 6
-    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
-    timeout: Option<Duration>,
-
-    /// How the ends are written, in the order in which they come
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
-}
-
 /// Tells of jobs.
 pub(super) async fn run(what: Jobs, common: &Common, cx: &mut Context) -> Result<Exit, Error> {
     let config = common.load(Vec::new(), cx)?.config;
@@ -110,7 +86,7 @@ pub(super) async fn run(what: Jobs, common: &Common, cx: &mut Context) -> Result
     match what {
         Jobs::Show(args) => show(args, &config, &broker, cx).await,
         Jobs::Tail(args) => tail(args, &config, &broker, cx).await,
-        Jobs::Wait(args) => wait(args, &config, &broker, cx).await,
+        Jobs::Wait(args) => wait::run(args, &config, &broker, cx).await,
         Jobs::Cancel(args) => cancel(args, &broker, cx).await,
     }
 }
@@ -127,7 +103,13 @@ async fn show(
         let listener = Listener::new(broker.shared.clone(), config.listener.clone());
         // The log may have expired, or lack the end, where the record is still there.
         let limit = config.redis.response_timeout;
-        text = listener.listen(args.id).timeout(limit).answer().await.ok().map(|a| a.text);
+        match listener.listen(args.id).timeout(limit).answer().await {
+            Ok(answer) => text = Some(answer.text),
+            Err(listener::Error::Expired(id)) => cx.terminal.warn(format_args!(
+                "the answer of job {id} is not kept any more (redis.result_ttl)"
+            )),
+            Err(_) => {}
+        }
     }
     match args.output {
         Output::Json => {
@@ -235,115 +217,10 @@ fn readable(event: &Event) -> String {
     format!("{} {:<8} {what}", event.id, event.body.kind())
 }
 
-async fn wait(
-    args: Wait,
-    config: &Config,
-    broker: &Broker,
-    cx: &mut Context,
-) -> Result<Exit, Error> {
-    let mut ids = args.ids;
-    if let Some(path) = &args.file {
-        let text = cx.unless_interrupted(read(path), "").await??;
-        ids.extend(listed(&text)?);
-    }
-    let listener = Listener::new(broker.shared.clone(), config.listener.clone());
-    let deadline = args.timeout.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
-    let numbered = (1..).zip(ids.iter().copied());
-    let mut ends = stream::iter(numbered)
-        .map(|(line, id)| {
-            let listen = listener.listen(id).idle_timeout(None);
-            wait_until(deadline, Ended::unknown(id, line), listen, broker)
-        })
-        .buffer_unordered(AT_ONCE);
-    let (mut over, mut worst) = (0_usize, None::<Error>);
-    loop {
-        let left = format!("{over} of {} jobs are over; the others go on", ids.len());
-        let Some(ended) = cx.unless_interrupted(ends.next(), left).await? else { break };
-        over += 1;
-        match args.output {
-            Output::Json => cx.terminal.json(&ended)?,
-            Output::Text => cx.terminal.line(format_args!("{} {}", ended.id, ended.state))?,
-        }
-        if let Some(fault) = ended.fault {
-            cx.terminal.fail(format_args!("line {}: {fault}", ended.line));
-            let is_forgotten = fault.exit() == Exit::Forgotten;
-            worst = worst.filter(|_| !is_forgotten).or(Some(fault));
-        }
-    }
-    Ok(worst.map_or(Exit::Ok, |fault| match fault.exit() {
-        Exit::Upstream => Exit::Job,
-        exit => exit,
-    }))
-}
-
-/// Waits for the end of a job. At the deadline its record tells where it stands.
-async fn wait_until(
-    deadline: Option<(Instant, Duration)>,
-    job: Ended,
-    listen: Listen,
-    broker: &Broker,
-) -> Ended {
-    let (id, line) = (job.id, job.line);
-    let Some((at, limit)) = deadline else { return job.wait(listen).await };
-    if let Ok(ended) = timeout_at(at, job.wait(listen)).await {
-        return ended;
-    }
-    let mut ended = Ended::unknown(id, line);
-    let record = broker.shared.job(id).await.ok().flatten();
-    if let Some(record) = &record {
-        ended.stands(record);
-    }
-    ended.late(limit, record.and_then(|record| record.due))
-}
-
-async fn read(path: &PathBuf) -> Result<String, Error> {
-    let bytes = if path.as_os_str() == "-" {
-        let mut bytes = Vec::new();
-        tokio::io::AsyncReadExt::read_to_end(&mut tokio::io::stdin(), &mut bytes)
-            .await
-            .map(|_| bytes)
-    } else {
-        tokio::fs::read(path).await
-    };
-    let text = bytes.and_then(|b| String::from_utf8(b).map_err(std::io::Error::other));
-    text.map_err(|e| {
-        let cause = format!("cannot read {}: {e}", path.display());
-        Error::new(Exit::Usage, cause, "name a file of job IDs, one on a line")
-    })
-}
-
-/// The IDs of a file, in order.
-fn listed(text: &str) -> Result<Vec<JobId>, Error> {
-    let mut ids = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        let line = line.trim();
-        if line.is_empty() {
-            continue;
-        }
-        let object = serde_json::from_str::<serde_json::Value>(line).ok();
-        let id = object.as_ref().and_then(|object| object.get("id")?.as_str()).unwrap_or(line);
-        let id = id.parse().map_err(|e| Error::new(Exit::Usage, format!("line {number}: {e}"), ""));
-        ids.push(id?);
-    }
-    Ok(ids)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Failure;
-
-    const ID: &str = "01932c07-27d1-7c3e-a4b1-5d3f8a6b9c0e";
-
-    #[test]
-    fn a_file_of_ids_takes_what_the_producer_writes() {
-        let text = format!("{ID}\n\n{{\"id\":\"{ID}\",\"line\":1}}\r\n");
-        let ids = listed(&text).unwrap();
-        assert_eq!(ids.iter().map(ToString::to_string).collect::<Vec<_>>(), [ID, ID]);
-        let error = listed(&format!("{ID}\nseven")).unwrap_err();
-        assert!(error.to_string().starts_with("line 2: `seven` is not a job ID"), "{error}");
-        assert_eq!(error.exit(), Exit::Usage);
-    }
 
     #[test]
     fn an_event_is_readable_on_one_line() {

@@ -127,9 +127,9 @@ pub struct Args {
     timeout: Option<Duration>,
 
     /// How often a line on standard error tells how far it is, where that is no terminal, and how
-    /// soon it says once more that no worker serves the queue
+    /// soon it says once more that no worker serves the queue; 100ms or longer
     #[arg(help_heading = "Results", long, value_name = "DURATION", default_value = "10s")]
-    #[arg(value_parser = args::duration)]
+    #[arg(value_parser = args::pause)]
     progress_every: Duration,
 
     /// How results are written to standard output

@@ -160,7 +160,7 @@ async fn every_result_echoes_labels_and_tells_model_and_times() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_terminal_a_line_tells_now_and_then_how_far_it_is() {
     let site = Site::new(instant()).await;
-    let args = ["--file", "-", "--wait", "--progress-every", "40ms", "--timeout", "700ms"];
+    let args = ["--file", "-", "--wait", "--progress-every", "100ms", "--timeout", "700ms"];
     let ran = site.run(PRODUCER, &args, lines(3).as_bytes()).await;
     assert_eq!(ran.code, Some(6), "{ran:?}");
     assert!(
@@ -175,7 +175,7 @@ async fn without_a_terminal_a_line_tells_now_and_then_how_far_it_is() {
     assert!(told.iter().all(|job| job["error"]["code"] == "listen_timeout"), "{told:?}");
     assert_eq!(told.len(), 3);
 
-    let args = ["--model", "m", "--user", "u", "--stream", "--progress-every", "40ms"];
+    let args = ["--model", "m", "--user", "u", "--stream", "--progress-every", "100ms"];
     let ran = site.run(PRODUCER, &[&args[..], &["--timeout", "500ms"]].concat(), b"").await;
     assert_eq!(ran.code, Some(6), "{ran:?}");
     assert!(ran.err.matches("no live worker serves queue `default`").count() > 1, "{ran:?}");
@@ -259,6 +259,34 @@ async fn a_wait_that_is_given_up_tells_where_the_job_stands() {
         "{ran:?}"
     );
     assert!(ran.err.contains("it is parked until 2999-01-01T00:00:00Z"), "{ran:?}");
+    assert!(!ran.err.contains("no live worker"), "it waits for its time: {ran:?}");
+}
+
+/// Guards against a wait for jobs that nobody will answer, which says nothing for hours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_for_jobs_that_nobody_serves_says_so_again_and_again() {
+    let site = Site::new(instant()).await;
+    let mut ids = Vec::new();
+    for queue in ["default", "other"] {
+        let args = ["--model", "m", "--user", "u", "--queue", queue];
+        ids.push(site.run(PRODUCER, &args, b"").await.out.trim().to_owned());
+    }
+    let args = ["jobs", "wait", &ids[0], &ids[1], "--warn-every", "100ms", "--timeout", "800ms"];
+    let ran = site.run(MILLSTREAM, &args, b"").await;
+    assert_eq!(ran.code, Some(6), "{ran:?}");
+    for queue in ["default", "other"] {
+        let words = format!("no live worker serves queue `{queue}`");
+        assert!(ran.err.matches(&words).count() > 1, "{ran:?}");
+    }
+    // More often than anybody can read is refused, and not made a busy loop.
+    for args in [
+        (MILLSTREAM, &["jobs", "wait", &ids[0], "--warn-every", "0s"][..]),
+        (PRODUCER, &["--file", "-", "--wait", "--progress-every", "0s"]),
+    ] {
+        let ran = site.run(args.0, args.1, b"").await;
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(ran.err.contains("100ms or longer"), "{ran:?}");
+    }
 }
 
 /// Guards against a question whose answer is paid for after the one who asked has gone.
@@ -336,4 +364,14 @@ async fn a_file_that_is_run_again_after_its_answers_have_expired_pays_for_nothin
     assert!(again.err.contains(told), "{again:?}");
     let began = |job: &Value| field(&site, job, "attempt");
     assert!(first.iter().all(|job| began(job) == "1"));
+    // Each way to ask for such an answer ends with the same code; the record is still shown.
+    let id = first[0]["id"].as_str().unwrap();
+    for what in ["tail", "wait"] {
+        let ran = site.run(MILLSTREAM, &["jobs", what, id], b"").await;
+        assert_eq!(ran.code, Some(6), "{what}: {ran:?}");
+        assert!(ran.err.contains("expired") || ran.err.contains("not kept any more"), "{ran:?}");
+    }
+    let shown = site.run(MILLSTREAM, &["jobs", "show", id], b"").await;
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    assert!(shown.err.contains("is not kept any more"), "{shown:?}");
 }

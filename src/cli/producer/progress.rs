@@ -40,7 +40,7 @@ impl Progress {
                 Err(_) => bar,
             }
         });
-        let every = if watched { REDRAW } else { every.max(Duration::from_millis(1)) };
+        let every = if watched { REDRAW } else { every };
         let now = Instant::now();
         let (read, marks) = ((0, 0), VecDeque::from([(now, 0)]));
         Self { bar, size, read, is_read: false, waits, every, next: now + every, marks }

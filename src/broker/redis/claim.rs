@@ -193,9 +193,9 @@ impl Claim for Redis {
         worker: &WorkerId,
         lease: Duration,
     ) -> Result<()> {
-        let mut command = redis::cmd("HSET");
-        command.arg(self.keys.leases(partition)).arg(worker.as_str()).arg(millis(lease));
-        self.pool.command(&command).await.map(drop)
+        let mut call = self.scripts.announce.key(self.keys.leases(partition));
+        call.arg(worker.as_str()).arg(millis(lease));
+        self.pool.script(&call).await.map(drop)
     }
 
     async fn claimer(&self, partition: &Partition, worker: &WorkerId) -> Result<Box<dyn Claimer>> {

@@ -26,6 +26,8 @@ macro_rules! scripts {
 }
 
 scripts! {
+    /// Announces a worker's lease.
+    announce: ["#!lua flags=allow-oom\n"] "announce.lua",
     /// Opens a fence, for an attempt or a refusal.
     begin: "begin.lua",
     /// Ends an attempt.

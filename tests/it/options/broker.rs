@@ -119,10 +119,12 @@ async fn the_pool_opens_no_more_connections_than_allowed() {
         let jobs: Vec<JobId> = (0..200).map(|_| JobId::new()).collect();
         let records = join_all(jobs.iter().map(|id| broker.job(*id))).await;
         assert!(records.into_iter().all(|record| record.unwrap().is_none()));
-        // Whoever only looked may still be on the list for a moment.
+        // Whoever only looked may still be on the list for a moment; and a connection that is there early serves
+        // those who wait for another.
         let most = usize::try_from(pool_size).unwrap();
         let pooled = || server.command(&["CLIENT", "LIST"]).trim().lines().count() - 1;
-        until("as many connections as allowed, and no more", || pooled() == most).await;
+        until("no more connections than allowed", || pooled() <= most).await;
+        assert!(most == 1 || pooled() > 1, "one connection for all");
     }
 }
 

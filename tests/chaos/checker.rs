@@ -243,7 +243,7 @@ impl Checker {
         let mut at = begin;
         // Each kind once: where a log is lost everything seen of it is wrong.
         let mut told = BTreeSet::new();
-        let mut least = begin;
+        let mut earliest = begin;
         for (lost, step) in reader.steps() {
             if log.get(at) == Some(step) {
                 at += 1;
@@ -263,7 +263,7 @@ impl Checker {
             let is_undone =
                 reader.undone && step.kind.is_terminal() && step.id.fence == first.after.fence;
             if let Some(place) = sound.filter(|_| goes_back || is_undone) {
-                least = least.min(place);
+                earliest = earliest.min(place);
                 at = place + 1;
                 continue;
             }
@@ -279,7 +279,7 @@ impl Checker {
             }
             at = place.map_or(at, |place| place + 1);
         }
-        let last = at.checked_sub(1).filter(|at| *at >= least).and_then(|at| log.get(at));
+        let last = at.checked_sub(1).filter(|at| *at >= earliest).and_then(|at| log.get(at));
         let finished = last.is_some_and(|step| step.kind.is_terminal());
         if reader.misled || log.get(at..).is_none_or(hidden) {
             return;

@@ -5,6 +5,7 @@ use std::{pin::Pin, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Context,
@@ -79,6 +80,8 @@ pub(super) struct Generation<'a> {
     job: &'a Job,
     stop: &'a Stop,
     pen: Pen<'a>,
+    /// Tells the publisher that the answer is at its end.
+    last: CancellationToken,
     batch: Batch,
     choices: Choices,
     /// How many choices the caller asked for.
@@ -108,6 +111,7 @@ impl<'a> Generation<'a> {
             context,
             job,
             stop,
+            last: publisher.last(),
             pen: Pen::Idle(Box::new(publisher)),
             batch: Batch::new(options.flush_interval, options.flush_bytes, model),
             choices: Choices::default(),
@@ -127,6 +131,7 @@ impl<'a> Generation<'a> {
             End::Whole => self.whole(),
             end => end,
         };
+        self.last.cancel();
         let mut publisher = self.rest().await?;
         // A large answer goes out in several events: whoever reads it holds one at a time.
         let mut chunks = self.batch.take().map_or_else(Vec::new, |chunk| chunk.cut(EVENT));

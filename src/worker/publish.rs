@@ -50,6 +50,8 @@ pub(super) struct Publisher<'a> {
     next_seq: u64,
     /// Frames below this sequence are in the log.
     acknowledged: u64,
+    /// The answer is at its end: a chunk that the broker refuses goes with the last event.
+    last: CancellationToken,
     abandon: CancellationToken,
 }
 
@@ -75,10 +77,17 @@ impl<'a> Publisher<'a> {
             most_bytes,
             next_seq: 0,
             acknowledged: 1,
+            last: CancellationToken::new(),
             abandon,
         };
         publisher.keep(&started)?;
         Ok(publisher)
+    }
+
+    /// Cancelling it says that nothing more comes but the last event. A full server refuses chunks, and
+    /// takes them with that: a chunk that it refuses then is kept for the end, and not tried again.
+    pub(super) fn last(&self) -> CancellationToken {
+        self.last.clone()
     }
 
     /// The broker's session under which the log was last seen whole.
@@ -116,7 +125,7 @@ impl<'a> Publisher<'a> {
         if self.attempt.session == self.broker.session() { Ok(()) } else { self.verify().await }
     }
 
-    /// Appends one event. Returns when it is in the log.
+    /// Appends one event. Returns when it is in the log, or kept for the last event, which is about to come.
     pub(super) async fn append(&mut self, body: &Body) -> std::result::Result<(), Over> {
         self.keep(body)?;
         let mut backoff = Backoff::connecting();
@@ -126,8 +135,16 @@ impl<'a> Publisher<'a> {
                 Ok(Written::Yes) => self.acknowledged = self.next_seq,
                 Ok(_) => self.verify().await?,
                 Err(error) => {
-                    self.pause(&mut backoff, &error).await?;
+                    let last = self.last.clone();
+                    tokio::select! {
+                        paused = self.pause(&mut backoff, &error) => paused?,
+                        () = last.cancelled() => {}
+                    }
+                    // The server may have taken it, and lost its reply.
                     self.verify().await?;
+                    if last.is_cancelled() {
+                        return Ok(());
+                    }
                 }
             }
         }

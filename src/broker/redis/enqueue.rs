@@ -135,7 +135,7 @@ impl Redis {
         let Submission { id, job, payload, partition } = submission;
         let mut stored = format!("{} {} 0 ", job.lane, now.0).into_bytes();
         stored.extend_from_slice(payload);
-        let mut call = self.scripts.park.prepare_invoke();
+        let mut call = self.scripts.schedule.prepare_invoke();
         call.key(self.keys.parked(partition))
             .key(self.keys.parked_jobs(partition))
             .key(self.keys.lane(partition, job.lane))

@@ -1,6 +1,10 @@
 //! The Lua scripts. Each file opens with its contract. Where several are named, the last is the
-//! script, and the others hold functions of it. What makes room may run where the
-//! server is full (`allow-oom`): it adds nothing, but for counters that are there already.
+//! script, and the others hold functions of it.
+//!
+//! A full server takes the scripts with `allow-oom`: those that end jobs, or bring them to their end. What
+//! they add is bounded by the jobs that run and by what these jobs answer, and each job that ends frees its
+//! entry. Without them a queue that has filled its server would never become shorter. What brings new jobs
+//! stays refused.
 
 use redis::Script;
 
@@ -29,19 +33,21 @@ scripts! {
     /// Announces a worker's lease.
     announce: ["#!lua flags=allow-oom\n"] "announce.lua",
     /// Opens a fence, for an attempt or a refusal.
-    begin: "begin.lua",
+    begin: ["#!lua flags=allow-oom\n"] "begin.lua",
     /// Ends an attempt.
-    conclude: "conclude.lua",
+    conclude: ["#!lua flags=allow-oom\n"] "conclude.lua",
     /// Rebuilds what the server forgot.
-    heal: "heal.lua",
-    /// Parks a job.
-    park: "load.lua" "next.lua" "park.lua",
+    heal: ["#!lua flags=allow-oom\n"] "heal.lua",
+    /// Parks an entry's job.
+    park: ["#!lua flags=allow-oom\n"] "load.lua" "next.lua" "park.lua",
+    /// Parks a new job: the same script, which a full server refuses.
+    schedule: "load.lua" "next.lua" "park.lua",
     /// Gives a record its whole time again.
     keep: "keep.lua",
     /// Moves due jobs to their lanes.
-    promote: "load.lua" "next.lua" "promote.lua",
+    promote: ["#!lua flags=allow-oom\n"] "load.lua" "next.lua" "promote.lua",
     /// Moves an entry to the dead letters.
-    bury: "load.lua" "bury.lua",
+    bury: ["#!lua flags=allow-oom\n"] "load.lua" "bury.lua",
     /// Drops dead letters that are too old.
     expire: "expire.lua",
     /// Ends counted entries.
@@ -49,7 +55,7 @@ scripts! {
     /// Renews leases.
     renew: "renew.lua",
     /// Gives back a running attempt.
-    release: "release.lua",
+    release: ["#!lua flags=allow-oom\n"] "release.lua",
     /// Ends a lease.
     hand_back: "hand_back.lua",
     /// Removes what nobody needs from a lane.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use millstream::{
     broker::{Begin, DeadLetter, Depth, Outcome, Over, Spent, Submission, Topic, Written},
     error::{Code, Failure},
-    event::{Body, EventId, Frame},
+    event::{Body, Codec, EventId, Frame},
     job::{Job, Lane, Timestamp},
     state::State,
 };
@@ -23,7 +23,7 @@ fn invalid() -> Failure {
 pub async fn done_ends_a_job_once(s: &Subject) {
     let (me, other) = (worker("a"), worker("b"));
     let (entry, attempt) = s.running(&me).await;
-    let frames = [delta(1, "answer", millstream::event::Codec::Json), done(2)];
+    let frames = [delta(1, "answer", Codec::Json), done(2)];
     let outcome = Outcome::Done {
         finish_reason: Some("stop".to_owned()),
         usage: Some(r#"{"total_tokens":7}"#.to_owned()),
@@ -147,25 +147,61 @@ pub async fn a_job_that_is_over_has_the_whole_time_of_its_end(s: &Subject) {
     assert!(left.is_none_or(|left| left.parse::<u64>().unwrap() > 6 * 24 * 3_600_000));
 }
 
-/// Guards against entries that were deleted before a full server refused to park or bury them.
-pub async fn a_full_server_loses_no_entry(s: &Subject) {
+/// Guards against entries that were deleted before the server refused to park or bury them.
+pub async fn a_refused_move_loses_no_entry(s: &Subject) {
     let me = worker("a");
     let (retried, first) = s.running(&me).await;
     s.retry(&first, HOUR).await;
     let (broken, _) = s.running(&me).await;
     let letter = DeadLetter::new(&broken, invalid(), 1, 1);
-    if s.ask("CONFIG SET maxmemory 1", |_| String::new()).is_none() {
+    if s.ask("SET KEY taken", |keys| keys.parked_jobs(&s.partition)).is_none() {
         return;
     }
+    s.ask("SET KEY taken", |keys| keys.dead(&s.partition));
     assert!(s.park(&retried, 1, far()).await.is_err());
     assert!(s.bury(&broken, &letter).await.is_err());
-    s.ask("CONFIG SET maxmemory 0", |_| String::new());
+    s.ask("DEL KEY", |keys| keys.parked_jobs(&s.partition));
+    s.ask("DEL KEY", |keys| keys.dead(&s.partition));
     let depth = s.depth(&s.partition).await.unwrap();
     assert_eq!((depth.lanes[1].pending, depth.parked, depth.dead), (2, 0, 0));
     assert!(s.park(&retried, 1, far()).await.unwrap());
     assert!(s.bury(&broken, &letter).await.unwrap());
     let depth = s.depth(&s.partition).await.unwrap();
     assert_eq!((depth.lanes[1].pending, depth.parked, depth.dead), (0, 1, 1));
+}
+
+/// Guards against a queue that has filled its server and never becomes shorter: nothing in it could begin.
+pub async fn what_a_full_server_holds_comes_to_its_end(s: &Subject) {
+    let me = worker("a");
+    for question in ["answered", "retried", "failed", "given back"] {
+        s.add(job(question)).await;
+    }
+    let entries = s.claim_all(Lane::Normal, &me).await;
+    if s.ask("CONFIG SET maxmemory 1", |_| String::new()).is_some() {
+        let later = Job { not_before: Some(far()), ..job("later") };
+        assert!(s.try_add(job("new")).await.is_err());
+        assert!(s.try_add(later).await.is_err(), "a new job is parked in a full server");
+    }
+    let mut attempts = Vec::new();
+    for entry in &entries {
+        attempts.push(begun(s.begin(entry, &me).await.unwrap()));
+    }
+    let end = Outcome::Done { finish_reason: None, usage: None };
+    let frames = [delta(1, "text", Codec::Json), done(2)];
+    assert_eq!(s.conclude(&attempts[0], &frames, &end).await.unwrap(), Written::Yes);
+    s.remove(&[Spent::from(&entries[0])]).await.unwrap();
+    s.retry_as(&attempts[1], retrying(1, &attempts[1])).await;
+    let again = s.promoted(&entries[1]).await;
+    assert_eq!(begun(s.begin(&again, &me).await.unwrap()).number, 2);
+    let refusal = failed(1, failure("no"));
+    let failed = Outcome::Failed(failure("no"));
+    assert_eq!(s.conclude(&attempts[2], &[refusal], &failed).await.unwrap(), Written::Yes);
+    let letter = DeadLetter::new(&entries[2], failure("no"), 1, attempts[2].fence);
+    assert!(s.bury(&entries[2], &letter).await.unwrap());
+    let last = &attempts[3];
+    assert!(s.release(&me, &entries[3].place, Some(last)).await.unwrap());
+    assert_eq!(s.job(entries[0].id).await.unwrap().unwrap().state, State::Done);
+    s.ask("CONFIG SET maxmemory 0", |_| String::new());
 }
 
 /// Guards against one long value, such as a real model's count, that makes the record a table of nearly
@@ -368,7 +404,7 @@ pub async fn a_stale_fence_changes_nothing(s: &Subject) {
 
 pub async fn an_end_that_is_behind_changes_nothing(s: &Subject) {
     let (_, attempt) = s.running(&worker("a")).await;
-    s.append(&attempt, &[delta(1, "a", millstream::event::Codec::Json)]).await.unwrap();
+    s.append(&attempt, &[delta(1, "a", Codec::Json)]).await.unwrap();
     for seq in [0, 1] {
         assert_eq!(s.finish(&attempt, seq).await, Written::Behind);
     }

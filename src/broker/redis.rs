@@ -12,6 +12,7 @@ mod control;
 mod enqueue;
 #[cfg(feature = "cli")]
 mod erase;
+mod incoming;
 mod inspect;
 mod janitor;
 pub mod keys;

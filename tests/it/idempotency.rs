@@ -157,6 +157,71 @@ async fn a_bounded_enqueue_cut_anywhere_and_repeated_is_one_job() {
     at_every_request(BOUNDED, false).await;
 }
 
+/// Guards against an enqueue that is acknowledged although Redis was restarted between its two steps, and has
+/// forgotten the first: its job is nowhere, its key says "duplicate", and its reader waits for good.
+async fn forgotten_between_two_steps(limits: Limits, has_key: bool, scheduled: bool) {
+    let mut stack = Stack::start(instant()).await;
+    let proxy = Proxy::start(stack.server.port()).await;
+    let producer = Producer::new(broker(proxy.url(), limits).await, producer::Options::default());
+    let make = |question: &str| {
+        let mut job = keyed(question, false);
+        job.idempotency_key = job.idempotency_key.filter(|_| has_key);
+        job.not_before = scheduled.then(|| Timestamp::now().after(Duration::from_secs(1)));
+        job
+    };
+    producer.enqueue(make("before")).await.unwrap();
+    stack.server.command(&["SAVE"]);
+    // The reply of what adds the entry, and whatever comes behind it, waits until the server is back.
+    proxy.hold_behind("forgotten?".to_owned());
+    let producer = Arc::new(producer);
+    let (theirs, job) = (producer.clone(), make("forgotten?"));
+    let enqueue = tokio::spawn(async move { theirs.enqueue(job).await });
+    soon(proxy.replied()).await;
+    assert_eq!(held(&stack).await, 2);
+    stack.server.stop();
+    stack.server.restart().await;
+    proxy.let_through();
+    let id = match soon(enqueue).await.unwrap() {
+        Ok(receipt) => receipt.id,
+        Err(error) => {
+            assert_eq!(error.code(), "broker_unavailable", "{error}");
+            let again = producer.enqueue(make("forgotten?")).await.unwrap();
+            assert!(!again.duplicate, "its key is burnt");
+            again.id
+        }
+    };
+    assert_eq!(held(&stack).await, 2);
+    let record = Keys::new("ms").job(id);
+    let left = stack.server.command(&["PTTL", &record]).parse::<i64>().unwrap();
+    assert!(left > 0, "a record for good, or none: {left}");
+    if has_key {
+        let mut other = make("another question");
+        other.idempotency_key = Some("forgotten?".to_owned());
+        let refused = producer.enqueue(other).await.unwrap_err();
+        assert_eq!(refused.code(), "idempotency_conflict", "{refused}");
+    }
+    let (_stop, _worker) = stack.worker(worker::Options::default());
+    soon(stack.listener().listen(id).answer()).await.unwrap();
+    assert_eq!(runs(&stack, id).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_enqueue_forgotten_between_its_two_steps_is_not_acknowledged() {
+    forgotten_between_two_steps(Limits::default(), true, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bounded_enqueue_forgotten_between_its_two_steps_is_not_acknowledged() {
+    forgotten_between_two_steps(BOUNDED, true, false).await;
+    forgotten_between_two_steps(BOUNDED, false, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduled_enqueue_forgotten_between_its_two_steps_is_parked_again() {
+    forgotten_between_two_steps(Limits::default(), true, true).await;
+    forgotten_between_two_steps(Limits::default(), false, true).await;
+}
+
 /// Guards against a key that is forgotten with its result, so that the same command pays for the answer once
 /// more without a word; and against one that is remembered for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

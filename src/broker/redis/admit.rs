@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 
 use super::{
     Redis, codec,
-    enqueue::{PARKED, refuse_all},
+    incoming::{Incoming, PARKED, Rest, refuse_all},
 };
 use crate::{
     broker::{
@@ -27,9 +27,9 @@ const SECTION: &str = "redis.limits";
 const STEP: (usize, usize) = (500, 1 << 20);
 
 /// How many submissions one script may admit.
-fn one_step(batch: &[&Submission]) -> usize {
+fn one_step(batch: &[&Incoming<'_>]) -> usize {
     let mut bytes = 0;
-    let fits = |submission: &&&Submission| {
+    let fits = |submission: &&&Incoming<'_>| {
         bytes += submission.payload.len();
         bytes <= STEP.1
     };
@@ -41,7 +41,7 @@ impl Redis {
     /// allow; whether each is parked.
     pub(super) async fn admit_all(
         &self,
-        batch: &[&Submission],
+        batch: &[&Incoming<'_>],
         now: Timestamp,
         in_order: bool,
     ) -> Vec<Result<bool>> {
@@ -50,7 +50,7 @@ impl Redis {
             groups.entry(&submission.partition).or_default().push(index);
         }
         let answers = join_all(groups.iter().map(async |(partition, indices)| {
-            let group: Vec<&Submission> = indices.iter().map(|index| batch[*index]).collect();
+            let group: Vec<&Incoming<'_>> = indices.iter().map(|index| batch[*index]).collect();
             self.admit_to(partition, &group, now, in_order).await
         }))
         .await;
@@ -63,7 +63,7 @@ impl Redis {
     async fn admit_to(
         &self,
         partition: &Partition,
-        batch: &[&Submission],
+        batch: &[&Incoming<'_>],
         now: Timestamp,
         in_order: bool,
     ) -> Vec<Result<bool>> {
@@ -86,7 +86,7 @@ impl Redis {
     async fn admit_some(
         &self,
         partition: &Partition,
-        batch: &[&Submission],
+        batch: &[&Incoming<'_>],
         now: Timestamp,
         in_order: bool,
     ) -> Vec<Result<bool>> {
@@ -105,32 +105,34 @@ impl Redis {
             .arg(limits.max_jobs_per_tenant)
             .arg(u8::from(in_order));
         // What many jobs have in common is sent once.
-        let due = |s: &Submission| s.job.not_before.filter(|due| *due > now).unwrap_or_default();
+        let due = |s: &Incoming<'_>| s.job.not_before.filter(|due| *due > now).unwrap_or_default();
         for run in batch.chunk_by(|a, b| {
             (a.job.lane, &a.job.tenant, due(a)) == (b.job.lane, &b.job.tenant, due(b))
         }) {
             let job = &run[0].job;
             call.arg(run.len()).arg(job.lane.as_str()).arg(job.tenant.as_str()).arg(due(run[0]).0);
-            for Submission { id, payload, .. } in run {
+            for incoming in run {
+                let Submission { id, payload, .. } = &***incoming;
                 call.arg(id.to_string()).arg(payload);
             }
         }
-        let replies = self.pool.script_once(&call).await;
-        let replies = replies.and_then(|value| codec::read::<Vec<String>>(value, "admit"));
-        let replies = match replies {
-            Ok(replies) if replies.len() == batch.len() => replies,
+        let reply = self.pool.script_once(&call).await.and_then(|(value, session)| {
+            Ok((codec::read::<Vec<String>>(value, "admit")?, session))
+        });
+        let (replies, session) = match reply {
+            Ok(answered) if answered.0.len() == batch.len() => answered,
             Ok(_) => {
                 let error = Error::Protocol("admit: a reply is missing".to_owned());
                 return refuse_all(batch.len(), &error);
             }
             Err(error) => return refuse_all(batch.len(), &error),
         };
-        let places: Vec<Result<String>> = batch
+        let mut places: Vec<Result<String>> = batch
             .iter()
             .zip(replies)
             .map(|(submission, reply)| self.admitted(submission, reply))
             .collect();
-        self.write_records(batch, &places, now).await;
+        self.write_records(batch, &mut places, (now, Rest::All), session).await;
         places.into_iter().map(|place| place.map(|place| place == PARKED)).collect()
     }
 
@@ -153,42 +155,5 @@ impl Redis {
         let Submission { partition, job, payload, .. } = submission;
         let asked = (&job.tenant, payload.len() as u64);
         Err(met.full(SECTION, &self.options.limits, partition, asked))
-    }
-
-    /// Writes the records of what was accepted. The jobs are in the queue whatever becomes of this:
-    /// begin writes a record that is missing.
-    async fn write_records(
-        &self,
-        batch: &[&Submission],
-        places: &[Result<String>],
-        now: Timestamp,
-    ) {
-        let (mut pipe, mut keyed) = (redis::pipe(), Vec::new());
-        for (submission, place) in batch.iter().zip(places) {
-            match place {
-                Ok(place) if submission.job.idempotency_key.is_some() => {
-                    keyed.push(self.accept(submission, place, now));
-                }
-                Ok(_) => self.write_record(&mut pipe, submission, now),
-                Err(_) => {}
-            }
-        }
-        if pipe.is_empty() && keyed.is_empty() {
-            return;
-        }
-        let told = self.wake_some(&mut pipe, batch);
-        let plain = async {
-            if !pipe.is_empty() {
-                self.pool.pipeline(&mut pipe).await?;
-            }
-            Ok(())
-        };
-        let (plain, keyed): (Result<()>, Vec<Result<()>>) = tokio::join!(plain, join_all(keyed));
-        if plain.is_ok() {
-            self.have_woken(told);
-        }
-        if let Err(error) = keyed.into_iter().fold(plain, Result::and) {
-            tracing::warn!(%error, "records not written; a repeat under a key may add its job again");
-        }
     }
 }

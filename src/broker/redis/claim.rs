@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::try_join_all;
 
-use super::{Redis, codec, enqueue::record_fields, millis, read::RedisClaimer, short};
+use super::{Redis, codec, incoming::record_fields, millis, read::RedisClaimer, short};
 use crate::{
     broker::{
         Attempt, Begin, Claim, Claimer, Crashes, Entry, Error, Inspect, Partition, Place, Promoted,

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{Redis, codec, enqueue::record_fields, millis};
+use super::{Redis, codec, incoming::record_fields, millis};
 use crate::{
     broker::{
         Cancel, Control, DeadLetter, Error, Order, Partition, Reopened, Result, Run, Settled,

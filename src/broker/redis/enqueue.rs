@@ -1,8 +1,8 @@
 //! Adding jobs, and trimming what settling left behind.
 //!
 //! The `XADD` is the commit point: the entry carries everything. The record's immutable fields
-//! follow in the same pipeline, or in a script behind it where the job has an idempotency key; state, attempt
-//! and fence are written by job-slot scripts only.
+//! follow in the same pipeline, or in a second step where the job has an idempotency key, for which see
+//! `incoming`; state, attempt and fence are written by job-slot scripts only.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -14,51 +14,23 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use redis::{RedisError, Value};
 
-use super::{Redis, codec, millis, reconcile::STEP, short};
+use super::{
+    Redis, codec,
+    incoming::{Incoming, PARKED, Rest, copy, refuse_all},
+    millis,
+    reconcile::STEP,
+};
 use crate::{
-    broker::{Enqueue, Error, Partition, Receipt, Result, Submission, Wake, proof},
-    job::{Job, JobId, Lane, Timestamp},
+    broker::{Enqueue, Error, Partition, Receipt, Result, Submission, Wake},
+    job::{JobId, Lane, Timestamp},
 };
 
 /// How long an ID stays reserved where the producer dies between reserving it and the queue's answer.
 /// The record of what is accepted is then kept for its whole time.
 const RESERVED: Duration = Duration::from_hours(1);
 
-/// The place of a job that waits for its time.
-pub(super) const PARKED: &str = "parked";
-
 /// How long an ID stays reserved for a job that a full queue has refused.
 const REFUSED: Duration = Duration::from_secs(5);
-
-/// The record's immutable fields, which are also what begin writes for a job without a record.
-pub(super) fn record_fields(
-    partition: &Partition,
-    lane: Lane,
-    at: Timestamp,
-    job: &Job,
-    payload: &[u8],
-) -> Vec<short::Field> {
-    let mut fields = vec![
-        ("sum".into(), proof::sum(payload)),
-        ("queue".into(), partition.to_string()),
-        ("lane".into(), lane.to_string()),
-        ("tenant".into(), job.tenant.to_string()),
-        ("at".into(), at.0.to_string()),
-    ];
-    short::put(&mut fields, "model", job.request.model_name());
-    if let Some(custom_id) = &job.custom_id {
-        short::put(&mut fields, "custom_id", custom_id.clone());
-    }
-    if !job.labels.is_empty()
-        && let Ok(labels) = serde_json::to_string(&job.labels)
-    {
-        short::put(&mut fields, "labels", labels);
-    }
-    if let Some(due) = job.not_before {
-        fields.push(("not_before".into(), due.0.to_string()));
-    }
-    fields
-}
 
 /// When each partition was last told of new jobs.
 pub(super) type Wakes = Mutex<HashMap<Partition, Instant>>;
@@ -80,19 +52,12 @@ enum Step {
 }
 
 impl Redis {
-    /// A job's own time to live, and its schedule on top.
-    pub(super) fn ttl(&self, job: &Job, now: Timestamp) -> u64 {
-        let ahead = job.not_before.map_or(0, |due| due.0.saturating_sub(now.0));
-        millis(self.options.job_ttl).saturating_add(ahead)
-    }
-
     /// Reserves the ID of a submission with an idempotency key for its request.
-    async fn reserve(&self, submission: &Submission, now: Timestamp) -> Step {
-        let fingerprint = submission.job.request.fingerprint();
+    async fn reserve(&self, submission: &Incoming<'_>, fingerprint: &str, now: Timestamp) -> Step {
         let ttl = self.ttl(&submission.job, now);
         let ttl = if self.options.limits.is_off() { ttl } else { ttl.min(millis(RESERVED)) };
         let mut call = self.scripts.reserve.prepare_invoke();
-        call.key(self.keys.job(submission.id)).arg(&fingerprint).arg(ttl);
+        call.key(self.keys.job(submission.id)).arg(fingerprint).arg(ttl);
         let reply = self.pool.script(&call).await;
         let reply: Result<(String, bool, String)> =
             reply.and_then(|value| codec::read(value, "reserve"));
@@ -111,13 +76,14 @@ impl Redis {
     }
 
     /// Withdraws the reservations of what a full queue has refused. Where this fails they run out later.
-    async fn withdraw(&self, batch: &[&Submission], answers: &[Result<bool>]) {
-        let refused = batch.iter().zip(answers).filter(|(submission, answer)| {
-            submission.job.idempotency_key.is_some() && matches!(answer, Err(Error::Full { .. }))
+    async fn withdraw(&self, batch: &[&Incoming<'_>], answers: &[Result<bool>]) {
+        let refused = batch.iter().zip(answers).filter_map(|(submission, answer)| {
+            let fingerprint = submission.fingerprint.as_ref()?;
+            matches!(answer, Err(Error::Full { .. })).then_some((submission, fingerprint))
         });
-        let withdrawn = join_all(refused.map(async |(submission, _)| {
+        let withdrawn = join_all(refused.map(async |(submission, fingerprint)| {
             let mut call = self.scripts.withdraw.key(self.keys.job(submission.id));
-            call.arg(submission.job.request.fingerprint()).arg(millis(REFUSED));
+            call.arg(fingerprint).arg(millis(REFUSED));
             self.pool.script(&call).await
         }));
         if let Some(error) = withdrawn.await.into_iter().find_map(Result::err) {
@@ -125,14 +91,15 @@ impl Redis {
         }
     }
 
-    /// Parks a submission until its time.
+    /// Parks a submission until its time. Where the server was restarted before the record is written, the
+    /// job is parked once more: one that is still there stays as it is.
     async fn schedule(
         &self,
-        submission: &Submission,
+        submission: &Incoming<'_>,
         due: Timestamp,
         now: Timestamp,
     ) -> Result<()> {
-        let Submission { id, job, payload, partition } = submission;
+        let Submission { id, job, payload, partition } = &**submission;
         let mut stored = format!("{} {} 0 ", job.lane, now.0).into_bytes();
         stored.extend_from_slice(payload);
         let mut call = self.scripts.schedule.prepare_invoke();
@@ -145,39 +112,22 @@ impl Redis {
             .arg(id.to_string())
             .arg(due.0)
             .arg(stored);
-        self.pool.script(&call).await?;
-        if job.idempotency_key.is_some() {
-            return self.accept(submission, PARKED, now).await;
+        let incoming = [submission];
+        loop {
+            let session = self.pool.session();
+            self.pool.script(&call).await?;
+            let places = [Ok(PARKED.to_owned())];
+            if self.write_records_within(session, &incoming, &places, (now, Rest::All)).await? {
+                return Ok(());
+            }
         }
-        let mut pipe = redis::pipe();
-        self.write_record(&mut pipe, submission, now);
-        self.pool.pipeline(&mut pipe).await.map(drop)
-    }
-
-    /// Writes the record of a job without a key.
-    pub(super) fn write_record(
-        &self,
-        pipe: &mut redis::Pipeline,
-        submission: &Submission,
-        now: Timestamp,
-    ) {
-        let Submission { id, job, payload, partition } = submission;
-        let key = self.keys.job(*id);
-        let record = pipe.cmd("HSET").arg(&key);
-        for (field, value) in record_fields(partition, job.lane, now, job, payload) {
-            record.arg(&*field).arg(value);
-        }
-        record.ignore();
-        // A record that has a time already is one of a job that has begun, and may have ended: its
-        // producer was slow.
-        pipe.cmd("PEXPIRE").arg(&key).arg(self.ttl(job, now)).arg("NX").ignore();
     }
 
     /// Adds submissions to their lanes in one pipeline; none is parked.
-    async fn add(&self, batch: &[&Submission], now: Timestamp) -> Vec<Result<bool>> {
+    async fn add(&self, batch: &[&Incoming<'_>], now: Timestamp) -> Vec<Result<bool>> {
         let mut pipe = redis::pipe();
         for submission in batch {
-            let Submission { id, job, payload, partition } = submission;
+            let Submission { id, job, payload, partition } = &***submission;
             pipe.cmd("XADD")
                 .arg(self.keys.lane(partition, job.lane))
                 .arg("*")
@@ -194,19 +144,13 @@ impl Redis {
             }
         }
         let told = self.wake_some(&mut pipe, batch);
-        let replies = match self.pool.pipeline_once(&mut pipe).await {
-            Ok(replies) => replies,
+        let (replies, session) = match self.pool.pipeline_once(&mut pipe).await {
+            Ok(answered) => answered,
             Err(error) => return refuse_all(batch.len(), &error),
         };
         self.have_woken(told);
-        let results: Vec<_> = replies.into_iter().map(|reply| self.added(reply)).collect();
-        let keyed = batch.iter().zip(&results).filter_map(|(submission, entry)| {
-            let entry = entry.as_ref().ok().filter(|_| submission.job.idempotency_key.is_some())?;
-            Some(self.accept(submission, entry, now))
-        });
-        if let Some(error) = join_all(keyed).await.into_iter().find_map(Result::err) {
-            tracing::warn!(%error, "records not written; a repeat under a key may add its job again");
-        }
+        let mut results: Vec<_> = replies.into_iter().map(|reply| self.added(reply)).collect();
+        self.write_records(batch, &mut results, (now, Rest::Keyed), session).await;
         results.into_iter().map(|result| result.map(|_| false)).collect()
     }
 
@@ -219,7 +163,7 @@ impl Redis {
     pub(super) fn wake_some(
         &self,
         pipe: &mut redis::Pipeline,
-        batch: &[&Submission],
+        batch: &[&Incoming<'_>],
     ) -> HashSet<Partition> {
         let woken = self.woken();
         let due = |partition: &Partition| {
@@ -240,48 +184,6 @@ impl Redis {
     fn added(&self, reply: std::result::Result<Value, RedisError>) -> Result<String> {
         let value = reply.map_err(|e| self.pool.connector().classify(e))?;
         codec::read(value, "XADD")
-    }
-
-    /// Writes the record of a job with a key, whose entry or parked copy is there: from then on a repeat does
-    /// not add it again. Should this be lost, the repeat adds a second entry, and begin drops it. The record
-    /// has the time of its reservation, or a few seconds where another producer was refused under the same
-    /// key meanwhile; here it is given its own.
-    pub(super) async fn accept(
-        &self,
-        submission: &Submission,
-        place: &str,
-        now: Timestamp,
-    ) -> Result<()> {
-        let Submission { id, job, payload, partition } = submission;
-        let mut call = self.scripts.accept.key(self.keys.job(*id));
-        call.arg(self.ttl(job, now)).arg(place).arg(job.request.fingerprint());
-        for (field, value) in record_fields(partition, job.lane, now, job, payload) {
-            call.arg(&*field).arg(value);
-        }
-        self.pool.script(&call).await.map(drop)
-    }
-}
-
-/// One error for a whole batch: nothing is known of any of its jobs.
-pub(super) fn refuse_all<T>(count: usize, error: &Error) -> Vec<Result<T>> {
-    (0..count).map(|_| Err(copy(error))).collect()
-}
-
-/// The same error once more, without its source.
-fn copy(error: &Error) -> Error {
-    match error {
-        Error::Trouble { kind, message, .. } => {
-            Error::Trouble { kind: *kind, message: message.clone(), source: None }
-        }
-        Error::Protocol(text) => Error::Protocol(text.clone()),
-        Error::Conflict { id } => Error::Conflict { id: *id },
-        Error::Full { message, retry_after } => {
-            Error::Full { message: message.clone(), retry_after: *retry_after }
-        }
-        Error::Unavailable { message, .. } => {
-            Error::Unavailable { message: message.clone(), source: None }
-        }
-        other => Error::Unavailable { message: other.to_string(), source: None },
     }
 }
 
@@ -322,12 +224,16 @@ impl Redis {
     async fn take_in(&self, jobs: &[Submission], in_order: bool) -> Vec<Result<Receipt>> {
         let now = Timestamp::now();
         let is_bounded = !self.options.limits.is_off();
+        let incoming: Vec<Incoming<'_>> = jobs.iter().map(Incoming::new).collect();
         let mut steps: Vec<Step> = jobs.iter().map(|_| Step::Add).collect();
-        let keyed = jobs.iter().zip(&mut steps).filter(|(s, _)| s.job.idempotency_key.is_some());
-        join_all(keyed.map(async |(submission, step)| *step = self.reserve(submission, now).await))
-            .await;
+        join_all(incoming.iter().zip(&mut steps).map(async |(submission, step)| {
+            if let Some(fingerprint) = &submission.fingerprint {
+                *step = self.reserve(submission, fingerprint, now).await;
+            }
+        }))
+        .await;
         drop_repeats(jobs, &mut steps);
-        for (submission, step) in jobs.iter().zip(&mut steps) {
+        for (submission, step) in incoming.iter().zip(&mut steps) {
             if let (Step::Add, Some(due), false) = (&step, submission.job.not_before, is_bounded)
                 && due > now
             {
@@ -336,7 +242,7 @@ impl Redis {
                 *step = Step::Answered(parked.map(|()| receipt));
             }
         }
-        let to_add: Vec<&Submission> = jobs
+        let to_add: Vec<&Incoming<'_>> = incoming
             .iter()
             .zip(&steps)
             .filter_map(|(submission, step)| matches!(step, Step::Add).then_some(submission))

@@ -189,10 +189,14 @@ impl Pool {
         }
     }
 
-    /// As [`Pool::pipeline`] for what must not be repeated.
-    pub async fn pipeline_once(&self, pipeline: &mut Pipeline) -> Result<Vec<RedisResult<Value>>> {
+    /// As [`Pool::pipeline`] for what must not be repeated; also the session in which it was answered.
+    pub async fn pipeline_once(
+        &self,
+        pipeline: &mut Pipeline,
+    ) -> Result<(Vec<RedisResult<Value>>, u64)> {
         let connection = self.alive().await?;
-        self.pipeline_on(connection, pipeline).await
+        let session = connection.born;
+        Ok((self.pipeline_on(connection, pipeline).await?, session))
     }
 
     /// As [`Pool::pipeline`], but only on connections that are no younger than `session`; `None` where
@@ -273,11 +277,11 @@ impl Pool {
         }
     }
 
-    /// As [`Pool::script`] for what must not be repeated.
-    pub async fn script_once(&self, script: &ScriptInvocation<'_>) -> Result<Value> {
+    /// As [`Pool::script`] for what must not be repeated; also the session in which it was answered.
+    pub async fn script_once(&self, script: &ScriptInvocation<'_>) -> Result<(Value, u64)> {
         let mut connection = self.alive().await?;
         let result = script.invoke_async(&mut connection.inner).await;
-        self.finish(&connection, result).await
+        Ok((self.finish(&connection, result).await?, connection.born))
     }
 
     /// As [`Pool::script`], but only on connections that are no younger than `session`; `None` where

@@ -32,6 +32,8 @@ pub struct Proxy {
     state: Arc<Mutex<State>>,
     /// Whether anything passes.
     open: Arc<watch::Sender<bool>>,
+    /// Whether a reply waits.
+    waits: Arc<watch::Sender<bool>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -42,14 +44,15 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let state = Arc::<Mutex<State>>::default();
         let open = Arc::new(watch::Sender::new(true));
-        let (shared, gate) = (state.clone(), open.clone());
+        let waits = Arc::new(watch::Sender::new(false));
+        let (shared, gates) = (state.clone(), (open.clone(), waits.clone()));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { continue };
-                tokio::spawn(carry(client, server, shared.clone(), gate.clone()));
+                tokio::spawn(carry(client, server, shared.clone(), gates.clone()));
             }
         });
-        Self { port, state, open, _task: AbortOnDropHandle::new(task) }
+        Self { port, state, open, waits, _task: AbortOnDropHandle::new(task) }
     }
 
     pub fn url(&self) -> String {
@@ -72,8 +75,14 @@ impl Proxy {
         self.open.subscribe().wait_for(|open| !open).await.unwrap();
     }
 
+    /// Waits until it has been carried out, and its reply is here.
+    pub async fn replied(&self) {
+        self.waits.subscribe().wait_for(|waits| *waits).await.unwrap();
+    }
+
     /// Lets everything through.
     pub fn let_through(&self) {
+        self.waits.send_replace(false);
         self.open.send_replace(true);
     }
 
@@ -109,7 +118,7 @@ async fn carry(
     client: TcpStream,
     server: TcpStream,
     state: Arc<Mutex<State>>,
-    gate: Arc<watch::Sender<bool>>,
+    (gate, waits): (Arc<watch::Sender<bool>>, Arc<watch::Sender<bool>>),
 ) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
@@ -119,6 +128,9 @@ async fn carry(
     let back = tokio::spawn(async move {
         let mut bytes = vec![0; 16 * 1024];
         while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
+            if !*may_return.borrow_and_update() {
+                waits.send_replace(true);
+            }
             may_return.wait_for(|open| *open).await.unwrap();
             // What is lost is read all the same: the server must not wait for its reader.
             if !muted.is_cancelled() && to_client.write_all(&bytes[..count]).await.is_err() {

@@ -44,6 +44,8 @@ MUTATIONS = [
     ("forgetting: a job whose entry is forgotten is parked without it", LUA + "park.lua",
      "if not there and (ARGV[6] ~= '1' or parked_as_far()) then", "if not there then",
      "a_job_whose_entry_is_forgotten or forgets_loses"),
+    ("forgetting: a copy that is parked late counts", LUA + "park.lua",
+     "if there == false and tenant then", "if false then", "parked_late"),
     ("forgetting: a copy of fewer attempts replaces none of more", LUA + "park.lua",
      "if not there and (ARGV[6] ~= '1' or parked_as_far()) then",
      "if not there and ARGV[6] ~= '1' then", "a_job_whose_entry_is_forgotten"),

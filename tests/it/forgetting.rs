@@ -1,14 +1,15 @@
 //! Redis comes back without its last moments, and what went before the crash is not finished after it
 //! as if it were still known: every job reaches its one end.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use millstream::{
     admin::{Admin, Cancelled, Requeued},
     broker::{
-        Attempt, Begin, Cancel, Crashes, DeadLetter, Depth, Entry, Outcome, Place, Reopened,
-        Result, Run, Settled, Spent, WorkerId, Written, redis::keys::Keys,
+        Attempt, Begin, Cancel, Crashes, DeadLetter, Depth, Entry, Limits, Outcome, Place,
+        Reopened, Result, Run, Settled, Spent, WorkerId, Written,
+        redis::{Options, Redis, keys::Keys},
     },
     event::{Body, Codec, Event},
     job::{ChatRequest, Job, JobId, Lane, Timestamp},
@@ -184,6 +185,37 @@ async fn a_letter_is_looked_for_behind_so_many_bytes() {
     stack.reset_counts();
     assert_eq!(broker.bury(&before, &letter, false, session).await.unwrap(), Settled::Yes);
     assert_eq!(stack.command_counts().get("xrevrange"), Some(&2), "it has read on");
+}
+
+/// Guards against counters that fall too low: the parking of a retry came late, when its job had been parked,
+/// promoted and done, and left a copy that nobody had counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_parked_late_counts() {
+    let mut stack = Stack::start(instant()).await;
+    let limits = Limits { max_jobs: 9, ..Limits::default() };
+    let options = Options { url: stack.server.url(), limits, ..Options::default() };
+    stack.broker = Arc::new(Redis::connect(options).await.unwrap());
+    let (broker, partition) = (stack.broker.clone(), stack.partition.clone());
+    for question in ["retried", "another"] {
+        stack.ask("m", question).await;
+    }
+    let me = WorkerId::new("me");
+    let mut reader = broker.claimer(&partition, &me).await.unwrap();
+    let entry = reader.read(Lane::Normal, 1).await.unwrap().remove(0);
+    let session = broker.session();
+    let known = Entry { session, ..entry.clone() };
+    assert_eq!(broker.park(&known, 1, Timestamp(1), session).await.unwrap(), Settled::Yes);
+    assert_eq!(broker.promote(&partition, 9).await.unwrap().count, 1);
+    // The first sending, which a worker of an earlier session has made.
+    let late = Entry { session: session - 1, ..entry };
+    assert_eq!(broker.park(&late, 1, Timestamp(1), session).await.unwrap(), Settled::Yes);
+    assert_eq!(broker.promote(&partition, 9).await.unwrap().count, 1);
+    assert_eq!(broker.depth(&partition).await.unwrap().load.jobs, 3);
+    for entry in reader.read(Lane::Normal, 9).await.unwrap() {
+        assert!(broker.remove(&[Spent::from(&entry)], u64::MAX).await.unwrap());
+    }
+    assert_eq!(broker.depth(&partition).await.unwrap(), Depth::default());
+    assert!(broker.reconcile(&partition).await.unwrap().is_none(), "the counters were wrong");
 }
 
 /// Guards against a job that runs by an entry which Redis has forgotten: its repeated enqueue was dropped

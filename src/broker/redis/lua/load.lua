@@ -4,6 +4,7 @@
 -- load_of(fields): the tenant and the bytes that an entry with these fields counts; nil where it
 -- does not count.
 -- load_of_parked(stored): likewise of a parked job.
+-- count_in(load, bytes, tenant): counts a job.
 -- give_back(load, bytes, tenants): takes bytes, and jobs by tenant, from the load hash. It comes last
 -- in a script, and only for entries that this script has deleted.
 --
@@ -30,6 +31,12 @@ local function load_of_parked(stored)
   local more, job = string.match(stored, '^%S+ %S+ %d+(%S*) (.*)$')
   local tenant = string.match(more or string.match(stored, '^[^{]*'), ',load=([%w_.@-]+)')
   return tenant, tenant and #(job or stored)
+end
+
+local function count_in(load, bytes, tenant)
+  redis.call('HINCRBY', load, 'jobs', 1)
+  redis.call('HINCRBY', load, 'bytes', bytes)
+  redis.call('HINCRBY', load, 't:' .. tenant, 1)
 end
 
 local function give_back(load, bytes, tenants)

@@ -6,7 +6,8 @@
 -- ARGV[6] `1` where the server may have forgotten the entry: then the job is parked without it, unless it
 -- is parked already for as many attempts of its run, or more
 --
--- Returns 1 when the job is parked, 0 when the entry was gone. What counts goes on counting.
+-- Returns 1 when the job is parked, 0 when the entry was gone. What counts goes on counting; a copy that is
+-- parked without its entry counts anew, for the entry was forgotten with its count, or what came of it counts.
 -- Replay: an entry that is gone changes nothing, or, with ARGV[6], parks a second copy of a job that was
 -- promoted since: `begin` drops the entry that comes of it. A new job that is parked already stays as it is.
 -- The job is parked before the entry is deleted: a server that does not take it (it is full) keeps the
@@ -24,9 +25,9 @@ local function parked_as_far()
   local own_run, own_attempt = step(ARGV[5])
   return run > own_run or (run == own_run and attempt >= own_attempt)
 end
-local stale
+local stale, there
 if ARGV[1] ~= '' then
-  local there = #redis.call('XRANGE', KEYS[3], ARGV[1], ARGV[1]) > 0
+  there = #redis.call('XRANGE', KEYS[3], ARGV[1], ARGV[1]) > 0
   if not there and (ARGV[6] ~= '1' or parked_as_far()) then
     redis.call('XACK', KEYS[3], 'workers', ARGV[1])
     return 0
@@ -46,8 +47,10 @@ if redis.call('ZRANK', KEYS[1], ARGV[3]) == 0 then
   redis.pcall('PUBLISH', ARGV[2], 'parked')
   tell_next(KEYS[1], ARGV[2])
 end
+local tenant, bytes = load_of_parked(ARGV[5])
+if there == false and tenant then count_in(KEYS[4], bytes, tenant) end
 if stale then
-  local tenant, bytes = load_of_parked(stale)
+  tenant, bytes = load_of_parked(stale)
   if tenant then give_back(KEYS[4], bytes, {[tenant] = 1}) end
 end
 return 1

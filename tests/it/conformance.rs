@@ -226,6 +226,7 @@ behaviours! {
         purged_letters_are_gone,
         a_letter_that_is_being_put_back_does_not_expire,
         a_letter_that_is_being_put_back_is_not_purged,
+        a_letter_that_is_being_put_back_is_not_dropped_for_newer_ones,
     }
     settle {
         done_ends_a_job_once,

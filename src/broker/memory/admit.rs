@@ -6,10 +6,14 @@ use std::{
     time::Duration,
 };
 
-use super::{queue::Queue, run::Run, state::State};
+use super::{
+    queue::Queue,
+    run::Run,
+    state::{State, is_put_back},
+};
 use crate::{
     broker::{
-        Correction, Counted, Error, Limits, Load, Partition, Result,
+        Correction, Counted, DeadLetter, Error, Limits, Load, Partition, Result,
         limits::{self, Met, RETRY_AFTER},
     },
     job::{JobId, Tenant, Timestamp},
@@ -115,6 +119,12 @@ impl State {
         id.map(|id| self.forget(id)).is_some()
     }
 
+    /// Drops a partition's oldest dead letter.
+    fn drop_letter(&mut self) -> bool {
+        let waits = |letter: &DeadLetter| is_put_back(&self.runs, letter);
+        self.queues.values_mut().any(|queue| queue.drop_dead(waits))
+    }
+
     /// Takes the oldest finished job that `may` go from the list of those. One whose entry is still in its lane
     /// stays: without its record the entry would run the job again.
     fn next_finished(&mut self, may: impl Fn(&Run) -> bool) -> Option<JobId> {
@@ -149,7 +159,7 @@ impl State {
     pub(super) fn make_room(&mut self, need: usize) -> bool {
         let most = self.options.max_bytes;
         while self.bytes() + need > most {
-            let dropped = self.drop_finished() || self.queues.values_mut().any(Queue::drop_dead);
+            let dropped = self.drop_finished() || self.drop_letter();
             if !dropped {
                 return false;
             }

@@ -1,6 +1,6 @@
 //! What is asked of a job from outside.
 
-use super::state::State;
+use super::state::{State, is_put_back};
 use crate::{
     broker::{
         Cancel, DeadLetter, Error, Order, Partition, Reopened, Result, Run, Topic, Wake, WorkerId,
@@ -100,7 +100,7 @@ impl State {
 
     /// Whether a letter has opened a run that has no entry yet.
     pub(super) fn is_unfinished(&self, letter: &DeadLetter) -> bool {
-        self.runs.get(&letter.id).is_some_and(|run| run.waits_for(&letter.letter))
+        is_put_back(&self.runs, letter)
     }
 
     pub(super) fn requeue(

@@ -55,6 +55,12 @@ impl State {
     }
 }
 
+/// Whether a requeue has begun to put a letter back: the run that it opened waits for the entry that only
+/// the letter has.
+pub(super) fn is_put_back(runs: &HashMap<JobId, Run>, letter: &DeadLetter) -> bool {
+    runs.get(&letter.id).is_some_and(|run| run.waits_for(&letter.letter))
+}
+
 // Jobs on their way to a worker.
 impl State {
     /// A partition, made at its first use.
@@ -242,12 +248,12 @@ impl State {
         told: bool,
         now: Timestamp,
     ) -> bool {
-        let most = self.options.dead_max;
-        let queue = self.queue(&entry.place.partition);
+        let (most, runs) = (self.options.dead_max, &self.runs);
+        let Some(queue) = self.queues.get_mut(&entry.place.partition) else { return false };
         let removed = queue.remove(&entry.place);
         if removed {
             if !(told && queue.has_buried(letter)) {
-                queue.bury(letter.clone(), most, now);
+                queue.bury(letter.clone(), most, now, |letter| is_put_back(runs, letter));
             }
             if let Some(load) = &entry.load {
                 queue.ledger.give_back(load);
@@ -259,9 +265,7 @@ impl State {
     /// Drops dead letters that have outlived `dead_ttl`, but none that is being put back.
     pub(super) fn expire_dead(&mut self, partition: &Partition, now: Timestamp) -> u64 {
         let (ttl, runs) = (self.options.dead_ttl, &self.runs);
-        let waits = |letter: &DeadLetter| {
-            runs.get(&letter.id).is_some_and(|run| run.waits_for(&letter.letter))
-        };
+        let waits = |letter: &DeadLetter| is_put_back(runs, letter);
         self.queues.get_mut(partition).map_or(0, |queue| queue.expire_dead(ttl, now, waits))
     }
 }

@@ -48,6 +48,8 @@ scripts! {
     promote: ["#!lua flags=allow-oom\n"] "load.lua" "next.lua" "promote.lua",
     /// Moves an entry to the dead letters.
     bury: ["#!lua flags=allow-oom\n"] "load.lua" "bury.lua",
+    /// Drops dead letters beyond the most.
+    drop: ["#!lua flags=allow-oom\n"] "drop.lua",
     /// Drops dead letters that are too old.
     expire: "expire.lua",
     /// Ends counted entries.

@@ -279,9 +279,16 @@ impl Settle for Redis {
         let Some(reply) = self.pool.script_within(session, &call).await? else {
             return Ok(Settled::Stale);
         };
-        let (buried, dropped): (bool, u64) = codec::read(reply, "bury")?;
-        if dropped > 0 {
-            tracing::error!(%partition, dropped, "dead letters dropped for newer ones");
+        let (buried, over): (bool, usize) = codec::read(reply, "bury")?;
+        if over > 0 {
+            match self.drop_oldest_letters(partition, over).await {
+                Ok(0) => {}
+                Ok(dropped) => {
+                    tracing::error!(%partition, dropped, "dead letters dropped for newer ones");
+                }
+                // There are too many for now; the next burial drops them.
+                Err(error) => tracing::warn!(%partition, %error, "no dead letters dropped"),
+            }
         }
         self.let_expire(letter.id, &letter.fence.to_string(), "").await;
         Ok(buried.into())

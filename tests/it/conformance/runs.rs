@@ -271,6 +271,22 @@ pub async fn a_letter_that_is_being_put_back_does_not_expire(s: &Subject) {
     assert_eq!(s.claim(&worker("b")).await.id, letters[1].id);
 }
 
+/// Guards against a run that waits for ever: the only letter that has its entry was dropped for newer ones.
+pub async fn a_letter_that_is_being_put_back_is_not_dropped_for_newer_ones(s: &Subject) {
+    let s = &s.keeping(2).await;
+    let mut letters = vec![dead(s).await.1, dead(s).await.1];
+    s.reopen(&s.partition, &letters[0]).await.unwrap();
+    for _ in 0..3 {
+        letters.push(dead(s).await.1);
+    }
+    let left: Vec<_> = s.dead_letters(&s.partition, 9).await.unwrap();
+    assert_eq!(left, [letters[0].clone(), letters[4].clone()]);
+    assert_eq!(s.depth(&s.partition).await.unwrap().dropped, 3);
+    let requeued = Admin::new(s.shared()).requeue(&s.partition, &letters[0]).await.unwrap();
+    assert_eq!(requeued, Requeued::Requeued { run: 2 });
+    assert_eq!(s.claim(&worker("b")).await.id, letters[0].id);
+}
+
 pub async fn a_letter_that_is_being_put_back_is_not_purged(s: &Subject) {
     let (_, first) = dead(s).await;
     let (_, second) = dead(s).await;

@@ -104,6 +104,12 @@ impl Subject {
         self.with(embedded, Options { dead_ttl, ..Options::default() }).await
     }
 
+    /// The same partitions, of which each keeps so many dead letters.
+    pub async fn keeping(&self, dead_max: usize) -> Self {
+        let embedded = memory::Options { dead_max, ..memory::Options::default() };
+        self.with(embedded, Options { dead_max: dead_max as u64, ..Options::default() }).await
+    }
+
     /// The same partitions, whose finished jobs, and their keys, are kept for so long.
     pub async fn fleeting(&self, result_ttl: Duration) -> Self {
         let key_ttl = result_ttl;

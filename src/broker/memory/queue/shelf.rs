@@ -102,19 +102,18 @@ impl Queue {
         last.any(|dead| (dead.id, dead.fence) == (letter.id, letter.fence))
     }
 
-    /// Keeps a dead letter, up to `most` of them.
+    /// Keeps a dead letter, up to `most` of them; none is dropped that `waits` names.
     pub(in crate::broker::memory) fn bury(
         &mut self,
         letter: DeadLetter,
         most: usize,
         now: Timestamp,
+        waits: impl Fn(&DeadLetter) -> bool,
     ) {
         self.bytes += weight(&letter.fields);
         self.top_letter = following(self.top_letter, now);
         self.dead.push_back(DeadLetter { letter: text(self.top_letter), ..letter });
-        while self.dead.len() > most {
-            self.drop_dead();
-        }
+        while self.dead.len() > most && self.drop_dead(&waits) {}
     }
 
     /// Letters lie in the order of their names.
@@ -159,12 +158,16 @@ impl Queue {
         dropped
     }
 
-    /// Drops the oldest dead letter.
-    pub(in crate::broker::memory) fn drop_dead(&mut self) -> bool {
-        let oldest = self.dead.pop_front();
-        self.bytes -= oldest.as_ref().map_or(0, |letter| weight(&letter.fields));
-        self.dropped += u64::from(oldest.is_some());
-        oldest.is_some()
+    /// Drops the oldest dead letter but those that `waits` names.
+    pub(in crate::broker::memory) fn drop_dead(
+        &mut self,
+        waits: impl Fn(&DeadLetter) -> bool,
+    ) -> bool {
+        let oldest = self.dead.iter().position(|letter| !waits(letter));
+        let Some(letter) = oldest.and_then(|at| self.dead.remove(at)) else { return false };
+        self.bytes -= weight(&letter.fields);
+        self.dropped += 1;
+        true
     }
 }
 

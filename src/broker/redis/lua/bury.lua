@@ -1,7 +1,7 @@
 -- Moves an entry to the dead letters, which count nothing.
 --
 -- KEYS[1] lane   KEYS[2] dead letters   KEYS[3] load
--- ARGV[1] the entry's ID   ARGV[2] most dead letters
+-- ARGV[1] the entry's ID   ARGV[2] most dead letters: the caller drops older ones
 -- ARGV[3] the tenant that the entry counts for, or ''   ARGV[4] bytes that it counts
 -- ARGV[5] `1` where the server may have forgotten the entry: then its job is buried without it
 -- ARGV[6] `1` where the record has told of the failure: another entry of the job may have been buried for it
@@ -10,7 +10,7 @@
 -- In both cases no letter is written where one of the last 64, or of those that come to a mebibyte, is that of
 -- the same failure.
 --
--- Returns {1 when the entry was buried, 0 when it was gone, how many older letters were dropped}.
+-- Returns {1 when the entry was buried, 0 when it was gone, how many letters there are beyond the most}.
 -- Replay: changes nothing. The letter is added before the entry is deleted: a server that does not take it
 -- (it is full) keeps the entry. Should it stop in between, both are there: the entry is buried again, and of
 -- two letters the run that one of them opens makes the other stale.
@@ -44,7 +44,5 @@ end
 if not buried then redis.call('XADD', KEYS[2], '*', unpack(fields)) end
 redis.call('XDEL', KEYS[1], ARGV[1])
 redis.call('XACK', KEYS[1], 'workers', ARGV[1])
-local dropped = redis.call('XTRIM', KEYS[2], 'MAXLEN', '=', ARGV[2])
-if dropped > 0 then redis.call('HINCRBY', KEYS[3], 'dropped', dropped) end
 if there == 1 and ARGV[3] ~= '' then give_back(KEYS[3], tonumber(ARGV[4]), {[ARGV[3]] = 1}) end
-return {1, dropped}
+return {1, math.max(0, redis.call('XLEN', KEYS[2]) - ARGV[2])}

@@ -126,6 +126,18 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+/// The key of an envelope, with what else makes its ID; everything beside it is passed over.
+#[derive(Deserialize)]
+struct Keyed {
+    /// Only an envelope has options.
+    #[serde(rename = "request")]
+    _request: serde::de::IgnoredAny,
+    #[serde(default)]
+    idempotency_key: Option<String>,
+    #[serde(default)]
+    tenant: Tenant,
+}
+
 /// What tells the three shapes apart.
 #[derive(Deserialize)]
 struct Shape<'a> {
@@ -211,6 +223,13 @@ impl Job {
             return Err(Invalid::new(format!("unknown field `{unknown}`; allowed: {known}")));
         }
         Ok(job)
+    }
+
+    /// The ID that the idempotency key of an encoded job gives it, where it has one. Nothing of the job is
+    /// built, so that one whose reading has ended its workers is known all the same.
+    pub(crate) fn id_of_key(bytes: &[u8]) -> Option<JobId> {
+        let keyed: Keyed = serde_json::from_slice(bytes).ok()?;
+        Some(JobId::from_key(&keyed.tenant, &keyed.idempotency_key?))
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, Invalid> {

@@ -52,8 +52,15 @@ pub enum Begin {
     Alone,
     /// Nothing was done: the entry names a job of another tenant, or cannot be read and does not know when
     /// the job that it names was enqueued. It is refused as a job of its own
-    /// ([`Entry::disown`](super::Entry::disown)).
+    /// ([`Entry::disown`](super::Entry::disown)). Where that one is another's, too, the entry is buried, and
+    /// no record is touched.
     Foreign,
+    /// Nothing was done: the job is in a state that this version does not know. A worker of a newer version
+    /// knows it; the entry is left to it.
+    Newer {
+        /// The state.
+        state: String,
+    },
     /// Nothing was done: the session is over in which the worker was given the entry
     /// ([`Entry::session`](super::Entry::session)), and the broker may have forgotten the entry. Renew its
     /// lease, and ask again where it is still there.

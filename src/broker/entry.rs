@@ -206,7 +206,8 @@ impl Entry {
     }
 
     /// As [`Entry::read`] for an entry that was delivered so often that reading it may be what ends
-    /// its workers: its job is not parsed.
+    /// its workers: its job is not parsed. Only the idempotency key of an entry without an ID is looked for:
+    /// its readers wait for the job of that key.
     pub fn unread(
         place: Place,
         lane_key: &str,
@@ -253,7 +254,10 @@ impl Entry {
             (None, None) => Err(Invalid(no_job(&fields))),
         };
         let keyed = job.as_ref().ok().filter(|job| !named && job.idempotency_key.is_some());
-        let id = keyed.map_or_else(|| id.unwrap_or(derived), Job::assign_id);
+        let payload = fields.iter().find(|(field, _)| field == b"job").map(|(_, bytes)| bytes);
+        let by_key = payload.filter(|_| unread.is_some() && !named);
+        let by_key = by_key.and_then(|bytes| Job::id_of_key(bytes));
+        let id = by_key.or(keyed.map(Job::assign_id)).or(id.ok()).unwrap_or(derived);
         let invalid = |invalid: Invalid| Failure::new(Code::InvalidJob, invalid.to_string());
         let small = |number: u64| if named { u32::try_from(number).unwrap_or(u32::MAX) } else { 0 };
         Self {
@@ -395,6 +399,26 @@ mod tests {
         let (by_key, named) = ("b08d34d8-ceba-5729-bdc9-d74dda2e7217", JobId::new().to_string());
         assert_eq!(read(&[("job", KEYED)]).id.to_string(), by_key);
         assert_eq!(read(&[("job", KEYED), ("id", named.as_bytes())]).id.to_string(), named);
+    }
+
+    /// Guards against an entry that is delivered too often, and buried as another job than its readers know.
+    #[test]
+    fn an_entry_that_is_not_read_is_the_job_of_its_key() {
+        let place = |entry: Entry| entry.place;
+        let unread = |fields: &[(&str, &[u8])]| {
+            let Entry { fields, .. } = read(fields);
+            Entry::unread(place(read(&[])), "ms:{q:default:0}:normal", fields, 9)
+        };
+        let entry = unread(&[("job", KEYED)]);
+        assert_eq!(entry.id, read(&[("job", KEYED)]).id);
+        assert_eq!(entry.job.unwrap_err().code, Code::Poison);
+        for other in [JOB, br#"{"idempotency_key":"invoice-7","messages":[]}"#, b"\xff{"] {
+            let entry = unread(&[("job", other)]);
+            assert_eq!(entry.id, entry.derived);
+        }
+        let named = JobId::new().to_string();
+        let entry = unread(&[("job", KEYED), ("id", named.as_bytes())]);
+        assert_eq!(entry.id.to_string(), named);
     }
 
     /// Guards against a misspelt option that vanishes; and against a newer producer's job that an older

@@ -22,6 +22,8 @@ pub enum Trouble {
     Clients,
     /// A lane or its consumer group is gone (`NOGROUP`).
     NoGroup,
+    /// A stream holds, or has held, an entry with the last of all IDs, and takes no other.
+    Exhausted,
     /// It refuses user or password (`NOAUTH`, `WRONGPASS`).
     Login,
     /// It serves only its own machine, because it has no password (`DENIED`).
@@ -43,7 +45,7 @@ pub enum Trouble {
 }
 
 /// The one table: kind, code, whether it may pass without Millstream being set up otherwise, remedy.
-const TROUBLES: [(Trouble, &str, bool, &str); 18] = [
+const TROUBLES: [(Trouble, &str, bool, &str); 19] = [
     (
         Trouble::OutOfMemory,
         "broker_out_of_memory",
@@ -82,6 +84,13 @@ const TROUBLES: [(Trouble, &str, bool, &str); 18] = [
         "broker_no_group",
         true,
         "somebody has deleted it; a worker that serves the queue makes it again",
+    ),
+    (
+        Trouble::Exhausted,
+        "broker_stream_exhausted",
+        false,
+        "somebody has added an entry with the last of all IDs: delete that, then set the stream and its \
+         group back (XSETID, XGROUP SETID); only trusted producers should be allowed XADD",
     ),
     (Trouble::Login, "broker_denied", false, "correct user and password in REDIS_URL (redis.url)"),
     (

@@ -34,7 +34,7 @@ pub enum Exit {
     Unsafe = 10,
     /// The broker is there, and not ready: it loads its data, is blocked, fails over, has all its clients.
     NotReady = 11,
-    /// A lane of the queue, or its group, is gone.
+    /// A lane of the queue, or its group, is gone, or takes no more entries.
     NoGroup = 12,
     /// The broker refuses user or password.
     Login = 13,
@@ -71,7 +71,7 @@ Exit codes:
     9  Redis is a replica, and takes no writes
    10  Redis cannot save or lacks replicas, and takes no writes
    11  Redis is not ready: it loads its data, is blocked, or fails over
-   12  a lane of the queue is gone from Redis
+   12  a lane of the queue is gone from Redis, or takes no more entries
    13  Redis refuses user or password
    14  Redis forbids a command or key (ACL)
    15  the address is not that of a Redis
@@ -108,7 +108,7 @@ impl Exit {
             T::ReadOnly => Self::ReadOnly,
             T::Disk | T::Replicas => Self::Unsafe,
             T::Loading | T::Busy | T::Failover | T::Clients => Self::NotReady,
-            T::NoGroup => Self::NoGroup,
+            T::NoGroup | T::Exhausted => Self::NoGroup,
             T::Login | T::Protected => Self::Login,
             T::Permission => Self::Permission,
             T::NotRedis => Self::NotRedis,

@@ -28,64 +28,118 @@ use crate::{
     retry::Backoff,
 };
 
+/// How often the broker is asked at once what an entry is owed; from then on there are pauses.
+const AT_ONCE: u32 = 4;
+
+/// An entry on its way to its end.
+struct Case<'a> {
+    context: &'a Context,
+    entry: Entry,
+    hold: Hold<'a>,
+    slot: Option<Slot>,
+    running: Option<Attempt>,
+    /// Held until the end by a job that may be what its workers died of.
+    alone: Option<OwnedSemaphorePermit>,
+    /// The entry has named a job that is another's, and has the ID of its place since.
+    disowned: bool,
+    /// How often the broker was asked.
+    asked: u32,
+    backoff: Backoff,
+}
+
 /// Runs an entry to its end in this slot.
-pub(super) async fn run(context: &Context, mut entry: Entry, slot: Slot) {
-    let mut slot = Some(slot);
+pub(super) async fn run(context: &Context, entry: Entry, slot: Slot) {
     let hold = context.hands.hold(&entry.place);
-    let mut running = None;
-    // Held until the end by a job that may be what its workers died of.
-    let mut alone = None;
+    let mut case = Case {
+        context,
+        entry,
+        hold,
+        slot: Some(slot),
+        running: None,
+        alone: None,
+        disowned: false,
+        asked: 0,
+        backoff: Backoff::connecting(),
+    };
     loop {
-        let open = || open(context, &entry, &hold, alone.is_some());
-        let owed = match persist(context, "begin", open).await {
-            None => Owed::Unfinished,
-            Some(None) => Owed::Nothing,
-            Some(Some((Begin::Alone, _))) => match only_suspect(context, &mut slot).await {
-                Ok(permit) => {
-                    alone = Some(permit);
-                    continue;
-                }
-                Err(owed) => owed,
-            },
-            Some(Some((Begin::Foreign, _))) => {
-                entry.disown();
-                continue;
-            }
-            Some(Some((Begin::Stale, _))) => match still_held(context, &entry, &hold).await {
-                Ok(session) => {
-                    entry.session = session;
-                    continue;
-                }
-                Err(owed) => owed,
-            },
-            Some(Some((Begin::Begun(attempt), _))) => match &entry.job {
-                Ok(job) => {
-                    hold.begun(attempt.fence);
-                    running = Some(attempt.clone());
-                    attempt_job(context, &entry, job, &hold, attempt).await
-                }
-                Err(_) => Owed::Unfinished,
-            },
-            Some(Some((verdict, session))) => Owed::told(verdict, session),
-        };
-        match owed {
-            Owed::Again => entry.anew(),
+        match case.ask().await {
+            Owed::Again => case.entry.anew(),
             Owed::Nothing => return,
+            Owed::Asked => {}
             Owed::Step(step, session) => {
-                if settle(context, &entry, step, session).await {
+                if settle(context, &case.entry, step, session).await {
                     return;
                 }
-                tracing::warn!(job = %entry.id, "asking again what the entry is owed");
-                entry.anew();
-                hold.doubt();
+                tracing::warn!(job = %case.entry.id, "asking again what the entry is owed");
+                case.entry.anew();
+                case.hold.doubt();
             }
             Owed::Unfinished => {
+                let Case { entry, hold, running, slot, .. } = case;
                 // First, lest a renewal undoes it.
                 drop(hold);
-                return context.release(&entry.place, entry.id, running.as_ref()).await;
+                context.release(&entry.place, entry.id, running.as_ref()).await;
+                return drop(slot);
             }
         }
     }
+}
+
+impl Case<'_> {
+    /// Asks the broker what the entry is owed, and runs its attempt where one opens. Each answer after which
+    /// it asks again comes once or twice; whatever makes it come more often must neither turn without a
+    /// pause nor outlive the worker.
+    async fn ask(&mut self) -> Owed {
+        let context = self.context;
+        self.asked += 1;
+        if self.asked > AT_ONCE {
+            tokio::select! {
+                () = tokio::time::sleep(self.backoff.next_delay()) => {}
+                () = context.abandon.cancelled() => return Owed::Unfinished,
+            }
+        }
+        let open = || open(context, &self.entry, &self.hold, self.alone.is_some());
+        let (verdict, session) = match persist(context, "begin", open).await {
+            None => return Owed::Unfinished,
+            Some(None) => return Owed::Nothing,
+            Some(Some(told)) => told,
+        };
+        match verdict {
+            Begin::Alone => match only_suspect(context, &mut self.slot).await {
+                Ok(permit) => self.alone = Some(permit),
+                Err(owed) => return owed,
+            },
+            Begin::Foreign if self.disowned => return Owed::Step(Step::BuryAlone, session),
+            Begin::Foreign => {
+                self.entry.disown();
+                self.disowned = true;
+            }
+            Begin::Stale => match still_held(context, &self.entry, &self.hold).await {
+                Ok(session) => self.entry.session = session,
+                Err(owed) => return owed,
+            },
+            Begin::Newer { state } => return leave(context, &self.entry, &state).await,
+            Begin::Begun(attempt) => {
+                let Ok(job) = &self.entry.job else { return Owed::Unfinished };
+                self.hold.begun(attempt.fence);
+                self.running = Some(attempt.clone());
+                return attempt_job(context, &self.entry, job, &self.hold, attempt).await;
+            }
+            verdict => return Owed::told(verdict, session),
+        }
+        Owed::Asked
+    }
+}
+
+/// Leaves an entry to workers that know the state of its job: its lease runs out. It is renewed once, so
+/// that workers which do not know the state do not come to deliver it too often.
+async fn leave(context: &Context, entry: &Entry, state: &str) -> Owed {
+    tracing::warn!(job = %entry.id, state, "its state is of a newer version; upgrade this worker");
+    let renewed = context.broker.renew(&context.id, std::slice::from_ref(&entry.place));
+    if let Ok(Err(error)) = tokio::time::timeout(context.options.renewal, renewed).await {
+        tracing::debug!(job = %entry.id, %error, "left as it is");
+    }
+    Owed::Nothing
 }
 
 /// A job that was lost with its workers more than once runs with no other such job beside it: the

@@ -4,7 +4,7 @@ use super::{Context, execute::persist, settle::Ended};
 use crate::{
     broker::{self, Begin, DeadLetter, Entry, Settled},
     error::{Code, Failure},
-    job::{Letter, Timestamp},
+    job::{JobId, Letter, Timestamp},
 };
 
 /// What is left to do with an entry.
@@ -16,6 +16,8 @@ pub(super) enum Owed {
     Nothing,
     /// The job has to start again, by this worker.
     Again,
+    /// The broker is to be asked again.
+    Asked,
     /// It stays in this worker's hands: the worker stops.
     Unfinished,
 }
@@ -36,6 +38,8 @@ pub(super) enum Step {
         /// Whether the record has told of it, and not an attempt of this worker's.
         told: bool,
     },
+    /// Into the dead letters, and no record is touched: every ID that the entry may have is another's.
+    BuryAlone,
 }
 
 impl Owed {
@@ -46,6 +50,7 @@ impl Owed {
             | Begin::Alone
             | Begin::Foreign
             | Begin::Stale
+            | Begin::Newer { .. }
             | Begin::Refuse { .. } => {
                 return Self::Unfinished;
             }
@@ -95,8 +100,21 @@ pub(super) async fn settle(context: &Context, entry: &Entry, step: Step, session
             };
             persist(context, "bury", bury).await
         }
+        Step::BuryAlone => {
+            let letter = stray(entry);
+            tracing::warn!(letter = %letter.id, "dead letter of an entry whose ID is another job's");
+            let bury = || context.broker.bury(entry, &letter, false, session);
+            persist(context, "bury", bury).await
+        }
     };
     settled != Some(Settled::Stale)
+}
+
+/// The letter of an entry that has no ID of its own: it gets one that nobody can have taken.
+fn stray(entry: &Entry) -> DeadLetter {
+    let text = "the entry names a job that is another's, and so does its place";
+    let error = Failure::new(Code::InvalidJob, text);
+    DeadLetter { id: JobId::new(), ..DeadLetter::new(entry, error, 0, 0) }
 }
 
 /// Whether a job that failed so is kept for an operator.

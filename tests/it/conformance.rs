@@ -189,6 +189,7 @@ behaviours! {
         an_attempt_that_its_own_worker_lost_is_a_crash,
         what_was_given_back_is_no_crash,
         an_entry_delivered_too_often_is_not_parsed,
+        a_plain_entry_delivered_too_often_fails_as_the_job_of_its_key,
         a_renewal_makes_earlier_deliveries_good,
         entries_deleted_under_a_worker_are_counted,
         entries_deleted_under_a_worker_are_not_given_to_it_again,
@@ -225,8 +226,8 @@ behaviours! {
         a_cancelled_run_can_be_opened_again,
         purged_letters_are_gone,
         a_letter_that_is_being_put_back_does_not_expire,
-        a_letter_that_is_being_put_back_is_not_purged,
         a_letter_that_is_being_put_back_is_not_dropped_for_newer_ones,
+        a_letter_that_is_being_put_back_is_not_purged,
     }
     settle {
         done_ends_a_job_once,

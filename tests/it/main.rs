@@ -38,6 +38,7 @@ mod crash_steps;
 mod databases;
 mod dead_letters;
 mod durability;
+mod entries;
 mod examples;
 mod faults;
 mod forgetting;

@@ -11,8 +11,10 @@ use millstream::{
 };
 
 use crate::support::{
+    dying::{Fate, Plan, Side},
     stack::{Stack, connect, expected, instant, paced},
     subject::{DEADLINE, soon},
+    victim::Victim,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,6 +154,36 @@ async fn answers_under_way_fill_what_a_crash_took_from_their_logs() {
             .collect();
         assert_eq!(text, expected("m?tokens=120", &question));
     }
+}
+
+/// Guards against a worker that claims nothing more: each of its slots has an entry that has not begun, and
+/// Redis, which has come back without its lanes, refuses to renew them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_lets_go_of_entries_whose_lanes_are_gone() {
+    let mut stack = Stack::start(instant()).await;
+    let fate = Fate::new(Plan::Freeze("begin", 1, Side::Before));
+    let one = worker::Options { concurrency: 1, ..worker::Options::default() };
+    let victim = Victim::start(&stack.server.url(), &stack.base_url, one, fate);
+    stack.ask("m?tokens=2", "forgotten").await;
+    victim.fate.frozen().await;
+    stack.server.restart().await;
+    victim.fate.plan(Plan::Live);
+    victim.fate.thaw();
+    // Nobody makes the lanes again but the worker itself.
+    let id = soon(async {
+        loop {
+            let job = Job::new(ChatRequest::ask("m?tokens=2", "later"));
+            match stack.producer().enqueue(job).await {
+                Ok(receipt) => return receipt.id,
+                Err(error) => assert_eq!(error.code(), "broker_unavailable", "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let answer = soon(stack.listener().listen(id).answer()).await.unwrap();
+    assert_eq!(answer.text, expected("m?tokens=2", "later"));
+    victim.kill().await;
 }
 
 /// After a restart every pooled connection is dead, and says so only when it is used.

@@ -51,7 +51,7 @@ impl State {
         let fresh = entry.attempt == 0 && entry.run == 1 && !begun;
         let job = entry.job.as_ref().ok().filter(|_| fresh);
         let expires = job.and_then(|job| job.expires_at);
-        let begins = job.and_then(|job| job.not_before);
+        let begins = job.and_then(|job| job.not_before).map(|due| due.min(Timestamp::MAX));
         let why = if run.is_some_and(|run| run.cancel) {
             Refused::Cancelled
         } else if crashes >= most {

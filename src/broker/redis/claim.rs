@@ -103,7 +103,7 @@ impl Redis {
         let fresh = entry.attempt == 0 && entry.run == 1;
         let job = entry.job.as_ref().ok().filter(|_| fresh);
         let expires = job.and_then(|job| job.expires_at).map_or(0, |at| at.min(Timestamp::MAX).0);
-        let begins = job.and_then(|job| job.not_before).map_or(0, |at| at.0);
+        let begins = job.and_then(|job| job.not_before).map_or(0, |at| at.min(Timestamp::MAX).0);
         let mut call = self.scripts.begin.prepare_invoke();
         call.key(self.keys.job(entry.id))
             .key(self.keys.log(entry.id))
@@ -175,6 +175,7 @@ pub(super) fn verdict(
         "late" => Begin::Late,
         "alone" => Begin::Alone,
         "foreign" => Begin::Foreign,
+        "newer" => Begin::Newer { state: error },
         "cancel" => Begin::Refuse { why: Refused::Cancelled, attempts: attempt },
         "expired" => Begin::Refuse { why: Refused::Expired, attempts: attempt },
         "poison" => {

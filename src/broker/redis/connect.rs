@@ -434,6 +434,10 @@ mod tests {
             ("UNBLOCKED force unblock from blocking operation", Trouble::Failover),
             ("ERR max number of clients reached", Trouble::Clients),
             ("NOGROUP No such key 'x' or consumer group 'workers'", Trouble::NoGroup),
+            (
+                "ERR The stream has exhausted the last possible ID, unable to add more items",
+                Trouble::Exhausted,
+            ),
             ("NOAUTH Authentication required.", Trouble::Login),
             ("WRONGPASS invalid username-password pair", Trouble::Login),
             ("DENIED Redis is running in protected mode", Trouble::Protected),

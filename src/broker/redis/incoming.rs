@@ -6,7 +6,7 @@
 //! sent only on connections that are no younger than the one that has taken the first; where none of these
 //! lives, the server is asked first whether it still knows of the entry.
 
-use std::ops::Deref;
+use std::{collections::HashSet, ops::Deref};
 
 use futures_util::future::join_all;
 use redis::Value;
@@ -188,7 +188,7 @@ impl Redis {
         }
         let told = match rest {
             Rest::All => self.wake_some(&mut pipe, &added),
-            Rest::Keyed => Default::default(),
+            Rest::Keyed => HashSet::new(),
         };
         let plain = async {
             if pipe.is_empty() {

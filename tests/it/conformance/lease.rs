@@ -16,7 +16,7 @@ use millstream::{
     state::State,
 };
 
-use crate::support::subject::{DEADLINE, Subject, begun, delta, job, soon, worker};
+use crate::support::subject::{DEADLINE, Subject, begun, delta, failed, job, soon, worker};
 
 const DAY: Duration = Duration::from_hours(24);
 const NEVER: Duration = Duration::from_hours(1);
@@ -311,6 +311,28 @@ pub async fn an_entry_delivered_too_often_is_not_parsed(s: &Subject) {
     assert_eq!(refused.code, Code::Poison);
     assert!(refused.message.contains("3 times"), "{refused}");
     assert_eq!(swept.entries[0].payload(), taken[0].payload(), "nothing of it is lost");
+}
+
+/// Guards against a job that is known by its key and fails under another ID, when its entry comes too often:
+/// its record says for ever that it runs, and its readers wait.
+pub async fn a_plain_entry_delivered_too_often_fails_as_the_job_of_its_key(s: &Subject) {
+    calm(s).await;
+    let mut keyed = job("kills its worker");
+    keyed.idempotency_key = Some("invoice-7".to_owned());
+    let id = keyed.assign_id();
+    s.add_raw(Lane::Normal, &[("job", &serde_json::to_vec(&keyed).unwrap())]);
+    let first = worker("first");
+    let entry = s.claim(&first).await;
+    begun(s.begin(&entry, &first).await.unwrap());
+    let look = Sweep { deliveries: 0, ..look(Duration::from_millis(1), 1) };
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let taken = s.sweep(&s.partition, &worker("last"), &look).await.unwrap().entries.remove(0);
+    let error = taken.job.clone().unwrap_err();
+    assert_eq!((taken.id, error.code), (id, Code::Poison));
+    let answer = s.refuse(&taken, &error, &failed(0, error.clone())).await.unwrap();
+    assert!(matches!(answer, Begin::Bury { .. }), "{answer:?}");
+    assert_eq!(s.job(id).await.unwrap().unwrap().state, State::Failed);
+    assert_eq!(s.kinds(id).await, ["started", "failed"]);
 }
 
 pub async fn a_renewal_makes_earlier_deliveries_good(s: &Subject) {

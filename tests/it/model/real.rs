@@ -357,6 +357,7 @@ impl Real {
             }
             (Begin::Refuse { why, attempts }, _) => Answer::Refuse { why, attempts },
             (Begin::Alone, _) => panic!("asked to run alone, and says so"),
+            (Begin::Newer { state }, _) => panic!("unknown state `{state}`"),
             (Begin::Foreign, _) => panic!("every entry is of its own tenant's job"),
             (Begin::Stale, _) => panic!("begun in whatever session"),
         }

@@ -40,6 +40,7 @@ pub(super) fn trouble(error: &RedisError, said: &str) -> Option<Trouble> {
         "MOVED" | "ASK" | "CROSSSLOT" => Trouble::Cluster,
         // Redis 7.0 refuses a script's command in words of its own.
         _ if said.contains("The user executing the script can't") => Trouble::Permission,
+        _ if said.contains("exhausted the last possible ID") => Trouble::Exhausted,
         _ if said.contains("max number of clients") => Trouble::Clients,
         _ if CERTIFICATE.iter().any(|words| said.contains(words)) => Trouble::Certificate,
         _ if error.kind() == ErrorKind::AuthenticationFailed => Trouble::Login,

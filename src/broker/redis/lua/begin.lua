@@ -24,6 +24,7 @@
 --   bury     the job has failed, and this is its entry
 --   foreign  nothing was written: the record is that of another job, or the run was opened by nobody
 --   prove    nothing was written: the fingerprint is asked for
+--   newer    nothing was written: the record's state, told in place of the error, is one of a newer version
 --   late     nothing was written: the entry was taken again since, or this taking's attempt is over
 --   alone    nothing was written: the job may be lost only once more, and has to run alone
 --   cancel, expired, poison   nothing was written: the job is to be ended without an attempt
@@ -95,6 +96,11 @@ if entry_run > run and r[1] then
 end
 if state == 'done' or state == 'cancelled' then return answer('remove') end
 if state == 'failed' then return answer(same and 'bury' or 'remove') end
+-- Whether its entry may go is for workers to say that know this state.
+if state ~= 'running' and state ~= 'parked' and state ~= 'waiting' then
+  r[8] = state
+  return answer('newer')
+end
 if state == 'running' and not same then return answer('remove') end
 -- Without a place its attempts tell the entry that is to be parked from the one that came of it.
 if state == 'parked' and same and (r[5] or tonumber(ARGV[5]) < attempt) then return answer('park') end
@@ -102,9 +108,6 @@ if state == 'parked' and same and (r[5] or tonumber(ARGV[5]) < attempt) then ret
 -- was told to remove another may be about to do so.
 if state == 'waiting' and r[5] and not same then return answer('remove') end
 if not same and tonumber(ARGV[5]) < attempt then return answer('remove') end
-if state ~= 'running' and state ~= 'parked' and state ~= 'waiting' then
-  return redis.error_reply('ERR state `' .. state .. '` is of a newer version; upgrade this worker')
-end
 -- Only where it is surely the same entry: two tasks of a worker must not share a fence.
 local taking, last = tonumber(ARGV[16]), tonumber(r[20])
 if r[5] == place and last then

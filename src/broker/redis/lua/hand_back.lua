@@ -7,7 +7,13 @@
 -- Returns 1 when the entry was this worker's, else 0. Replay: changes nothing more. A first sending that comes
 -- behind its own replay, when the same worker has taken the entry again, changes nothing: the entry was
 -- taken, or renewed, after the call was made.
-local mine = redis.call('XPENDING', KEYS[1], 'workers', ARGV[2], ARGV[2], 1, ARGV[1])[1]
+local mine = redis.pcall('XPENDING', KEYS[1], 'workers', ARGV[2], ARGV[2], 1, ARGV[1])
+if mine.err then
+  -- Without the lane, or its group, it is nobody's.
+  if string.find(mine.err, 'NOGROUP', 1, true) then return 0 end
+  return redis.error_reply(mine.err)
+end
+mine = mine[1]
 if not mine then return 0 end
 local latest = tonumber(ARGV[5])
 if latest > 0 then

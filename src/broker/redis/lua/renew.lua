@@ -3,14 +3,19 @@
 -- KEYS[1] lane   KEYS[2] load   ARGV[1] worker
 -- ARGV[2] idle time in ms that marks an entry as given back   ARGV[3…] entry IDs, from the first to the last
 --
--- Returns {IDs that are not in this worker's hands any more, how many were deleted under it}.
+-- Returns {IDs that are not in this worker's hands any more, how many were deleted under it}. Where the
+-- lane or its group is gone, nothing is in anybody's hands.
 -- Replay: renews once more.
 local mine = {}
 local start, last = ARGV[3], ARGV[#ARGV]
 -- The worker's own pending entries between them, in pages: claiming what has gone elsewhere would steal it
 -- back.
 repeat
-  local page = redis.call('XPENDING', KEYS[1], 'workers', start, last, 512, ARGV[1])
+  local page = redis.pcall('XPENDING', KEYS[1], 'workers', start, last, 512, ARGV[1])
+  if page.err then
+    if not string.find(page.err, 'NOGROUP', 1, true) then return redis.error_reply(page.err) end
+    page = {}
+  end
   for _, entry in ipairs(page) do mine[entry[1]] = entry[3] < tonumber(ARGV[2]) end
   if #page == 512 then start = '(' .. page[512][1] end
 until #page < 512

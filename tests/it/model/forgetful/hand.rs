@@ -146,7 +146,11 @@ impl Hand {
             Begin::Bury { error, attempts, fence } => {
                 Step::Bury { error, attempts, fence, told: true }
             }
-            Begin::Alone | Begin::Foreign | Begin::Stale | Begin::Refuse { .. } => {
+            Begin::Alone
+            | Begin::Foreign
+            | Begin::Newer { .. }
+            | Begin::Stale
+            | Begin::Refuse { .. } => {
                 return Err(format!("begin: {answer:?}"));
             }
         };

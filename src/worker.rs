@@ -1,12 +1,13 @@
 //! The worker: claims entries, runs their jobs against the upstream, publishes batched chunks.
 //!
-//! One file per task: `claim` reads a partition's lanes, `execute` runs one entry, `generate`
+//! One file per task: `claim` reads a partition's lanes, `execute` runs one entry and `attempt` one try of it, `generate`
 //! reads the upstream, `batch` gathers deltas, `publish` writes events under the fence, `owed` takes the
 //! step that ends an entry, `settle` acknowledges in batches, `lease` renews what is held, `sweeper` takes over what ran out of lease, `promoter` moves parked
 //! jobs to their lanes, `control` hears what this worker is told, `janitor` forgets workers that are
 //! gone. They share `hands`, the entries in this worker's hands, and `slots`, the room for their jobs.
 //! `watch` ends the worker when one of the tasks ends before it.
 
+mod attempt;
 mod batch;
 mod choices;
 mod claim;

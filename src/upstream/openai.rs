@@ -31,7 +31,10 @@ use serde_json::{Map, Value};
 
 use self::{call::OneCall, endpoint::Endpoint};
 use super::{Model, Parts, Upstream};
-use crate::{error::Failure, job::ChatRequest};
+use crate::{
+    error::{Code, Failure},
+    job::ChatRequest,
+};
 
 pub(crate) use endpoint::is_address;
 
@@ -202,8 +205,20 @@ impl Upstream for OpenAi {
     }
 
     async fn models(&self) -> Result<Vec<Model>, Failure> {
-        let told = |error| without(&self.secret, fault::of_client(error));
-        let models: Models = self.client.models().list_byot().await.map_err(told)?;
+        let told = |failure| without(&self.secret, failure);
+        let response = call::response(self.client.models().list_byot()).await.map_err(told)?;
+        let body = call::whole(response, self.max_answer_bytes).await.map_err(told)?;
+        let models: Models = serde_json::from_slice(&body).map_err(|error| {
+            told(match serde_json::from_slice::<Value>(&body) {
+                Ok(value) if value.get("error").is_some_and(|error| !error.is_null()) => {
+                    fault::of_object(&value["error"])
+                }
+                _ => Failure::new(
+                    Code::UpstreamProtocol,
+                    format!("the model's endpoint sent what is no list of models: {error}"),
+                ),
+            })
+        })?;
         Ok(models.data.into_iter().map(Model::from).collect())
     }
 }

@@ -582,3 +582,20 @@ async fn a_large_answer_is_several_events() {
         assert!(sizes.len() > 10 && sizes.iter().all(|size| *size < 80_000), "{sizes:?}");
     }
 }
+
+/// A list of models was read without bound.
+#[tokio::test]
+async fn a_list_of_models_has_a_limit() {
+    let models = json!({"data": [{"id": "x".repeat(100_000)}]});
+    let endpoint = Endpoint::saying(Response::json(&models)).await;
+    let ask = async |max_answer_bytes| {
+        let options = Options { max_answer_bytes, ..endpoint.options() };
+        OpenAi::new(&options).unwrap().models().await
+    };
+    assert_eq!(ask(200_000).await.unwrap()[0].id.len(), 100_000);
+    assert_eq!(ask(65_536).await.unwrap_err().code, millstream::error::Code::AnswerTooLarge);
+    let error = Response::json(&json!({"error": {"message": "not now", "code": 503}}));
+    let endpoint = Endpoint::saying(error).await;
+    let failure = OpenAi::new(&endpoint.options()).unwrap().models().await.unwrap_err();
+    assert!(failure.message.contains("not now"), "{failure}");
+}

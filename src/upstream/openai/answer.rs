@@ -128,11 +128,7 @@ impl Reader {
         };
         self.take_events();
         if !fits {
-            let words = format!(
-                "the model's endpoint sent more than {} bytes at once (upstream.max_answer_bytes)",
-                self.most
-            );
-            self.fail(Failure::new(Code::AnswerTooLarge, words));
+            self.fail(fault::too_large(self.most));
         }
     }
 

@@ -32,6 +32,19 @@ pub(super) async fn response(
     taken.ok_or_else(|| Failure::new(Code::UpstreamConnection, "the call got no response"))
 }
 
+/// The body of a response, of at most so many bytes.
+pub(super) async fn whole(response: reqwest::Response, most: usize) -> Result<Vec<u8>, Failure> {
+    let mut body = Vec::new();
+    let mut pieces = response.bytes_stream();
+    while let Some(piece) = pieces.next().await {
+        body.extend_from_slice(&piece.map_err(|error| fault::of_broken(&error))?);
+        if body.len() > most {
+            return Err(fault::too_large(most));
+        }
+    }
+    Ok(body)
+}
+
 /// Puts a response where its caller wants it.
 fn handed_over(response: reqwest::Response) -> reqwest::Response {
     let Ok(place) = PLACE.try_with(Arc::clone) else { return response };

@@ -195,6 +195,14 @@ pub(super) fn of_client(error: OpenAIError) -> Failure {
     }
 }
 
+/// More than is taken at once.
+pub(super) fn too_large(most: usize) -> Failure {
+    let words = format!(
+        "the model's endpoint sent more than {most} bytes at once (upstream.max_answer_bytes)"
+    );
+    Failure::new(Code::AnswerTooLarge, words)
+}
+
 /// A body that ended before it was over.
 pub(super) fn of_broken(error: &reqwest::Error) -> Failure {
     hidden(

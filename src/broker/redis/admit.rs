@@ -116,10 +116,10 @@ impl Redis {
                 call.arg(id.to_string()).arg(payload);
             }
         }
-        let reply = self.pool.script_once(&call).await.and_then(|(value, session)| {
-            Ok((codec::read::<Vec<String>>(value, "admit")?, session))
+        let reply = self.pool.script_once(&call).await.and_then(|(value, connection)| {
+            Ok((codec::read::<Vec<String>>(value, "admit")?, connection))
         });
-        let (replies, session) = match reply {
+        let (replies, connection) = match reply {
             Ok(answered) if answered.0.len() == batch.len() => answered,
             Ok(_) => {
                 let error = Error::Protocol("admit: a reply is missing".to_owned());
@@ -132,7 +132,7 @@ impl Redis {
             .zip(replies)
             .map(|(submission, reply)| self.admitted(submission, reply))
             .collect();
-        self.write_records(batch, &mut places, (now, Rest::All), session).await;
+        self.write_records(batch, &mut places, (now, Rest::All), connection).await;
         places.into_iter().map(|place| place.map(|place| place == PARKED)).collect()
     }
 

@@ -16,7 +16,7 @@ use redis::{RedisError, Value};
 
 use super::{
     Redis, codec,
-    incoming::{Incoming, PARKED, Rest, copy, refuse_all},
+    incoming::{Incoming, PARKED, Rest, copy, cut, refuse_all},
     millis,
     reconcile::STEP,
 };
@@ -37,6 +37,9 @@ pub(super) type Wakes = Mutex<HashMap<Partition, Instant>>;
 
 /// Whoever hears of a job looks one sweep later; what is added in between is seen by then.
 const WAKE_AGAIN: Duration = Duration::from_millis(500);
+
+/// How often a job is parked where its connection is cut before its record is written.
+const TRIES: usize = 3;
 
 /// Most steps of one trim, which a producer waits for; the next goes on.
 const TRIM_STEPS: usize = 16;
@@ -112,15 +115,16 @@ impl Redis {
             .arg(id.to_string())
             .arg(due.0)
             .arg(stored);
-        let incoming = [submission];
-        loop {
-            let session = self.pool.session();
-            self.pool.script(&call).await?;
-            let places = [Ok(PARKED.to_owned())];
-            if self.write_records_within(session, &incoming, &places, (now, Rest::All)).await? {
+        let (incoming, places) = ([submission], [Ok(PARKED.to_owned())]);
+        for _ in 0..TRIES {
+            let connection = self.pool.alive().await?;
+            if self.pool.script_via(&connection, &call).await?.is_some()
+                && self.write_records_via(&connection, &incoming, &places, (now, Rest::All)).await?
+            {
                 return Ok(());
             }
         }
+        Err(cut())
     }
 
     /// Adds submissions to their lanes in one pipeline; none is parked.
@@ -144,13 +148,13 @@ impl Redis {
             }
         }
         let told = self.wake_some(&mut pipe, batch);
-        let (replies, session) = match self.pool.pipeline_once(&mut pipe).await {
+        let (replies, connection) = match self.pool.pipeline_once(&mut pipe).await {
             Ok(answered) => answered,
             Err(error) => return refuse_all(batch.len(), &error),
         };
         self.have_woken(told);
         let mut results: Vec<_> = replies.into_iter().map(|reply| self.added(reply)).collect();
-        self.write_records(batch, &mut results, (now, Rest::Keyed), session).await;
+        self.write_records(batch, &mut results, (now, Rest::Keyed), connection).await;
         results.into_iter().map(|result| result.map(|_| false)).collect()
     }
 

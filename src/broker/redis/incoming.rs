@@ -1,17 +1,18 @@
 //! Submissions on their way in, their records, and what becomes of one whose server goes away between the two
 //! steps of its enqueue.
 //!
-//! The first step adds the entry, the second writes the record, or what is left of it. A server that dies in between may come back without the entry. The second step alone would then leave a
-//! record of a job that is nowhere, under a key that says of every repeat that it is a duplicate. So it is
-//! sent only on connections that are no younger than the one that has taken the first; where none of these
-//! lives, the server is asked first whether it still knows of the entry.
+//! The first step adds the entry, the second writes the record, or what is left of it. A server that dies in
+//! between may come back without the entry. The second step alone would then leave a record of a job that is
+//! nowhere, under a key that says of every repeat that it is a duplicate. So it is sent on the connection on
+//! which the first was answered; where that is cut, the server is asked first whether it still knows of the
+//! entry.
 
 use std::{collections::HashSet, ops::Deref};
 
 use futures_util::future::join_all;
 use redis::Value;
 
-use super::{Redis, millis, short};
+use super::{Redis, millis, pool::Pooled, short};
 use crate::{
     broker::{Error, Partition, Result, Submission, proof},
     job::{Job, Lane, Timestamp},
@@ -142,7 +143,7 @@ impl Redis {
         pipe.cmd("PEXPIRE").arg(&key).arg(self.ttl(job, now)).arg("NX").ignore();
     }
 
-    /// Writes the records of what was added in `session`. The jobs are in the queue whatever becomes of this:
+    /// Writes the records of what was added on this connection. The jobs are in the queue whatever becomes of this:
     /// begin writes a record that is missing, and a repeat under a key adds a second entry, which begin drops.
     /// Of jobs that the server has forgotten none is written.
     pub(super) async fn write_records(
@@ -150,12 +151,15 @@ impl Redis {
         batch: &[&Incoming<'_>],
         places: &mut [Result<String>],
         (now, rest): (Timestamp, Rest),
-        mut session: u64,
+        mut connection: Pooled,
     ) {
         loop {
-            match self.write_records_within(session, batch, places, (now, rest)).await {
+            match self.write_records_via(&connection, batch, places, (now, rest)).await {
                 Ok(true) => return,
-                Ok(false) => session = self.look_again(batch, places).await,
+                Ok(false) => match self.look_again(batch, places).await {
+                    Some(another) => connection = another,
+                    None => return,
+                },
                 Err(error) => {
                     tracing::warn!(%error, "records not written; a repeat under a key may add its job again");
                     return;
@@ -164,10 +168,10 @@ impl Redis {
         }
     }
 
-    /// One try of it: `false` where the session is over.
-    pub(super) async fn write_records_within(
+    /// One try of it: `false` where the connection is cut.
+    pub(super) async fn write_records_via(
         &self,
-        session: u64,
+        connection: &Pooled,
         batch: &[&Incoming<'_>],
         places: &[Result<String>],
         (now, rest): (Timestamp, Rest),
@@ -180,7 +184,7 @@ impl Redis {
             }
             match &submission.fingerprint {
                 Some(fingerprint) => {
-                    keyed.push(self.accept(session, submission, (place, fingerprint), now));
+                    keyed.push(self.accept(connection, submission, (place, fingerprint), now));
                 }
                 None if rest == Rest::All => self.write_record(&mut pipe, submission, now),
                 None => {}
@@ -194,7 +198,7 @@ impl Redis {
             if pipe.is_empty() {
                 return Ok(true);
             }
-            Ok(self.pool.pipeline_within(session, &mut pipe).await?.is_some())
+            Ok(self.pool.pipeline_via(connection, &mut pipe).await?.is_some())
         };
         let (plain, keyed): (Result<bool>, Vec<Result<bool>>) =
             tokio::join!(plain, join_all(keyed));
@@ -206,10 +210,10 @@ impl Redis {
 
     /// Writes the record of a job with a key, whose entry or parked copy is there: from then on a repeat does
     /// not add it again. The record has the time of its reservation, or a few seconds where another producer
-    /// was refused under the same key meanwhile; here it is given its own. `false` where the session is over.
+    /// was refused under the same key meanwhile; here it is given its own. `false` where the connection is cut.
     async fn accept(
         &self,
-        session: u64,
+        connection: &Pooled,
         submission: &Incoming<'_>,
         (place, fingerprint): (&str, &str),
         now: Timestamp,
@@ -220,18 +224,17 @@ impl Redis {
         for (field, value) in record_fields(partition, job.lane, now, job, payload) {
             call.arg(&*field).arg(value);
         }
-        Ok(self.pool.script_within(session, &call).await?.is_some())
+        Ok(self.pool.script_via(connection, &call).await?.is_some())
     }
 
-    /// Looks which of these jobs the server still knows, and gives the session in which it was asked. Of the
-    /// others the place becomes an error: whoever enqueues such a job again adds it.
-    pub(super) async fn look_again(
+    /// Looks which of these jobs the server still knows, and gives the connection on which it was asked. Of the
+    /// others the place becomes an error: whoever enqueues such a job again adds it. `None` where nothing is
+    /// known of any.
+    async fn look_again(
         &self,
         batch: &[&Incoming<'_>],
         places: &mut [Result<String>],
-    ) -> u64 {
-        // Taken before the look: what is forgotten behind it counts as a later session.
-        let session = self.pool.session();
+    ) -> Option<Pooled> {
         let mut pipe = redis::pipe();
         let mut asked = Vec::new();
         for (incoming, place) in batch.iter().zip(places) {
@@ -245,18 +248,34 @@ impl Redis {
             pipe.hexists(self.keys.job(incoming.id), "state");
             asked.push(place);
         }
-        match self.pool.pipeline(&mut pipe).await {
-            Ok(replies) => {
+        let looked = async {
+            let connection = self.pool.alive().await?;
+            let replies = self.pool.pipeline_via(&connection, &mut pipe).await?.ok_or_else(cut)?;
+            Ok((replies, connection))
+        };
+        match looked.await {
+            Ok((replies, connection)) => {
                 for (place, found) in asked.into_iter().zip(replies.chunks(2)) {
                     if !found.iter().flatten().any(is_there) {
                         *place = Err(forgotten());
                     }
                 }
+                Some(connection)
             }
-            Err(error) => asked.into_iter().for_each(|place| *place = Err(copy(&error))),
+            Err(error) => {
+                for place in asked {
+                    *place = Err(copy(&error));
+                }
+                None
+            }
         }
-        session
     }
+}
+
+/// Nothing is known of a job whose connection was cut once more.
+pub(super) fn cut() -> Error {
+    let message = "the connection was cut again and again while the job was enqueued";
+    Error::Unavailable { message: message.to_owned(), source: None }
 }
 
 fn forgotten() -> Error {

@@ -150,7 +150,7 @@ impl Pool {
     }
 
     /// A connection that has just answered.
-    async fn alive(&self) -> Result<Pooled> {
+    pub async fn alive(&self) -> Result<Pooled> {
         let before = self.session();
         loop {
             let mut connection = self.connection().await?;
@@ -189,14 +189,51 @@ impl Pool {
         }
     }
 
-    /// As [`Pool::pipeline`] for what must not be repeated; also the session in which it was answered.
+    /// As [`Pool::pipeline`] for what must not be repeated; also the connection on which it was answered.
     pub async fn pipeline_once(
         &self,
         pipeline: &mut Pipeline,
-    ) -> Result<(Vec<RedisResult<Value>>, u64)> {
+    ) -> Result<(Vec<RedisResult<Value>>, Pooled)> {
         let connection = self.alive().await?;
-        let session = connection.born;
-        Ok((self.pipeline_on(connection, pipeline).await?, session))
+        Ok((self.pipeline_on(connection.clone(), pipeline).await?, connection))
+    }
+
+    /// As [`Pool::pipeline`], but on this connection; `None` where it is cut. What was answered on it before, the
+    /// same server has done.
+    pub async fn pipeline_via(
+        &self,
+        connection: &Pooled,
+        pipeline: &mut Pipeline,
+    ) -> Result<Option<Vec<RedisResult<Value>>>> {
+        let mut inner = connection.inner.clone();
+        let result = pipeline.ignore_errors().query_async(&mut inner).await;
+        if self.was_cut(connection, &result) {
+            return Ok(None);
+        }
+        self.finish_all(connection, result).await.map(Some)
+    }
+
+    /// As [`Pool::pipeline_via`] for a script.
+    pub async fn script_via(
+        &self,
+        connection: &Pooled,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<Option<Value>> {
+        let mut inner = connection.inner.clone();
+        let result = script.invoke_async(&mut inner).await;
+        if self.was_cut(connection, &result) {
+            return Ok(None);
+        }
+        self.finish(connection, result).await.map(Some)
+    }
+
+    /// Whether the connection is cut: it is not used again.
+    fn was_cut<T>(&self, connection: &Pooled, result: &RedisResult<T>) -> bool {
+        let cut = result.as_ref().is_err_and(is_cut);
+        if cut {
+            self.poison(connection);
+        }
+        cut
     }
 
     /// As [`Pool::pipeline`], but only on connections that are no younger than `session`; `None` where
@@ -277,11 +314,11 @@ impl Pool {
         }
     }
 
-    /// As [`Pool::script`] for what must not be repeated; also the session in which it was answered.
-    pub async fn script_once(&self, script: &ScriptInvocation<'_>) -> Result<(Value, u64)> {
+    /// As [`Pool::script`] for what must not be repeated; also the connection on which it was answered.
+    pub async fn script_once(&self, script: &ScriptInvocation<'_>) -> Result<(Value, Pooled)> {
         let mut connection = self.alive().await?;
         let result = script.invoke_async(&mut connection.inner).await;
-        Ok((self.finish(&connection, result).await?, connection.born))
+        Ok((self.finish(&connection, result).await?, connection))
     }
 
     /// As [`Pool::script`], but only on connections that are no younger than `session`; `None` where

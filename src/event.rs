@@ -7,6 +7,7 @@
 //! Only [`Body::Started`] tells a reader to discard the text that it has; a higher fence alone
 //! does not.
 
+#[cfg(any(feature = "gateway", feature = "worker"))]
 mod calls;
 mod chunk;
 mod codec;
@@ -14,7 +15,9 @@ mod codec;
 mod cut;
 
 #[cfg(any(feature = "gateway", feature = "worker"))]
-pub(crate) use calls::{Calls, name_of};
+pub(crate) use calls::Calls;
+#[cfg(feature = "worker")]
+pub(crate) use calls::name_of;
 pub use chunk::{Chunk, Piece};
 #[cfg(feature = "gateway")]
 pub(crate) use chunk::{TEXT_FIELDS, text_of};

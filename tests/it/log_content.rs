@@ -35,7 +35,7 @@ async fn upstream() -> String {
         let (model, stream) = (request["model"].as_str().unwrap(), request["stream"] == true);
         let text = match (model, stream) {
             ("broken", _) => {
-                format!("data: {{\"choices\": [{{\"index\": \"{ANSWER}\", \"delta\": 7}}]}}\n\n")
+                format!("data: {{\"choices\": [{{\"index\": \"{ANSWER}\", \"delta\"}}]}}\n\n")
             }
             (_, true) => {
                 let said = delta(json!({"content": ANSWER}), Value::Null);

@@ -1,5 +1,5 @@
-//! What an entry shows for itself. Anybody who may add an entry may write any ID and any run into it: what is
-//! compared here with the record tells whether the job is its own.
+//! Whether an entry is its job's own. A producer with XADD may write any ID and any run into an entry, so the
+//! entry is compared with the job's record.
 
 use sha2::{Digest, Sha256};
 
@@ -11,14 +11,14 @@ pub(super) const LETTER: &str = "letter";
 /// Bytes of a job's sum.
 const SUM: usize = 8;
 
-/// What tells a job from others with the same ID, as a record keeps it: the first bytes of the SHA-256 of the job as
-/// it stands in its entry, in hexadecimal.
+/// A job's mark among jobs of the same ID, as a record keeps it: the first bytes of the SHA-256 of the job as it
+/// stands in its entry, in hexadecimal.
 pub(super) fn sum(payload: &[u8]) -> String {
     Sha256::digest(payload)[..SUM].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Entry {
-    /// What tells its job from others: the same bytes are the same job.
+    /// The mark of its job: the same bytes are the same job.
     pub(super) fn sum(&self) -> String {
         sum(self.payload())
     }

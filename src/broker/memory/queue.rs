@@ -25,7 +25,7 @@ type StreamId = (u64, u64);
 /// Most bytes copied under the lock by one call, or a little more: about 5 ms.
 pub(super) const STEP_BYTES: usize = 16 << 20;
 
-/// What lies between the numbers of two takings: room for the attempts that one worker asks for.
+/// The distance between the numbers of two takings: room for the attempts that one worker asks for.
 const TAKING: u64 = 1_000;
 
 /// Most workers remembered; incarnations come and go with every deploy.

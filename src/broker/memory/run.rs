@@ -26,7 +26,7 @@ pub(super) struct Run {
     pub(super) letter: Option<String>,
     /// When its tenant has noted it.
     pub(super) noted: Option<Timestamp>,
-    /// What tells its job from others; see [`Entry::sum`](crate::broker::Entry).
+    /// The mark of its job; see [`Entry::sum`](crate::broker::Entry).
     pub(super) sum: Option<String>,
     /// The request's fingerprint, where an idempotency key asks for one.
     pub(super) fingerprint: Option<String>,

@@ -148,7 +148,7 @@ const SMALL: usize = 16 * 1024;
 /// The verdict of `begin.lua` on an entry whose fingerprint it needs.
 const PROVE: &str = "prove";
 
-/// What an entry shows for itself beside its fields.
+/// The proofs of an entry beside its fields.
 struct Shown {
     /// Whether it stands for a parked job that could not be read, and came of that.
     parked: bool,

@@ -286,7 +286,7 @@ impl Settle for Redis {
                 Ok(dropped) => {
                     tracing::error!(%partition, dropped, "dead letters dropped for newer ones");
                 }
-                // There are too many for now; the next burial drops them.
+                // More than the bound stay until the next burial drops them.
                 Err(error) => tracing::warn!(%partition, %error, "no dead letters dropped"),
             }
         }
